@@ -1,0 +1,82 @@
+"""Many small records in one blob: what a commit wrote together is one row of the file. Pure.
+
+A row for each record costs a B-tree insertion each; packed, sixty-four of them cost little more than one. A blob is the
+length of its index, the index, and the payloads one behind the other. The index is JSON, an array for each record that
+begins with the length of its payload (null: none). Its row keeps the CRC-32 of the blob, so that a flipped bit is found
+before anything is made of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from struct import Struct
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import orjson
+
+from receiver.message import Message
+from receiver.notification import Notification
+
+_INDEX_BYTES = Struct("<I")
+
+
+class Pack(NamedTuple):
+    """Records in one blob: how many, and the CRC-32 of the blob."""
+
+    size: int
+    crc: int
+    blob: bytes
+
+
+class Damaged(Exception):
+    """The blob is not what was written."""
+
+
+def pack_notifications(notifications: Sequence[Notification]) -> Pack:
+    """Notifications as one blob."""
+    return _pack(
+        [(len(notification.body), *notification[1:]) for notification in notifications],
+        [notification.body for notification in notifications],
+    )
+
+
+def unpack_notifications(blob: bytes, crc: int) -> list[Notification]:
+    """The inverse. Raises Damaged."""
+    return [Notification(payload or b"", *known) for payload, known in _unpack(blob, crc)]
+
+
+def pack_messages(messages: Sequence[Message]) -> Pack:
+    """Messages of one topic as one blob."""
+    return _pack(
+        [
+            (None if value is None else len(value), key, timestamp_millis, headers)
+            for _, key, value, headers, timestamp_millis in messages
+        ],
+        [message.value or b"" for message in messages],
+    )
+
+
+def unpack_messages(topic: str, blob: bytes, crc: int) -> list[Message]:
+    """The inverse. Raises Damaged."""
+    return [
+        Message(topic, key, payload, [(name, text) for name, text in headers], timestamp_millis)
+        for payload, (key, timestamp_millis, headers) in _unpack(blob, crc)
+    ]
+
+
+def _pack(index: Sequence[Any], payloads: Sequence[bytes]) -> Pack:
+    index_json = orjson.dumps(index)
+    blob = b"".join((_INDEX_BYTES.pack(len(index_json)), index_json, *payloads))
+    return Pack(len(index), crc32(blob), blob)
+
+
+def _unpack(blob: bytes, crc: int) -> Iterator[tuple[bytes | None, list[Any]]]:
+    if crc32(blob) != crc:
+        raise Damaged
+    (index_bytes,) = _INDEX_BYTES.unpack_from(blob)
+    at = _INDEX_BYTES.size + index_bytes
+    for payload_bytes, *known in orjson.loads(memoryview(blob)[_INDEX_BYTES.size : at]):
+        if payload_bytes is None:
+            yield None, known
+        else:
+            yield blob[at : at + payload_bytes], known
+            at += payload_bytes

@@ -1,0 +1,341 @@
+"""The embedded backend: one directory, one process that serves, nothing else installed.
+
+`sqlite_file.py` is the file; here is what makes it asynchronous. One thread writes, in the order in which it is asked,
+so appends and commits take turns. Appends that arrive while it writes wait together and share the next sync.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+
+from receiver.backends.packing import pack_messages, pack_notifications
+from receiver.backends.sqlite_file import PARTITION, Effects, Lock, SqliteFile, SqliteView, State
+from receiver.errors import Unavailable
+from receiver.event import QosStatus
+from receiver.inbox import Batch, LaneLost
+from receiver.message import Message, Record
+from receiver.notification import Notification
+from receiver.reader import Cursor, Reader
+from receiver.session import Session
+
+T = TypeVar("T")
+
+#: One append writes at most this many notifications: a row of some 300 KB, and a few milliseconds for whoever waits
+#: behind it.
+GROUP_MAX = 512
+
+
+#: So many turns of the loop without another append end the wait for company; each takes some microseconds. A sender's
+#: connections all wait for the same sync, and when it is done, they all come back within a few turns.
+_QUIET_TURNS = 2
+_GATHER_SECONDS_MAX = 0.002
+
+
+class SqliteInbox:
+    """The inbox with group commit. `receiver.inbox.Inbox` is the contract."""
+
+    def __init__(
+        self,
+        file: SqliteFile,
+        writer: Executor,
+        *,
+        append_timeout_seconds: float,
+        appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+    ) -> None:
+        self._file = file
+        self._writer = writer
+        self._timeout_seconds = append_timeout_seconds
+        self._tell = appended
+        self._began = 0.0
+        self._waiting: deque[tuple[Notification, asyncio.Future[None]]] = deque()
+        self._group: list[asyncio.Future[None]] = []
+        self._busy = False
+        self._stuck = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self.trouble = ""
+        self.appended = asyncio.Event()
+
+    async def append(self, notification: Notification) -> None:
+        """See the contract. Many appends share one sync; none waits longer than the time limit."""
+        if self._stuck:
+            raise Unavailable(self.trouble, reason="timeout")
+        loop = asyncio.get_running_loop()
+        kept = loop.create_future()
+        self._waiting.append((notification, kept))
+        if not self._busy:
+            self._busy = True
+            self._began = loop.time()
+            self._gather(0, 0)
+        await kept
+
+    def _gather(self, seen: int, quiet_turns: int) -> None:
+        """Write once no more company comes: each write costs a sync and two changes of thread, whatever its size."""
+        loop = asyncio.get_running_loop()
+        count = len(self._waiting)
+        quiet_turns = 0 if count > seen else quiet_turns + 1
+        if quiet_turns == _QUIET_TURNS or count >= GROUP_MAX or loop.time() - self._began > _GATHER_SECONDS_MAX:
+            self._write()
+        else:
+            loop.call_soon(self._gather, count, quiet_turns)
+
+    def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        count = min(len(self._waiting), GROUP_MAX)
+        taken = [self._waiting.popleft() for _ in range(count)]
+        self._group = [kept for _, kept in taken]
+        self._deadline = loop.call_later(self._timeout_seconds, self._expire)
+        pack = pack_notifications([notification for notification, _ in taken])
+        loop.run_in_executor(self._writer, self._file.append, pack, time.time_ns() // 1000).add_done_callback(
+            self._written
+        )
+
+    def _written(self, outcome: asyncio.Future[None]) -> None:
+        loop = asyncio.get_running_loop()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._stuck = False
+        error = outcome.exception()
+        self.trouble = "" if error is None else str(error)
+        now = loop.time()
+        if error is None:
+            self.appended.set()
+            self._tell(len(self._group), now - self._began)
+        self._began = now
+        for kept in self._group:
+            if kept.done():
+                continue
+            if error is None:
+                kept.set_result(None)
+            else:
+                kept.set_exception(error)
+        self._group = []
+        if self._waiting:
+            self._gather(0, 0)
+        else:
+            self._busy = False
+
+    def _expire(self) -> None:
+        self._stuck = True
+        self.trouble = f"the disk took longer than {self._timeout_seconds:g} s"
+        for kept in (*self._group, *(kept for _, kept in self._waiting)):
+            if not kept.done():
+                kept.set_exception(Unavailable(self.trouble, reason="timeout"))
+        self._waiting.clear()
+
+
+class SqliteLane:
+    """The only lane of an embedded node. `receiver.inbox.Lane` is the contract.
+
+    It keeps where each session's record stands, some 200 bytes a session, and reads the states as they are wanted.
+    """
+
+    partition = PARTITION
+
+    def __init__(
+        self,
+        *,
+        view: SqliteView,
+        file: SqliteFile,
+        inbox: SqliteInbox,
+        writer: Executor,
+        reader: Executor,
+        sessions_topic: str,
+    ) -> None:
+        self._sessions_topic = sessions_topic
+        self._view = view
+        self._file = file
+        self._inbox = inbox
+        self._writer = writer
+        self._reader = reader
+        self._committed = self._read_up_to = view.position()
+        self._standing = view.standing()
+
+    @property
+    def lag(self) -> int:
+        """See the contract."""
+        return self._file.end - self._committed
+
+    async def read(self, count_max: int) -> Batch:
+        """See the contract."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._inbox.appended.clear()
+            batch = await loop.run_in_executor(self._reader, self._read, count_max)
+            if batch.notifications:
+                self._read_up_to = batch.next_position
+                return batch
+            await self._inbox.appended.wait()
+
+    def rewind(self) -> None:
+        """See the contract."""
+        self._read_up_to = self._committed
+
+    async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
+        """See the contract."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._oldest, count_max)
+
+    async def commit(self, batch: Batch, messages: Sequence[Message], clock_micros: int) -> None:
+        """See the contract."""
+        loop = asyncio.get_running_loop()
+        effects, keys = self._effects(messages)
+        try:
+            first = await loop.run_in_executor(
+                self._writer, self._file.commit, batch.position, batch.next_position, effects, clock_micros
+            )
+        except LaneLost as error:
+            # The lock keeps everybody else out, so it was this process: a commit that failed was kept all the same.
+            await loop.run_in_executor(self._reader, self._find_out)
+            raise Unavailable("an earlier commit turned out to be kept", reason="store") from error
+        for position, (key, state) in enumerate(zip(keys, effects.states, strict=True), first):
+            if state[-1] is None:
+                self._standing.pop(key, None)
+            else:
+                self._standing[key] = position
+        self._committed = batch.next_position
+
+    def _effects(self, messages: Sequence[Message]) -> tuple[Effects, Sequence[str]]:
+        by_topic: dict[str, list[Message]] = {}
+        for message in messages:
+            by_topic.setdefault(message.topic, []).append(message)
+        newest = {message.key: message for message in by_topic.pop(self._sessions_topic, ())}
+        return (
+            Effects(
+                [(topic, pack_messages(some)) for topic, some in by_topic.items()],
+                [_state(message) for message in newest.values()],
+                [self._standing[key] for key in newest if key in self._standing],
+            ),
+            list(newest),
+        )
+
+    def _find_out(self) -> None:
+        self._committed, self._standing = self._view.position(), self._view.standing()
+
+    def _read(self, count_max: int) -> Batch:
+        inside = self._view.inbox(self._read_up_to, count_max)
+        standing = self._standing
+        positions = {standing[key] for key in {each.key for each in inside.notifications} if key in standing}
+        return Batch(
+            inside.position,
+            inside.next_position,
+            range(inside.position, inside.position + len(inside.notifications)),
+            inside.notifications,
+            self._view.sessions(positions) if positions else {},
+            inside.clock_micros,
+        )
+
+    def _oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
+        clock_micros = self._view.inbox(self._committed, 0).clock_micros
+        return Batch(self._committed, self._committed, (), (), {}, clock_micros), self._view.oldest_sessions(count_max)
+
+
+def _state(message: Message) -> State:
+    value = None if message.value is None else message.value.decode()
+    return message.key, message.timestamp_millis, orjson.dumps(message.headers), value
+
+
+class SqliteReader(Reader):
+    """Looks on from any process. `receiver.reader.Reader` is the contract."""
+
+    def __init__(self, directory: Path, sessions_topic: str) -> None:
+        self._view = SqliteView(directory, sessions_topic)
+        self._thread = ThreadPoolExecutor(1, "sqlite-reader")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._thread.shutdown()
+        self._view.close()
+
+    async def topics(self) -> Sequence[str]:
+        """See the contract."""
+        return await self._run(self._view.topics)
+
+    async def beginning(self, topic: str) -> Cursor:
+        """See the contract."""
+        return {PARTITION: await self._run(lambda: self._view.beginning(topic))}
+
+    async def end(self, topic: str) -> Cursor:
+        """See the contract."""
+        return {PARTITION: await self._run(lambda: self._view.end(topic))}
+
+    async def records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
+        """See the contract."""
+        records = await self._run(lambda: self._view.records(topic, cursor[PARTITION], count_max))
+        if records:
+            cursor[PARTITION] = records[-1].position + 1
+        return records
+
+    async def sessions(self, qos_status: QosStatus | None, count_max: int) -> Sequence[Session]:
+        """See the contract."""
+        return await self._run(lambda: self._view.newest_sessions(qos_status, count_max))
+
+    async def session_counts(self) -> dict[QosStatus, int]:
+        """See the contract."""
+        return await self._run(self._view.session_counts)
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+class SqliteNode:
+    """A directory that this process serves: its lock, its file, and the inbox and the lane over it."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        sessions_topic: str,
+        append_timeout_seconds: float,
+        appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(directory)
+        try:
+            self._writer = ThreadPoolExecutor(1, "sqlite-writer")
+            self._reader = ThreadPoolExecutor(1, "sqlite-lane")
+            self._file = SqliteFile(directory, sessions_topic)
+            self._file.open()
+            self._view = SqliteView(directory, sessions_topic)
+            self.inbox = SqliteInbox(
+                self._file, self._writer, append_timeout_seconds=append_timeout_seconds, appended=appended
+            )
+            self.lane = SqliteLane(
+                view=self._view,
+                file=self._file,
+                inbox=self.inbox,
+                writer=self._writer,
+                reader=self._reader,
+                sessions_topic=sessions_topic,
+            )
+        except BaseException:
+            self._lock.release()
+            raise
+
+    async def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
+        """Remove what is older than the times given; see SqliteFile.retain.
+
+        It writes even where there is nothing to remove, so it also finds out, without any traffic, whether the file
+        can be written.
+        """
+        try:
+            removed = await asyncio.get_running_loop().run_in_executor(
+                self._writer, self._file.retain, inbox_micros, topics_micros, rows_max
+            )
+        except Unavailable as error:
+            self.inbox.trouble = error.message
+            raise
+        self.inbox.trouble = ""
+        return removed
+
+    def close(self) -> None:
+        """Finish what is being written, close the file, and let another process serve the directory."""
+        self._writer.shutdown()
+        self._reader.shutdown()
+        self._view.close()
+        self._file.close()
+        self._lock.release()

@@ -1,0 +1,227 @@
+"""What the commands print: records, sessions, settings, first steps.
+
+What came from outside is made harmless for a terminal: a session id may hold any character.
+"""
+
+import json
+import shlex
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from receiver import rfc3339
+from receiver.event import EXPECTED_ENDS, QosStatus
+from receiver.layers import Layers, SettingPath
+from receiver.message import Record
+from receiver.session import Session
+from receiver.settings import Settings
+
+STATUS_STYLES = {QosStatus.REQUESTED: "yellow", QosStatus.AVAILABLE: "green", QosStatus.UNAVAILABLE: "cyan"}
+UNEXPECTED_STYLE = "bold red"
+
+#: Tables that go to a file or a pipe are not cut to a screen's width.
+_WIDTH_PIPED = 240
+#: Where the comments of a printed tree of settings begin.
+_COMMENT_COLUMN = 40
+#: So much of a hash tells which it is.
+_SHA256_SHOWN = 8
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that cuts nothing where nobody looks."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else _WIDTH_PIPED, highlight=False)
+
+
+def harmless(text: str) -> str:
+    """The text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def record_line(record: Record) -> Text:
+    """A record as one line for people."""
+    fields = record.fields()
+    value: Any = fields["value"]
+    line = Text(f"{fields['timestamp'][:19]}Z  ", style="dim")
+    match value:
+        case {"qosStatus": str(status), **rest}:
+            line.append_text(status_text(status, rest.get("statusInfo"), unexpected=bool(rest.get("unexpected"))))
+            line.append(f"  {harmless(record.message.key)}", style="default")
+            line.append(f"  {harmless(str(rest.get('sender', '')))}", style="dim")
+            if rest.get("late"):
+                line.append("  late", style="yellow")
+            if (seconds := rest.get("availableSeconds")) is not None:
+                line.append(f"  was available for {seconds:.1f} s", style="dim")
+        case {"verdict": str(verdict), "reason": str(reason), "sender": str(sender)}:
+            line.append(f"{verdict:<12}", style="yellow")
+            line.append(f"  {harmless(reason)}", style="default")
+            line.append(f"  {harmless(sender)}", style="dim")
+        case None:
+            line.append(f"forgotten    {harmless(record.message.key)}")
+        case _:
+            line.append(f"{harmless(record.message.key)}  {harmless(json.dumps(value))}", style="default")
+    return line
+
+
+def status_text(status: str, status_info: object, *, unexpected: bool) -> Text:
+    """A status and its reason, an end that nobody asked for in red."""
+    style = UNEXPECTED_STYLE if unexpected else STATUS_STYLES.get(QosStatus(status), "default")
+    return Text(f"{status:<11}  {harmless(str(status_info or '')):<18}", style=style)
+
+
+def sessions_table(sessions: Sequence[Session], counts: Mapping[QosStatus, int], now: float) -> Table:
+    """The sessions, with how many there are in all below them."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(len(sessions), counts), caption_justify="left")
+    table.add_column("session", no_wrap=True, min_width=36)
+    table.add_column("status", no_wrap=True, min_width=11)
+    table.add_column("reason", no_wrap=True, overflow="ellipsis")
+    table.add_column("since", no_wrap=True, justify="right", min_width=6)
+    table.add_column("sender", no_wrap=True, overflow="ellipsis")
+    for session in sessions:
+        ended = session.qos_status is QosStatus.UNAVAILABLE
+        style = (
+            UNEXPECTED_STYLE
+            if ended and session.status_info not in EXPECTED_ENDS
+            else STATUS_STYLES[session.qos_status]
+        )
+        table.add_row(
+            Text(harmless(session.session_id)),
+            Text(session.qos_status, style=style),
+            Text(harmless(session.status_info or ""), style=style),
+            _age(now - session.time_micros / 1e6),
+            Text(harmless(session.sender), style="dim"),
+        )
+    return table
+
+
+def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
+    """Dead letters, each with whether today's parser can read it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("position", "received", "verdict", "sender", "reason", "sent again"):
+        table.add_column(name, no_wrap=name != "reason", overflow="fold")
+    for record, readable in letters:
+        told = record.fields()["value"]
+        table.add_row(
+            f"{record.partition}-{record.position}",
+            f"{told['receivedAt'][:19]}Z",
+            told["verdict"],
+            Text(harmless(told["sender"])),
+            Text(harmless(told["reason"])),
+            Text("yes", style="green") if readable else Text("no, still unreadable", style="yellow"),
+        )
+    return table
+
+
+def settings_text(settings: Settings, layers: Layers[Settings]) -> Text:
+    """The tree in force as TOML, each value with its place, and no secret in it."""
+    text = Text()
+    for line, place in _table(settings, layers, ()):
+        text.append(line)
+        if place:
+            text.append(f"{' ' * max(2, _COMMENT_COLUMN - len(line))}# {place}", style="dim")
+        text.append("\n")
+    return text
+
+
+def first_steps(edge_url: str, token: str, data: Path, now: float) -> str:
+    """What a newcomer does next: a token, a notification to post, and where to see what became of it."""
+    body = json.dumps(
+        {
+            "specversion": "1.0",
+            "id": str(uuid.uuid4()),
+            "source": "https://operator.example/qod",
+            "type": "org.camaraproject.quality-on-demand.v1.qos-status-changed",
+            "time": rfc3339.render(int(now) * 1_000_000),
+            "data": {
+                "sessionId": str(uuid.uuid4()),
+                "qosStatus": "UNAVAILABLE",
+                "statusInfo": "NETWORK_TERMINATED",
+            },
+        }
+    )
+    return f"""\
+No sender is configured, so here is a token to begin with, for the sender `default`, valid for 30 days:
+
+    {token}
+
+Post a notification with it, and expect 204:
+
+    curl -i {shlex.quote(edge_url)} \\
+      -H 'Authorization: Bearer {token}' \\
+      -H 'Content-Type: application/cloudevents+json' \\
+      -d {shlex.quote(body)}
+
+See what came of it:
+
+    qod-receiver tail status --from beginning{data_option(data)}
+
+More tokens: qod-receiver token mint --sender NAME{data_option(data)}
+"""
+
+
+def data_option(data: Path) -> str:
+    """The option that another command needs to look at the same directory."""
+    default = Settings.model_fields["data"].default
+    return "" if data == default else f" --data {shlex.quote(str(data))}"
+
+
+def _caption(shown: int, counts: Mapping[QosStatus, int]) -> Text:
+    kinds = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    total = sum(counts.values())
+    return Text(f"{shown} of {total} sessions{f': {kinds}' if kinds else ''}", style="dim")
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _table(section: BaseModel, layers: Layers[Settings], path: SettingPath) -> Iterator[tuple[str, str]]:
+    """Lines of TOML, each with what to say behind it: first the section's own values, then the tables in it."""
+    tables: list[tuple[str, SettingPath, BaseModel]] = []
+    for name in type(section).model_fields:
+        value, here = getattr(section, name), (*path, name)
+        match value:
+            case BaseModel():
+                tables.append((f"[{_header(here)}]", here, value))
+            case (BaseModel(), *_):
+                tables += ((f"[[{_header(here)}]]", (*here, at), member) for at, member in enumerate(value))
+            case None:
+                yield f"# {name} is not set", ""
+            case _:
+                yield f"{name} = {_value(name, value)}", layers.place(here) or "default"
+    for header, here, member in tables:
+        yield "", ""
+        yield header, ""
+        yield from _table(member, layers, here)
+
+
+def _header(path: SettingPath) -> str:
+    return ".".join(part for part in path if isinstance(part, str))
+
+
+def _value(name: str, value: Any) -> str:  # noqa: ANN401  # a setting is of any of many types
+    match value:
+        case SecretStr():
+            return '"**********"'
+        case bool() | int() | float():
+            return str(value).lower()
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case tuple():
+            return f"[{', '.join(_value(name, member) for member in value)}]"
+        case str() if name.endswith("sha256"):
+            return f'"{value[:_SHA256_SHOWN]}…"'
+        case _:
+            return json.dumps(str(value), ensure_ascii=False)

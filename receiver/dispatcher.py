@@ -1,0 +1,156 @@
+"""The loop that joins inbox and topics: read, decide, commit.
+
+It knows neither HTTP nor any backend. What it decides is settled by the inbox alone (see `router.py`), so it may be
+stopped anywhere, and whoever reads the same notifications again comes to the same messages.
+
+One batch is decided on while the one before it is being committed. Until that is done, its sessions are taken from the
+decisions themselves; should it fail, all that was read and decided since is dropped, and the loop begins again behind
+the last commit.
+"""
+
+import asyncio
+import random
+
+from receiver.errors import Unavailable
+from receiver.inbox import Batch, Lane
+from receiver.message import Message
+from receiver.router import Router
+from receiver.session import Session, Verdict
+from receiver.telemetry import Telemetry
+
+#: The loop is shared with the edge: after so many decisions, about a millisecond, requests have their turn.
+_SLICE = 64
+
+#: Batches follow each other at least so far apart, unless the last one was full: every commit has its price, a sync and
+#: two changes of thread, whatever its size. A notification that comes alone doesn't wait for company.
+_PACE_SECONDS = 0.02
+
+#: Batches follow each other at least so far apart, unless the last one was full: every commit has its price, a sync and
+#: two changes of thread, whatever its size. A notification that comes alone doesn't wait for company.
+_PACE_SECONDS = 0.02
+
+_FORGET_INTERVAL_SECONDS = 1.0
+_FORGET_MAX = 256
+
+_COMMIT_SECONDS_MAX = 10.0
+
+_BACKOFF_SECONDS_FIRST = 0.05
+_BACKOFF_SECONDS_MAX = 5.0
+
+
+class Dispatcher:
+    """Drives one lane."""
+
+    def __init__(self, lane: Lane, router: Router, telemetry: Telemetry, *, batch_max: int) -> None:
+        self._lane = lane
+        self._router = router
+        self._telemetry = telemetry
+        self._batch_max = batch_max
+
+    @staticmethod
+    def _loop_seconds() -> float:
+        return asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Route for ever, waiting longer and longer while the backend fails. Raises LaneLost."""
+        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        while True:
+            began = self._loop_seconds()
+            try:
+                await self._flow()
+            except Unavailable as error:
+                self._telemetry.lane_failed(self._lane.partition, error.message)
+                if self._loop_seconds() - began > _BACKOFF_SECONDS_MAX:
+                    backoff_seconds = _BACKOFF_SECONDS_FIRST
+                # Full jitter, so that many routers don't come back to a broken backend in step.
+                await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311  # not a secret
+                backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
+
+    async def _flow(self) -> None:
+        """Route until the backend fails. Raises Unavailable and LaneLost."""
+        self._lane.rewind()
+        committing: asyncio.Task[None] | None = None
+        decided = _Decided({}, 0)
+        forget_at = next_at = 0.0
+        try:
+            while True:
+                if self._loop_seconds() < next_at:
+                    await asyncio.sleep(next_at - self._loop_seconds())
+                if self._loop_seconds() >= forget_at:
+                    if committing is not None:
+                        await committing
+                        committing = None
+                    await self._forget()
+                    forget_at = self._loop_seconds() + _FORGET_INTERVAL_SECONDS
+                batch = await self._read(committing)
+                began = self._loop_seconds()
+                next_at = 0.0 if len(batch.notifications) >= self._batch_max else began + _PACE_SECONDS
+                decided = await self._decide(batch, decided)
+                if committing is not None:
+                    await committing
+                committing = asyncio.create_task(self._commit(batch, decided, began))
+        finally:
+            if committing is not None:
+                # Whether it succeeds tells where to go on, and at a shutdown it is the last batch.
+                await asyncio.wait({committing}, timeout=_COMMIT_SECONDS_MAX)
+                committing.cancel()
+
+    async def _read(self, committing: asyncio.Task[None] | None) -> Batch:
+        """The next batch, unless the commit in progress fails meanwhile."""
+        if committing is None:
+            return await self._lane.read(self._batch_max)
+        reading = asyncio.create_task(self._lane.read(self._batch_max))
+        try:
+            await asyncio.wait({reading, committing}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                await committing
+            return await reading
+        finally:
+            reading.cancel()
+
+    async def _decide(self, batch: Batch, before: "_Decided") -> "_Decided":
+        """Decide on a batch, `before` being what was decided on the batch that may still be being committed."""
+        sessions = batch.sessions | before.sessions
+        decided = _Decided({}, max(batch.clock_micros, before.clock_micros))
+        for index, notification in enumerate(batch.notifications):
+            if index % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+            decided.clock_micros = max(decided.clock_micros, notification.received_micros)
+            trace = f"{self._lane.partition}-{batch.positions[index]}"
+            session = sessions.get(notification.key)
+            try:
+                decision = self._router.decide(notification, trace, session, decided.clock_micros)
+            except Exception as error:  # noqa: BLE001  # one notification that we fail on must not stop all behind it
+                self._telemetry.undecidable(trace, error)
+                decision = self._router.give_up(notification, trace, session, error)
+            if decision.session is not session and decision.session is not None:
+                sessions[notification.key] = decided.sessions[notification.key] = decision.session
+            decided.messages += decision.messages
+            decided.verdicts.append(decision.verdict)
+        return decided
+
+    async def _commit(self, batch: Batch, decided: "_Decided", began: float) -> None:
+        await self._lane.commit(batch, decided.messages, decided.clock_micros)
+        self._telemetry.batch(self._lane, batch, decided.verdicts, len(decided.messages), self._loop_seconds() - began)
+
+    async def _forget(self) -> None:
+        """Write the tombstones of sessions whose time has come, a limited number at once."""
+        batch, oldest = await self._lane.oldest(_FORGET_MAX)
+        clock_micros = batch.clock_micros
+        tombstones = [
+            self._router.forget(session, clock_micros)
+            for session in oldest
+            if self._router.is_forgotten(session, clock_micros)
+        ]
+        if tombstones:
+            await self._lane.commit(batch, tombstones, clock_micros)
+
+
+class _Decided:
+    """What a batch comes to: the sessions that it changed, as they are behind it, and all its messages."""
+
+    def __init__(self, sessions: dict[str, Session], clock_micros: int) -> None:
+        self.sessions = sessions
+        self.clock_micros = clock_micros
+        self.messages: list[Message] = []
+        self.verdicts: list[Verdict] = []

@@ -1,0 +1,302 @@
+"""The edge: authenticate → admit → parse → append → 204. A Starlette application for the notification path.
+
+Its answers, by outcome (the `outcome` of metrics and log lines):
+
+    kept, unrecognized   204   it is durable
+    malformed            400   kept as a dead letter all the same
+    any other refusal    4xx   nothing was kept; the Refused that was raised has status, code and reason
+    unavailable          503   nothing is known to be kept; Retry-After says when to come again
+    disconnected         -     the sender went away before its body had arrived
+
+Never 500, and never 410, which would end the feed (QualityOnDemand r1.2, Generic410). The headers are looked at first,
+then the limits, and only then is the body read.
+
+A notification doesn't pass through Starlette's middleware and routing table: these cost 10 µs, as much as all the rest
+that the edge does. What is not a notification does.
+"""
+
+import itertools
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
+from http import HTTPStatus
+from typing import NamedTuple
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from receiver.admission import Admission
+from receiver.errors import Malformed, Refused, Unavailable
+from receiver.event import Unrecognized
+from receiver.inbox import Inbox
+from receiver.notification import Notification, parse
+from receiver.telemetry import Fields, Telemetry
+
+Authenticate = Callable[[bytes | None], Awaitable[str]]
+"""Finds the sender's name by the value of Authorization. Raises Refused and Unavailable."""
+
+#: CAMARA Commonalities, CAMARA_common.yaml, XCorrelator. A value outside it is dropped, not refused.
+_CORRELATOR = re.compile(rb"[a-zA-Z0-9\-_:;./<>{}]{1,256}")
+#: W3C Trace Context.
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+_ONCE = {b"host": "Host", b"authorization": "Authorization", b"content-type": "Content-Type"}
+_WANTED = frozenset({*_ONCE, b"content-length", b"x-correlator", b"traceparent"})
+
+_LENGTH_DIGITS_MAX = 12
+_METHODS = "POST, GET, HEAD, OPTIONS"
+_NO_CONTENT: Message = {"type": "http.response.body", "body": b""}
+
+
+class Limits(NamedTuple):
+    """What a request may have. The connection's own limits (`connection.py`) come before these."""
+
+    body_bytes_max: int
+    query_tokens: bool = False
+
+
+class Disconnected(Exception):
+    """The sender went away in the middle of its body; there is nobody to answer."""
+
+
+class Edge:
+    """The ASGI endpoint of the notification path."""
+
+    def __init__(
+        self,
+        *,
+        authenticate: Authenticate,
+        admission: Admission,
+        inbox: Inbox,
+        telemetry: Telemetry,
+        limits: Limits,
+        clock_nanos: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._authenticate = authenticate
+        self._admission = admission
+        self._inbox = inbox
+        self._telemetry = telemetry
+        self._limits = limits
+        self._clock_nanos = clock_nanos
+        # Unique without asking the system for randomness at every request.
+        self._correlators = map(f"{secrets.token_hex(6)}-{{:x}}".format, itertools.count(1))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; see the module for the answers."""
+        if scope["method"] != "POST":
+            await self._probe(scope, receive, send)
+            return
+        began = time.perf_counter()
+        line: Fields = {
+            "received_micros": self._clock_nanos() // 1000,
+            "outcome": "kept",
+            "status_code": 204,
+            "sender": "",
+            "session_id": "",
+            "correlator": "",
+            "body_bytes": 0,
+        }
+        try:
+            await self._take(line, scope, receive)
+        except (Refused, Unavailable) as error:
+            response = refusal_response(error, str(line["correlator"]))
+            line["outcome"] = error.reason if isinstance(error, Refused) else "unavailable"
+            line["status_code"] = response.status_code
+            await response(scope, receive, send)
+        except Disconnected:
+            line["outcome"] = "disconnected"
+            line["status_code"] = 0
+        else:
+            headers = [(b"x-correlator", str(line["correlator"]).encode())]
+            await send({"type": "http.response.start", "status": 204, "headers": headers})
+            await send(_NO_CONTENT)
+        line["duration_seconds"] = round(time.perf_counter() - began, 6)
+        self._telemetry.request(line)
+
+    async def _take(self, line: Fields, scope: Scope, receive: Receive) -> None:
+        """Take a notification in, and write into its line what is known of it."""
+        headers = _headers(scope["headers"])
+        line["correlator"] = _text(headers, b"x-correlator", _CORRELATOR) or next(self._correlators)
+        authorization = headers.get(b"authorization")
+        if authorization is None and self._limits.query_tokens:
+            authorization = _query_token(scope["query_string"])
+        line["sender"] = sender = await self._authenticate(authorization)
+        content_type = headers.get(b"content-type", b"")
+        if not _is_json(content_type):
+            text = "Content-Type must be application/cloudevents+json or application/json"
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", text, reason="unsupported")
+        body_bytes = _content_length(headers, self._limits.body_bytes_max)
+        self._admission.enter(sender, body_bytes, time.monotonic())
+        try:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                # Nearly all arrive in one piece.
+                body: bytes = message["body"]
+            else:
+                body = await _rest_of_body(message, receive, self._limits.body_bytes_max)
+            line["body_bytes"] = len(body)
+            await self._keep(line, body, content_type, headers)
+        finally:
+            self._admission.leave(body_bytes)
+
+    async def _keep(self, line: Fields, body: bytes, content_type: bytes, headers: Mapping[bytes, bytes]) -> None:
+        malformed: Malformed | None = None
+        session_id: str | None = None
+        try:
+            event = parse(body)
+        except Malformed as error:
+            # The 400 tells the sender, who may never look; the dead letter tells us.
+            malformed = error
+        else:
+            session_id = event.session_id
+            if session_id is not None:
+                line["session_id"] = session_id
+            if type(event) is Unrecognized:
+                line["outcome"] = "unrecognized"
+        sender, correlator = str(line["sender"]), str(line["correlator"])
+        await self._inbox.append(
+            Notification(
+                body,
+                session_id or sender,
+                sender,
+                int(line["received_micros"]),
+                content_type.decode("latin-1"),
+                correlator,
+                _text(headers, b"traceparent", _TRACEPARENT),
+            )
+        )
+        if malformed is not None:
+            raise malformed
+
+    async def _probe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer senders that ask whether we are here before they post, or post again (Horizon, CloudEvents)."""
+        method = scope["method"]
+        if method not in ("GET", "HEAD", "OPTIONS"):
+            response = _error(HTTPStatus.METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", f"use one of {_METHODS}")
+            response.headers["allow"] = _METHODS
+        elif self._inbox.trouble:
+            response = refusal_response(Unavailable("notifications can't be kept now", reason="unavailable"), "")
+        else:
+            response = Response(status_code=204, headers={"allow": _METHODS})
+            origin = Request(scope).headers.get("webhook-request-origin")
+            if method == "OPTIONS" and origin is not None:
+                # CloudEvents 1.0.2, http-webhook.md, 4: we take notifications of every origin that has a token.
+                response.headers["webhook-allowed-origin"] = "*"
+                response.headers["webhook-allowed-rate"] = "*"
+        await response(scope, receive, send)
+
+
+class EdgeApp(Starlette):
+    """The application of the public port: the edge on its paths, and CAMARA's error body for whatever else."""
+
+    def __init__(self, edge: Edge, path: str) -> None:
+        super().__init__(exception_handlers={HTTPException: _http_exception})
+        self._edge = edge
+        # Senders of release 0.8 append /notifications to the URL that they are given.
+        self._paths = frozenset({path, f"{path}/notifications"})
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # type: ignore[override]
+        """See ASGI. What it returns is awaited by the server; to do that here would be one more coroutine."""
+        if scope["type"] == "http" and scope["path"] in self._paths:
+            return self._edge(scope, receive, send)
+        return super().__call__(scope, receive, send)
+
+
+def refusal_response(error: Refused | Unavailable, correlator: str) -> Response:
+    """The answer to a request that failed."""
+    if isinstance(error, Unavailable):
+        response = _error(HTTPStatus.SERVICE_UNAVAILABLE, "UNAVAILABLE", error.message)
+    else:
+        response = _error(error.status, error.code, error.message)
+    if error.retry_after_seconds is not None:
+        response.headers["retry-after"] = str(error.retry_after_seconds)
+    if response.status_code == HTTPStatus.UNAUTHORIZED:
+        response.headers["www-authenticate"] = "Bearer"
+    if correlator:
+        response.headers["x-correlator"] = correlator
+    return response
+
+
+def _error(status: HTTPStatus, code: str, message: str) -> Response:
+    # CAMARA Commonalities, CAMARA_common.yaml, ErrorInfo: all three members, a message of at most 512 characters.
+    content = orjson.dumps({"status": status.value, "code": code, "message": message[:512]})
+    return Response(content, status.value, media_type="application/json")
+
+
+async def _http_exception(_: Request, error: Exception) -> Response:
+    status = HTTPStatus(error.status_code) if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
+    return _error(status, status.name, "there is nothing here; see the notificationUrl that was registered")
+
+
+def _headers(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The headers that matter here, each of them once: two readers of a doubled one may see two different requests."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _WANTED:
+            if name in found and name in _ONCE:
+                raise _bad_request(f"more than one {_ONCE[name]} header")
+            found[name] = value
+    if b"host" not in found:
+        raise _bad_request("no Host header")
+    return found
+
+
+def _bad_request(message: str) -> Refused:
+    return Refused(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", message, reason="bad_request")
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes, pattern: re.Pattern[bytes]) -> str:
+    value = headers.get(name)
+    return value.decode() if value is not None and pattern.fullmatch(value) else ""
+
+
+@lru_cache(256)
+def _is_json(content_type: bytes) -> bool:
+    """Whether a body of this type may be JSON. A missing type is read as JSON; `+json:` is one sender's spelling."""
+    kind = content_type.split(b";")[0].strip().rstrip(b":").lower()
+    return kind in (b"", b"application/json", b"text/json") or kind.endswith(b"+json")
+
+
+def _content_length(headers: Mapping[bytes, bytes], body_bytes_max: int) -> int:
+    """How many bytes to expect: what the sender says, or for a chunked body the most that it may have."""
+    told = headers.get(b"content-length")
+    if told is None:
+        return body_bytes_max
+    # The parser below took it for a number; one of many digits would cost more to read than it is worth.
+    if len(told) > _LENGTH_DIGITS_MAX or (body_bytes := int(told)) > body_bytes_max:
+        raise _too_large(body_bytes_max)
+    return body_bytes
+
+
+def _too_large(body_bytes_max: int) -> Refused:
+    message = f"a body has at most {body_bytes_max} bytes"
+    return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "PAYLOAD_TOO_LARGE", message, reason="too_large")
+
+
+async def _rest_of_body(message: Message, receive: Receive, body_bytes_max: int) -> bytes:
+    """A body that arrives in pieces, `message` being the first."""
+    parts, body_bytes = [], 0
+    while message["type"] == "http.request":
+        parts.append(message["body"])
+        body_bytes += len(message["body"])
+        if body_bytes > body_bytes_max:
+            raise _too_large(body_bytes_max)
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    raise Disconnected
+
+
+def _query_token(query_string: bytes) -> bytes | None:
+    """A token in the query, as 0.8 (`apikey`) and CloudEvents (`access_token`) have it, as if in Authorization."""
+    for part in query_string.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if name in (b"access_token", b"apikey"):
+            return b"Bearer " + value
+    return None

@@ -1,0 +1,53 @@
+"""Two kinds of failure, divided by who must act. Pure.
+
+    ReceiverError
+    ├── Refused        the sender's fault: a 4xx with CAMARA's error body
+    │   └── Malformed  an authenticated body that is no notification: 400, and kept as a dead letter
+    └── Unavailable    ours: 503 with Retry-After; nothing was kept
+
+The pure modules raise them with a hint of the answer; `edge.py` turns them into one, in one place. A success is
+never raised. Messages are read by the sender: they quote no token and no header value.
+"""
+
+from http import HTTPStatus
+
+
+class ReceiverError(Exception):
+    """What every failure of a request has: a message for its sender and a `reason` that counts it (a metric label).
+
+    `retry_after_seconds` is when the same request may succeed, None where it can't.
+    """
+
+    def __init__(self, message: str, *, reason: str, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Refused(ReceiverError):
+    """The request is at fault; posting it again unchanged can't help, unless `retry_after_seconds` says when.
+
+    `status` and `code` are those of CAMARA's ErrorInfo (Commonalities, CAMARA_common.yaml).
+    """
+
+    def __init__(
+        self, status: HTTPStatus, code: str, message: str, *, reason: str, retry_after_seconds: int | None = None
+    ) -> None:
+        super().__init__(message, reason=reason, retry_after_seconds=retry_after_seconds)
+        self.status = status
+        self.code = code
+
+
+class Malformed(Refused):
+    """The body can't be read as a notification of any dialect."""
+
+    def __init__(self, message: str, *, reason: str = "malformed") -> None:
+        super().__init__(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", message, reason=reason)
+
+
+class Unavailable(ReceiverError):
+    """We could not keep the notification now; the same request may succeed after `retry_after_seconds`."""
+
+    def __init__(self, message: str, *, reason: str, retry_after_seconds: int = 5) -> None:
+        super().__init__(message, reason=reason, retry_after_seconds=retry_after_seconds)

@@ -1,0 +1,89 @@
+"""The contract between the two halves: the edge appends, a router reads, decides and commits.
+
+The inbox is an ordered log in partitions. All notifications of a session are in one partition, in the order in which
+they were appended. Positions start at 0 in each partition and have no gaps.
+
+Durability   `append` returns when the notification would survive the death of this process and a power cut of its
+             host, not before.
+Order        within a partition, positions are the order; there is none between partitions.
+Repetition   the inbox keeps what it is given, repetitions included: telling them apart is the router's work.
+Failure      `append` raises Unavailable when it is not *known* that the notification was kept. It may have been kept
+             all the same: the sender will post it again, and the router sees a duplicate.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from receiver.message import Message
+from receiver.notification import Notification
+from receiver.session import Session
+
+
+class Batch(NamedTuple):
+    """Consecutive notifications of one partition, with all that is needed to decide on them.
+
+    `position` is where the lane stood; `positions` are those of the notifications, and all of them lie before
+    `next_position`. `sessions` has the state of each session that a notification's key names and that is remembered,
+    as of `position`. `clock_micros` is the latest time of receipt before `position`.
+    """
+
+    position: int
+    next_position: int
+    positions: Sequence[int]
+    notifications: Sequence[Notification]
+    sessions: dict[str, Session]
+    clock_micros: int
+
+
+class Inbox(Protocol):
+    """Where the edge puts what it answers 204 for."""
+
+    async def append(self, notification: Notification) -> None:
+        """Keep a notification; see the module for what that means. Raises Unavailable."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be kept now, in words for an operator; empty while all is well."""
+        ...
+
+
+class Lane(Protocol):
+    """One partition and the right to decide on it, which one process at a time has.
+
+    A lane is fenced: a process that lost it can't commit, and raises LaneLost when it tries. All methods raise
+    Unavailable where the backend fails for now; the lane then stands where it stood.
+    """
+
+    partition: int
+
+    async def read(self, count_max: int) -> Batch:
+        """The batch after the last one read, waiting until there is a notification.
+
+        About `count_max` notifications at most: a batch ends where the inbox's own records end. While a commit is in
+        progress, the sessions that it changes may be as they were before it, as they are after it, or missing.
+        """
+        ...
+
+    def rewind(self) -> None:
+        """Read on from behind the last batch committed: what was read since then was for nothing."""
+        ...
+
+    async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
+        """The sessions that were touched longest ago, oldest first, and an empty batch to commit their end with."""
+        ...
+
+    async def commit(self, batch: Batch, messages: Sequence[Message], clock_micros: int) -> None:
+        """Make everything that the batch caused visible at once, or nothing: the messages on their topics (those on
+        the sessions topic are also the new states of their sessions), and the position behind the batch.
+        """
+        ...
+
+    @property
+    def lag(self) -> int:
+        """How many notifications are in the partition and not yet committed, as far as this process knows."""
+        ...
+
+
+class LaneLost(Exception):
+    """Another process owns the lane now, or nobody can tell: stop, and open it anew before going on."""

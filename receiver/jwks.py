@@ -1,0 +1,103 @@
+"""The keys of authorization servers, fetched and kept (RFC 7517).
+
+They are fetched when a token wants one that is not at hand, and again once they are old; at most once in
+`refresh_min_seconds`, by one request at a time. While an issuer doesn't answer, its last keys stay in use.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import httpx2
+import jwt
+import structlog
+
+from receiver.auth import Credentials, KeysWanted, authenticate
+from receiver.errors import Unavailable
+
+_ANSWER_BYTES_MAX = 1024 * 1024
+
+_log = structlog.get_logger("receiver")
+
+
+class KeySource(NamedTuple):
+    """Where an issuer's keys are, and how often to ask."""
+
+    url: str
+    refresh_min_seconds: float
+    refresh_max_seconds: float
+    timeout_seconds: float
+
+
+class Authenticator:
+    """Authenticates with keys that it fetches as they are wanted. Call it with the value of Authorization."""
+
+    def __init__(self, credentials: Credentials, sources: Mapping[str, KeySource]) -> None:
+        self._credentials = credentials
+        self._sources = sources
+        self._tried = dict.fromkeys(sources, float("-inf"))
+        self._fetched = dict.fromkeys(sources, float("-inf"))
+        self._locks = {issuer: asyncio.Lock() for issuer in sources}
+
+    async def __call__(self, authorization: bytes | None) -> str:
+        """The sender's name. Raises Refused and Unavailable."""
+        try:
+            return authenticate(authorization, self._credentials, time.time())
+        except KeysWanted as wanted:
+            issuer = wanted.issuer
+        current = await self._refresh(issuer)
+        try:
+            return authenticate(authorization, self._credentials, time.time(), keys_current=current)
+        except KeysWanted:
+            message = "the keys of the token's issuer can't be had now"
+            retry_after_seconds = math.ceil(self._sources[issuer].refresh_min_seconds)
+            raise Unavailable(message, reason="keys", retry_after_seconds=retry_after_seconds) from None
+
+    async def keep_fresh(self) -> None:
+        """Fetch keys that have become old, for ever."""
+        while True:
+            for issuer, source in self._sources.items():
+                if time.monotonic() - self._fetched[issuer] > source.refresh_max_seconds:
+                    await self._refresh(issuer)
+            await asyncio.sleep(1)
+
+    async def _refresh(self, issuer: str) -> bool:
+        """Fetch the keys, unless that was just tried; returns whether those at hand are from after this call began."""
+        source, began = self._sources[issuer], time.monotonic()
+        async with self._locks[issuer]:
+            now = time.monotonic()
+            if now - self._tried[issuer] < source.refresh_min_seconds:
+                return self._fetched[issuer] >= began
+            self._tried[issuer] = now
+            try:
+                async with asyncio.timeout(source.timeout_seconds):
+                    keys = await _fetch(source.url, source.timeout_seconds)
+            except (TimeoutError, httpx2.HTTPError, jwt.PyJWTError, ValueError) as error:
+                _log.warning("keys_not_fetched", issuer=issuer, error=type(error).__name__)
+                return False
+            self._fetched[issuer] = time.monotonic()
+            self._credentials.replace_keys(issuer, keys)
+            return True
+
+
+async def _fetch(url: str, timeout_seconds: float) -> dict[str | None, object]:
+    async with (
+        httpx2.AsyncClient(timeout=timeout_seconds, follow_redirects=False) as client,
+        client.stream("GET", url) as answer,
+    ):
+        answer.raise_for_status()
+        content = bytearray()
+        async for part in answer.aiter_bytes():
+            content += part
+            if len(content) > _ANSWER_BYTES_MAX:
+                raise ValueError("the keys are too long")
+    key_set = jwt.PyJWKSet.from_json(content.decode())
+    keys: dict[str | None, object] = {
+        key.key_id: key.key for key in key_set.keys if key.public_key_use in (None, "sig")
+    }
+    if len(keys) == 1:
+        # A token that names no key can only mean this one.
+        keys[None] = next(iter(keys.values()))
+    return keys

@@ -1,0 +1,250 @@
+"""Layers: a tree of settings read from the command line, the environment and a TOML file, and what is wrong with it.
+
+Every fault is found at once, and each tells the setting, the place of its value and what is allowed there, in words
+made from the tree's own JSON Schema. No value is ever repeated: a credential pasted into the wrong line stays out of
+the log.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource
+
+_Tree = TypeVar("_Tree", bound=BaseSettings)
+
+#: A setting's place in the tree: names, and numbers in lists.
+SettingPath = tuple[str | int, ...]
+
+#: Variables with the settings' prefix that are none: they tell the command line where to look.
+_NO_SETTINGS = frozenset({"QOD_RECEIVER_CONFIG"})
+
+
+class Problem(NamedTuple):
+    """A setting that can't be used: its dotted path, where its value came from, and what is allowed there."""
+
+    setting: str
+    place: str
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"{self.setting} ({self.place}): {self.allowed}"
+
+
+class SettingsError(Exception):
+    """The settings are wrong; `problems` has all that is."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+class Layers(Generic[_Tree]):
+    """The places that settings come from, kept apart so that each value's place can be told.
+
+    `options` names the command line's option for a dotted path. Raises SettingsError where the file is no TOML.
+    """
+
+    def __init__(
+        self, tree: type[_Tree], config: Path | None, overrides: Mapping[str, object], options: Mapping[str, str]
+    ) -> None:
+        self._tree = tree
+        self._config = config
+        self._option_names = options
+        self._env_prefix = tree.model_config.get("env_prefix", "").upper()
+        self._variable_names = {name.upper(): name for name in os.environ if name.upper().startswith(self._env_prefix)}
+        text = "" if config is None else _read(config)
+        try:
+            self._file = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            line = re.search(r"at line (\d+)", str(error))
+            place = f"{config}, line {line[1]}" if line else f"{config}, at its end"
+            raise SettingsError([Problem("the file", place, "TOML, which this is not")]) from None
+        self._lines = _lines(text)
+        self._options = _nested(overrides)
+        self._variables = _Environment(tree)()
+
+    def settings(self) -> _Tree:
+        """All layers in one, the higher over the lower. Raises SettingsError."""
+        layers = (self._options, self._variables, self._file)
+        sources = tuple(InitSettingsSource(self._tree, layer) for layer in layers)
+        arguments: dict[str, Any] = {"_build_sources": (sources, {})}
+        problems = list(self._unknown_variables())
+        try:
+            settings = self._tree(**arguments)
+        except ValidationError as error:
+            details = error.errors(include_input=False, include_url=False)
+            wrong_members = {detail["loc"][:-1] for detail in details}
+            # A list whose members are all wrong counts as empty too, which would tell the same fault twice.
+            problems += (
+                self._problem(detail)
+                for detail in details
+                if detail["type"] != "too_short" or detail["loc"] not in wrong_members
+            )
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    def place(self, path: SettingPath) -> str | None:
+        """Where the value at `path` comes from, as exactly as is known; None for a default."""
+        if _has(self._options, path):
+            name = ".".join(map(str, path))
+            return f"{self._option_names.get(name, name)} on the command line"
+        if _has(self._variables, path):
+            names = (f"{self._env_prefix}{'__'.join(map(str, begin)).upper()}" for begin in _begins(path))
+            if (variable := next((name for name in names if name in self._variable_names), None)) is not None:
+                return f"{self._variable_names[variable]} in the environment"
+        if _has(self._file, path):
+            line = next((self._lines[begin] for begin in _begins(path) if begin in self._lines), None)
+            return f"{self._config}, line {line}" if line else str(self._config)
+        return None
+
+    def _unknown_variables(self) -> Iterator[Problem]:
+        for variable, spelled in sorted(self._variable_names.items()):
+            name = variable.removeprefix(self._env_prefix).split("__")[0].lower()
+            if variable not in _NO_SETTINGS and name not in self._tree.model_fields:
+                yield Problem(name, f"{spelled} in the environment", _unknown(name, self._tree.model_fields))
+
+    def _problem(self, detail: ErrorDetails) -> Problem:
+        path, schema = detail["loc"], self._tree.model_json_schema()
+        match detail["type"]:
+            case "extra_forbidden":
+                allowed = _unknown(str(path[-1]), _describe(schema, path[:-1]).get("properties", {}))
+            case "value_error":
+                allowed = str(detail["ctx"]["error"])
+            case "missing":
+                allowed = f"required: {_allowed(schema, path)}"
+            case _:
+                allowed = _allowed(schema, path)
+        place = self.place(path[:-1] if detail["type"] == "missing" else path)
+        return Problem(_dotted(path), place or "not set", allowed)
+
+
+class _Environment(EnvSettingsSource):
+    """The environment; a variable that should be JSON and is not is left to validation, which names every one."""
+
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:  # noqa: ANN401  # the base's types
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+def _read(config: Path) -> str:
+    try:
+        return config.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError([Problem("the file", str(config), f"a file that can be read: {error.strerror}")]) from None
+    except UnicodeDecodeError:
+        raise SettingsError([Problem("the file", str(config), "text in UTF-8")]) from None
+
+
+def _lines(text: str) -> dict[SettingPath, int]:
+    """The line of each table and each setting of a TOML text; what is within one value has no line of its own."""
+    lines: dict[SettingPath, int] = {}
+    table: SettingPath = ()
+    counts: dict[SettingPath, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        is_header = line.lstrip().startswith("[")
+        try:
+            tree = tomllib.loads(line if is_header else f"{line.partition('=')[0]}=0" if "=" in line else "")
+        except tomllib.TOMLDecodeError:
+            continue  # part of a value over several lines
+        path: SettingPath = () if is_header else table
+        while isinstance(tree, dict) and tree:
+            (name, value), *_ = tree.items()
+            path = (*path, name)
+            lines.setdefault(path, number)
+            if isinstance(value, list):  # [[name]]: one more of them
+                counts[path] = counts.get(path, -1) + 1
+                path, value = (*path, counts[path]), value[0]
+            elif is_header and value and path in counts:  # [name.below]: of the latest
+                path = (*path, counts[path])
+            tree = value
+        if is_header:
+            table = path
+        lines.setdefault(path, number)
+    return lines
+
+
+def _nested(flat: Mapping[str, object]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *sections, name = path.split(".")
+        section = tree
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return tree
+
+
+def _has(layer: object, path: SettingPath) -> bool:
+    for part in path:
+        if isinstance(part, int):
+            if not isinstance(layer, Sequence) or part >= len(layer):
+                return False
+            layer = layer[part]
+        else:
+            if not isinstance(layer, Mapping) or part not in layer:
+                return False
+            layer = layer[part]
+    return True
+
+
+def _begins(path: SettingPath) -> Iterator[SettingPath]:
+    """The path and all that it begins with, the longest first."""
+    return (path[:length] for length in range(len(path), 0, -1))
+
+
+def _dotted(path: SettingPath) -> str:
+    """`auth.tokens[0].sha256`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"no such setting; did you mean {near[0]}?" if near else f"no such setting; there are {', '.join(known)}"
+
+
+def _describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]:
+    """What the tree's JSON Schema says of the setting at `path`; empty where nothing is there."""
+    here = schema
+    for part in (None, *path):
+        if isinstance(part, str):
+            here = here.get("properties", {}).get(part, {})
+        elif isinstance(part, int):
+            here = here.get("items", {})
+        kinds = [kind for kind in here.get("anyOf", ()) if kind.get("type") != "null"]
+        here = {**here, **kinds[0]} if kinds else here
+        if "$ref" in here:
+            here = {**here, **schema["$defs"][here["$ref"].rpartition("/")[2]]}
+    return here
+
+
+def _allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR0911  # a table of shapes
+    """What may stand at `path`, in words."""
+    match _describe(schema, path):
+        case {"allowed": str(words)}:
+            return words
+        case {"enum": [*words]}:
+            return f"one of {', '.join(words)}"
+        case {"type": "integer" | "number" as kind, "minimum": least, "maximum": most}:
+            return f"a {'whole ' if kind == 'integer' else ''}number from {least} to {most}"
+        case {"type": "boolean"}:
+            return "true or false"
+        case {"type": "array", **rest}:
+            return f"a list{', not empty' if rest.get('minItems') else ''}, each of it {_allowed(schema, (*path, 0))}"
+        case {"type": "object", "properties": names}:
+            return f"a table of {', '.join(names)}"
+        case {"format": "date-time"}:
+            return "a time with its zone, such as 2026-01-31T00:00:00Z"
+        case {"minLength": int(least)} if least > 1:
+            return f"text of at least {least} characters"
+        case _:
+            return "text"

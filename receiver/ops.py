@@ -1,0 +1,236 @@
+"""The operations port: health, metrics, topics and sessions. Never the public port.
+
+    GET  /livez           200 while the loop turns
+    GET  /readyz          200 while a notification can be kept, else 503 and what is wrong
+    GET  /metrics         Prometheus
+    GET  /topics          the names of the topics
+    GET  /topics/{topic}  records from a position on, as JSON; with Accept: text/event-stream, as they come
+    GET  /sessions        the sessions, last touched first
+    POST /replay          send dead letters through today's parser again
+
+Beyond loopback all but the two health checks want a token. Errors are problem details (RFC 9457).
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from receiver import rfc3339
+from receiver.errors import Unavailable
+from receiver.event import QosStatus
+from receiver.reader import Cursor, Reader, cursor_text
+from receiver.replay import DeadLetters
+from receiver.router import session_value
+from receiver.session import Session
+from receiver.telemetry import Telemetry
+
+_COUNT_DEFAULT = 100
+_COUNT_MAX = 10_000
+_STREAM_POLL_SECONDS = 0.2
+_STREAM_SILENCE_SECONDS = 15.0
+#: Each costs a poll of the file five times a second.
+_STREAMS_MAX = 64
+_OPEN_PATHS = frozenset({"/livez", "/readyz"})
+
+
+class OpsApp(Starlette):
+    """The application of the operations port.
+
+    `troubles` tells by part of the program what is wrong with it now, in words for an operator; all is well where
+    every one of them is empty.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: Reader,
+        dead_letters: DeadLetters,
+        telemetry: Telemetry,
+        troubles: Callable[[], Mapping[str, str]],
+        stopping: asyncio.Event,
+        prefix: str,
+        token_sha256: str | None,
+    ) -> None:
+        self._reader = reader
+        self._dead_letters = dead_letters
+        self._telemetry = telemetry
+        self._troubles = troubles
+        self._stopping = stopping
+        self._prefix = prefix
+        self._streams = 0
+        super().__init__(
+            routes=[
+                Route("/livez", self._livez),
+                Route("/readyz", self._readyz),
+                Route("/metrics", self._metrics),
+                Route("/topics", self._topics),
+                Route("/topics/{topic}", self._topic),
+                Route("/sessions", self._sessions),
+                Route("/replay", self._replay, methods=["POST"]),
+            ],
+            middleware=[] if token_sha256 is None else [Middleware(_TokenWanted, sha256=token_sha256)],
+            exception_handlers={HTTPException: _problem, Unavailable: _unavailable},
+            max_body_size=65_536,
+        )
+
+    async def _livez(self, _: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def _readyz(self, _: Request) -> Response:
+        troubles = self._troubles()
+        ready = not any(troubles.values())
+        checks = {name: trouble or "ok" for name, trouble in troubles.items()}
+        return _json({"ready": ready, "checks": checks}, 200 if ready else 503)
+
+    async def _metrics(self, _: Request) -> Response:
+        self._telemetry.sessions(await self._reader.session_counts())
+        self._telemetry.ready(ready=not any(self._troubles().values()))
+        return Response(generate_latest(self._telemetry.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _topics(self, _: Request) -> Response:
+        return _json({"topics": await self._reader.topics()})
+
+    async def _topic(self, request: Request) -> Response:
+        topic = request.path_params["topic"]
+        if not topic.startswith(f"{self._prefix}."):
+            topic = f"{self._prefix}.{topic}"
+        live = "text/event-stream" in request.headers.get("accept", "")
+        start = request.query_params.get("from", "end" if live else "beginning")
+        resumed = request.headers.get("last-event-id")
+        try:
+            cursor = await self._reader.cursor(topic, start if resumed is None else resumed)
+        except KeyError:
+            raise HTTPException(404, f"there is no topic {topic}") from None
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        session_id = request.query_params.get("session")
+        if live:
+            return self._stream(topic, cursor, session_id)
+        records = await self._reader.records(topic, cursor, _count(request))
+        return _json(
+            {
+                "topic": topic,
+                "records": [
+                    record.fields() for record in records if session_id is None or record.message.key == session_id
+                ],
+                "next": cursor_text(cursor),
+            }
+        )
+
+    def _stream(self, topic: str, cursor: Cursor, session_id: str | None) -> Response:
+        if self._streams >= _STREAMS_MAX:
+            raise HTTPException(429, f"at most {_STREAMS_MAX} streams at a time")
+        self._streams += 1
+        return StreamingResponse(
+            self._events(topic, cursor, session_id),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+    async def _events(self, topic: str, cursor: Cursor, session_id: str | None) -> AsyncIterator[bytes]:
+        """Server-sent events (WHATWG HTML, 9.2): one a record, its id the cursor from which a reader goes on."""
+        silent_seconds = 0.0
+        try:
+            yield b": connected\n\n"
+            while not self._stopping.is_set():
+                before = cursor.copy()
+                for record in await self._reader.records(topic, cursor, _COUNT_DEFAULT):
+                    before[record.partition] = record.position + 1
+                    if session_id is None or record.message.key == session_id:
+                        silent_seconds = 0.0
+                        lines = cursor_text(before).encode(), orjson.dumps(record.fields())
+                        yield b"id: %b\nevent: record\ndata: %b\n\n" % lines
+                if silent_seconds >= _STREAM_SILENCE_SECONDS:
+                    silent_seconds = 0.0
+                    yield b": nothing new\n\n"
+                silent_seconds += _STREAM_POLL_SECONDS
+                try:
+                    await asyncio.wait_for(self._stopping.wait(), _STREAM_POLL_SECONDS)
+                except TimeoutError:
+                    continue
+        finally:
+            self._streams -= 1
+
+    async def _sessions(self, request: Request) -> Response:
+        status = request.query_params.get("qos_status")
+        try:
+            qos_status = None if status is None else QosStatus(status.upper())
+        except ValueError:
+            raise HTTPException(400, f"qos_status is one of {', '.join(QosStatus)}") from None
+        sessions = await self._reader.sessions(qos_status, _count(request))
+        return _json({"sessions": [session_fields(session) for session in sessions]})
+
+    async def _replay(self, request: Request) -> Response:
+        try:
+            wanted = orjson.loads(await request.body() or b"{}")
+            reasons, start = wanted.get("verdicts"), wanted.get("from", "beginning")
+        except (ValueError, AttributeError):
+            raise HTTPException(400, 'the body is JSON such as {"verdicts": ["malformed"], "from": "0-17"}') from None
+        try:
+            replayed = await self._dead_letters.replay(reasons, start)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
+        return _json({"replayed": replayed})
+
+
+def session_fields(session: Session) -> dict[str, Any]:
+    """A session as `sessions` and the operations port show it: the record's value, and when it was last touched."""
+    return {**orjson.loads(session_value(session)), "touchedAt": rfc3339.render(session.touched_micros)}
+
+
+class _TokenWanted:
+    """Refuses callers without the token, but for the health checks: probes have none, and learn nothing secret."""
+
+    def __init__(self, app: ASGIApp, sha256: str) -> None:
+        self._app = app
+        self._sha256 = bytes.fromhex(sha256)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
+            scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            right = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), self._sha256)
+            if scheme.lower() != b"bearer" or not right:
+                response = _problem_response(HTTPStatus.UNAUTHORIZED, "a bearer token is wanted")
+                response.headers["www-authenticate"] = "Bearer"
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _count(request: Request) -> int:
+    text = request.query_params.get("limit", str(_COUNT_DEFAULT))
+    if not text.isdecimal() or not 1 <= int(text) <= _COUNT_MAX:
+        raise HTTPException(400, f"limit is 1 to {_COUNT_MAX}")
+    return int(text)
+
+
+def _json(value: object, status_code: int = 200) -> Response:
+    return Response(orjson.dumps(value), status_code, media_type="application/json")
+
+
+def _problem_response(status: HTTPStatus, detail: str) -> Response:
+    content = orjson.dumps({"status": status.value, "title": status.phrase, "detail": detail})
+    return Response(content, status.value, media_type="application/problem+json")
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  # for the type checker: registered for nothing else
+    return _problem_response(HTTPStatus(error.status_code), error.detail)
+
+
+async def _unavailable(_: Request, error: Exception) -> Response:
+    return _problem_response(HTTPStatus.SERVICE_UNAVAILABLE, str(error))

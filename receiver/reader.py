@@ -1,0 +1,70 @@
+"""The contract for looking on: `tail`, `sessions` and the operations port read topics beside whoever writes them.
+
+A reader takes no part in the flow and changes nothing. It sees what was committed, and only that; what retention
+has removed is skipped without an error. All methods raise Unavailable when the backend can't be read now.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from receiver.event import QosStatus
+from receiver.message import Record
+from receiver.session import Session
+
+Cursor = dict[int, int]
+"""Where a reader stands on a topic: the next position to read, by partition."""
+
+
+def cursor_text(cursor: Cursor) -> str:
+    """A cursor as text, such as `0-17,1-4`: partitions and positions."""
+    return ",".join(f"{partition}-{position}" for partition, position in sorted(cursor.items()))
+
+
+class Reader(Protocol):
+    """Topics by position, and the table of sessions."""
+
+    async def topics(self) -> Sequence[str]:
+        """The names of the output topics that exist, sorted."""
+        ...
+
+    async def beginning(self, topic: str) -> Cursor:
+        """Where the oldest records kept are. Raises KeyError for a topic that does not exist."""
+        ...
+
+    async def end(self, topic: str) -> Cursor:
+        """Behind the newest records. Raises KeyError for a topic that does not exist."""
+        ...
+
+    async def records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
+        """At most `count_max` records from `cursor` on, in the order of each partition; empty where there are none yet.
+
+        The cursor is moved behind what is returned.
+        """
+        ...
+
+    async def cursor(self, topic: str, start: str) -> Cursor:
+        """Where `start` says: `beginning`, `end`, the text of a cursor, or a position that holds for every partition.
+
+        Raises KeyError for a topic that does not exist, ValueError for another text.
+        """
+        if start == "end":
+            return await self.end(topic)
+        cursor = await self.beginning(topic)
+        if start == "beginning":
+            return cursor
+        if start.isdecimal():
+            return dict.fromkeys(cursor, int(start))
+        for part in start.split(","):
+            partition, _, position = part.partition("-")
+            if not (partition.isdecimal() and position.isdecimal() and int(partition) in cursor):
+                raise ValueError(f"{start!r} is neither beginning, end, a position, nor PARTITION-POSITION,…")
+            cursor[int(partition)] = int(position)
+        return cursor
+
+    async def sessions(self, qos_status: QosStatus | None, count_max: int) -> Sequence[Session]:
+        """The sessions remembered, last touched first."""
+        ...
+
+    async def session_counts(self) -> dict[QosStatus, int]:
+        """How many sessions are remembered in each status."""
+        ...

@@ -1,0 +1,82 @@
+"""Dead letters sent through today's parser again.
+
+A replayed letter goes into the inbox like a notification that has just come, with the time of receipt that it had and
+marked with where it lay. What still can't be read leaves no second dead letter, and what was replayed before is a
+duplicate: replaying twice does nothing twice.
+"""
+
+from base64 import b64decode
+from collections.abc import AsyncIterator, Collection
+
+import orjson
+
+from receiver import rfc3339
+from receiver.errors import Malformed
+from receiver.inbox import Inbox
+from receiver.message import Record
+from receiver.notification import Notification, parse
+from receiver.reader import Reader
+from receiver.router import DEAD_LETTER
+from receiver.session import Verdict
+
+REPLAYABLE = (Verdict.MALFORMED, Verdict.UNRECOGNIZED, Verdict.CONFLICT)
+
+_PAGE = 500
+
+
+class DeadLetters:
+    """The topic of dead letters, and the inbox that they may go back to."""
+
+    def __init__(self, reader: Reader, inbox: Inbox, prefix: str) -> None:
+        self._reader = reader
+        self._inbox = inbox
+        self._topic = f"{prefix}.{DEAD_LETTER}"
+
+    async def replay(self, verdicts: Collection[str] | None = None, start: str = "beginning") -> int:
+        """Append the dead letters from `start` on, those of `verdicts` (None: all), to the inbox; returns how many.
+
+        Those are skipped that today's parser refuses as it did before. Raises Unavailable, and ValueError for a
+        `start` or a verdict that is none.
+        """
+        count = 0
+        async for record in letters(self._reader, self._topic, verdicts, start):
+            notification = revived(record)
+            if notification is not None:
+                await self._inbox.append(notification)
+                count += 1
+        return count
+
+
+async def letters(reader: Reader, topic: str, verdicts: Collection[str] | None, start: str) -> AsyncIterator[Record]:
+    """The dead letters that are there now, from `start` on. Raises as `replay` does."""
+    wanted = frozenset(REPLAYABLE if verdicts is None else map(Verdict, verdicts))
+    try:
+        cursor, end = await reader.cursor(topic, start), await reader.end(topic)
+    except KeyError:
+        return  # nothing died yet
+    while records := await reader.records(topic, cursor, _PAGE):
+        for record in records:
+            if record.position < end[record.partition] and dict(record.message.headers)["verdict"] in wanted:
+                yield record
+        if all(position >= end[partition] for partition, position in cursor.items()):
+            return
+
+
+def revived(record: Record) -> Notification | None:
+    """The notification that a dead letter was, keyed as today's parser reads it; None where it still can't be read."""
+    told = orjson.loads(record.message.value or b"{}")
+    body, headers = b64decode(told["body"]), told["headers"]
+    try:
+        session_id = parse(body).session_id
+    except Malformed:
+        return None
+    return Notification(
+        body,
+        told["sender"] if session_id is None else session_id,
+        told["sender"],
+        rfc3339.micros(told["receivedAt"]),
+        headers.get("content-type", ""),
+        headers.get("x-correlator", ""),
+        headers.get("traceparent", ""),
+        f"replay:{record.partition}-{record.position}",
+    )

@@ -1,0 +1,234 @@
+"""Router: decide(notification, session) → Decision. Pure, and a function of the inbox alone.
+
+What a notification comes to is settled by its own bytes, by the notifications of its session before it, and by the
+times of receipt in the inbox: never by the clock on the wall, by how the inbox was cut into batches, or by who asks.
+So a crash, a replica and a replay decide alike.
+"""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+import orjson
+
+from receiver import rfc3339
+from receiver.errors import Malformed
+from receiver.event import Event, QosStatus, Unrecognized
+from receiver.message import Message
+from receiver.notification import Notification, parse
+from receiver.routes import DEFAULT_ROUTES, Route, targets
+from receiver.session import Session, Verdict, apply
+
+#: Topics that every router writes, without the common prefix.
+SESSIONS = "sessions"
+DEAD_LETTER = "dead-letter"
+
+_DAY_MICROS = 24 * 60 * 60 * 1_000_000
+
+
+class Decision(NamedTuple):
+    """What a notification comes to: its verdict, its session afterwards (None: no session) and its messages."""
+
+    verdict: Verdict
+    session: Session | None
+    messages: Sequence[Message]
+
+
+class Router:
+    """The rules of one configuration: topic names, extra routes, and how long a session is remembered."""
+
+    def __init__(self, *, prefix: str, routes: Sequence[Route] = (), forget_after_seconds: float) -> None:
+        self._prefix = prefix
+        self._routes = (*DEFAULT_ROUTES, *routes)
+        self._forget_after_micros = round(forget_after_seconds * 1_000_000)
+        self._sessions_topic = self.topic(SESSIONS)
+        self._dead_letter_topic = self.topic(DEAD_LETTER)
+
+    def topic(self, name: str) -> str:
+        """The full name of a topic."""
+        return f"{self._prefix}.{name}"
+
+    @property
+    def topics(self) -> list[str]:
+        """The full names of all topics that this router may write to, sorted."""
+        names = {SESSIONS, DEAD_LETTER, *(route.topic for route in self._routes)}
+        return sorted(map(self.topic, names))
+
+    def decide(self, notification: Notification, trace: str, session: Session | None, clock_micros: int) -> Decision:
+        """Decide on one notification.
+
+        `trace` is its partition and position, as `0-17`. `session` is the state of the session that its key names,
+        None where none is remembered. `clock_micros` is the latest time of receipt up to and with this notification.
+        """
+        try:
+            event = parse(notification.body)
+        except Malformed as error:
+            return self._dead(notification, trace, Verdict.MALFORMED, session, error.message)
+        if isinstance(event, Unrecognized):
+            return self._dead(notification, trace, Verdict.UNRECOGNIZED, session, event.explanation)
+        if event.session_id != notification.key:
+            # It lies under another key, so perhaps in another partition than its session: an older release received
+            # it and could not read what this one can.
+            reason = "not readable when it was received; replay it"
+            return self._dead(notification, trace, Verdict.MALFORMED, session, reason)
+        known = None if session is None or self.is_forgotten(session, clock_micros) else session
+        after, verdict, conflict = apply(known, event, notification.sender, notification.received_micros, clock_micros)
+        if verdict is Verdict.CONFLICT:
+            return self._dead(notification, trace, verdict, session, conflict)
+        if verdict is Verdict.DUPLICATE:
+            return Decision(verdict, after, ())
+        headers = _headers(notification, trace, event, verdict)
+        # Its timestamp is the inbox's clock, not the event's: tables keep the record with the latest one.
+        millis = clock_micros // 1000
+        memory = headers + _memory(after)
+        messages = [Message(self._sessions_topic, after.session_id, session_value(after), memory, millis)]
+        if names := targets(self._routes, verdict, event, notification.sender):
+            value = _status_value(event, after, verdict, notification)
+            millis = _record_millis(event, notification)
+            messages += [Message(self.topic(name), after.session_id, value, headers, millis) for name in names]
+        return Decision(verdict, after, messages)
+
+    def give_up(self, notification: Notification, trace: str, session: Session | None, error: Exception) -> Decision:
+        """The decision on a notification that `decide` failed on, a fault of ours: kept, to be replayed once mended."""
+        reason = f"the router failed: {type(error).__name__}"
+        return self._dead(notification, trace, Verdict.UNRECOGNIZED, session, reason)
+
+    def is_forgotten(self, session: Session, clock_micros: int) -> bool:
+        """Whether so much time has passed since the session was last touched that it counts as never seen."""
+        return clock_micros - session.touched_micros > self._forget_after_micros
+
+    def forget(self, session: Session, clock_micros: int) -> Message:
+        """The tombstone that ends a session's life on the sessions topic."""
+        return Message(self._sessions_topic, session.session_id, None, (), clock_micros // 1000)
+
+    def _dead(
+        self, notification: Notification, trace: str, verdict: Verdict, session: Session | None, reason: str
+    ) -> Decision:
+        if notification.origin.startswith("replay:"):
+            # It came from the dead letters and lies there still: a second copy would tell nothing.
+            return Decision(verdict, session, ())
+        value = orjson.dumps(
+            {
+                "verdict": verdict,
+                "reason": reason,
+                "sender": notification.sender,
+                "receivedAt": rfc3339.render(notification.received_micros),
+                "body": b64encode(notification.body).decode(),
+                "headers": {
+                    name: text
+                    for name, text in (
+                        ("content-type", notification.content_type),
+                        ("x-correlator", notification.correlator),
+                        ("traceparent", notification.traceparent),
+                    )
+                    if text
+                },
+            }
+        )
+        headers = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", trace),
+            ("ce_source", _sender_source(notification.sender)),
+            ("ce_type", "qod-receiver.dead-letter"),
+            ("ce_time", rfc3339.render(notification.received_micros)),
+            *_tracing(notification, trace, verdict),
+        ]
+        millis = notification.received_micros // 1000
+        return Decision(verdict, session, [Message(self._dead_letter_topic, notification.key, value, headers, millis)])
+
+
+def session_value(session: Session) -> bytes:
+    """The session as the flat JSON of the sessions topic."""
+    value: dict[str, str | float | bool] = {
+        "sessionId": session.session_id,
+        "qosStatus": session.qos_status,
+        "time": rfc3339.render(session.time_micros),
+        "sender": session.sender,
+    }
+    if session.status_info is not None:
+        value["statusInfo"] = session.status_info
+    if session.available_micros is not None:
+        value["availableSince"] = rfc3339.render(session.available_micros)
+    if session.available_seconds is not None:
+        value["availableSeconds"] = session.available_seconds
+    return orjson.dumps(value)
+
+
+def _memory(session: Session) -> list[tuple[str, str]]:
+    """What a session remembers beside its flat value: headers, so that the value stays a row for everybody."""
+    memory = [("marks", ",".join(session.marks)), ("touched", str(session.touched_micros))]
+    if session.marks_cut_micros is not None:
+        memory.append(("marks-cut", str(session.marks_cut_micros)))
+    return memory
+
+
+def session_from(value: bytes | str, headers: Sequence[tuple[str, str]]) -> Session:
+    """The session that a record of the sessions topic tells of: the inverse of what `decide` wrote."""
+    told, hidden = orjson.loads(value), dict(headers)
+    return Session(
+        session_id=told["sessionId"],
+        sender=told["sender"],
+        qos_status=QosStatus(told["qosStatus"]),
+        status_info=told.get("statusInfo"),
+        time_micros=rfc3339.micros(told["time"]),
+        touched_micros=int(hidden["touched"]),
+        available_micros=rfc3339.micros(told["availableSince"]) if "availableSince" in told else None,
+        available_seconds=told.get("availableSeconds"),
+        marks=tuple(hidden["marks"].split(",")),
+        marks_cut_micros=int(hidden["marks-cut"]) if "marks-cut" in hidden else None,
+    )
+
+
+def _status_value(event: Event, session: Session, verdict: Verdict, notification: Notification) -> bytes:
+    value: dict[str, str | float | bool] = {
+        "sessionId": event.session_id,
+        "qosStatus": event.qos_status,
+        "time": rfc3339.render(notification.received_micros if event.time_micros is None else event.time_micros),
+        "receivedAt": rfc3339.render(notification.received_micros),
+        "sender": notification.sender,
+        "late": verdict is Verdict.LATE,
+    }
+    if event.status_info is not None:
+        value["statusInfo"] = event.status_info
+    if event.qos_status is QosStatus.UNAVAILABLE:
+        value["unexpected"] = event.unexpected
+        if verdict is Verdict.ACCEPTED and session.available_seconds is not None:
+            value["availableSeconds"] = session.available_seconds
+    return orjson.dumps(value)
+
+
+def _headers(notification: Notification, trace: str, event: Event, verdict: Verdict) -> list[tuple[str, str]]:
+    """CloudEvents attributes in binary mode (kafka-protocol-binding.md, 3.2), and what traces the record back."""
+    headers = [
+        ("ce_specversion", "1.0"),
+        ("ce_id", event.id or trace),
+        ("ce_source", event.source or _sender_source(notification.sender)),
+        ("ce_type", event.type),
+    ]
+    if event.time_micros is not None:
+        headers.append(("ce_time", rfc3339.render(event.time_micros)))
+    return headers + _tracing(notification, trace, verdict)
+
+
+def _tracing(notification: Notification, trace: str, verdict: Verdict) -> list[tuple[str, str]]:
+    headers = [("content-type", "application/json"), ("verdict", verdict.value), ("inbox", trace)]
+    if notification.correlator:
+        headers.append(("x-correlator", notification.correlator))
+    if notification.traceparent:
+        headers.append(("traceparent", notification.traceparent))
+    if notification.origin:
+        headers.append(("origin", notification.origin))
+    return headers
+
+
+def _sender_source(sender: str) -> str:
+    """A URI reference for events whose dialect names no source."""
+    return f"/senders/{quote(sender, safe='')}"
+
+
+def _record_millis(event: Event, notification: Notification) -> int:
+    # Brokers refuse records from far in the future and delete those from long ago at once: a sender's wrong clock
+    # must not stop a lane (KIP-1030), so its word counts only within the day before receipt.
+    received, told = notification.received_micros, event.time_micros
+    return (told if told is not None and received - _DAY_MICROS <= told <= received else received) // 1000

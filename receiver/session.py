@@ -1,0 +1,185 @@
+"""Session: what is remembered of one QoS session, and how an event changes it. Pure.
+
+There is no deduplication cache beside this: a session's state *is* the memory of what it has been told, so it is as
+durable, as owned and as old as the state itself.
+
+How events are ordered
+----------------------
+CAMARA's state machine runs REQUESTED → AVAILABLE → UNAVAILABLE and never back (QualityOnDemand v0.10.0,
+MOM-2023-12-15). But `time` may be the time of sending, some senders cut it to seconds and some leave it out, so the
+status orders first and the time only between statuses of one rank:
+
+    rank 0   REQUESTED
+    rank 1   AVAILABLE, and UNAVAILABLE without a reason: one gateway goes to and fro between these two
+    rank 2   UNAVAILABLE with a reason: the end
+
+An event of a higher rank than the session's is news whatever its clock says. One of a lower rank is late. Between
+equals the older time is late, and equal times count in order of arrival.
+
+What is remembered
+------------------
+Each event taken into account leaves a mark: a digest of (source, id), its content, and its time. A session of a
+conforming sender collects two or three. The list is cut at MARKS_MAX from its oldest end, and from then on an event
+as old as a forgotten one can't be told from a repetition: it goes to the dead letters, neither lost nor repeated.
+"""
+
+from enum import StrEnum
+from hashlib import blake2b
+from typing import NamedTuple
+from zlib import crc32
+
+from receiver.event import Event, QosStatus
+
+
+class Verdict(StrEnum):
+    """What became of a notification. The same words are used in metrics, logs, headers and dead letters."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    UNCHANGED = "unchanged"
+    LATE = "late"
+    CONFLICT = "conflict"
+    UNRECOGNIZED = "unrecognized"
+    MALFORMED = "malformed"
+
+    __hash__ = str.__hash__  # as QosStatus
+
+
+#: A gateway that flaps once a second fills this in four minutes; the marks then take 20 KiB of the session's record,
+#: far below the 1 MiB that a Kafka broker takes.
+MARKS_MAX = 256
+
+#: A digest of 64 bits: among 256 of them the chance of two alike is one in 10^14.
+_DIGEST_BYTES = 8
+_NO_ID = "-" * 2 * _DIGEST_BYTES
+
+
+class Session(NamedTuple):
+    """State of one QoS session, as far as its events told.
+
+    Times are microseconds since 1970 in UTC. `time_micros` is the latest event time at which the current status was
+    told, or the time of receipt where the event had none. `touched_micros` is the inbox's clock at the last event
+    that left a mark; from it the session's remaining life counts. `available_micros` is when the latest availability
+    began (None: never), `available_seconds` how long it lasted (None: never available, or it still lasts).
+    """
+
+    session_id: str
+    sender: str
+    qos_status: QosStatus
+    status_info: str | None
+    time_micros: int
+    touched_micros: int
+    available_micros: int | None
+    available_seconds: float | None
+    marks: tuple[str, ...]
+    marks_cut_micros: int | None  # the latest event time among marks that were cut off
+
+    @property
+    def rank(self) -> int:
+        """See the module."""
+        return _rank(self.qos_status, self.status_info)
+
+
+def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which they are thought of
+    session: Session | None, event: Event, sender: str, received_micros: int, clock_micros: int
+) -> tuple[Session, Verdict, str]:
+    """What `event`, sent by `sender`, makes of `session` (None: not remembered).
+
+    Returns the session afterwards, the same object where nothing is to be remembered; the verdict; and for a conflict
+    what is in conflict, else "". `received_micros` stands in for a time that the event lacks. `clock_micros` is the
+    inbox's clock: the latest time of receipt up to and with this event.
+    """
+    event_micros = received_micros if event.time_micros is None else event.time_micros
+    mark = _mark(event, event_micros)
+    if session is None:
+        return _begin(event, sender, event_micros, clock_micros, mark), Verdict.ACCEPTED, ""
+    if sender != session.sender:
+        return session, Verdict.CONFLICT, "the session belongs to another sender"
+    if (known := _find(session.marks, mark)) is not None:
+        same_id, same_content = known
+        if same_id and not same_content:
+            return session, Verdict.CONFLICT, "the event id was used before with other content"
+        return session, Verdict.DUPLICATE, ""
+    rank = _rank(event.qos_status, event.status_info)
+    # A session's rank never falls, so an event of a higher one was never seen, however old its time says it is.
+    if rank <= session.rank and session.marks_cut_micros is not None and event_micros <= session.marks_cut_micros:
+        return session, Verdict.CONFLICT, "too old for the session's memory to tell whether it is a repetition"
+    remembered = _remember(session, mark, clock_micros)
+    if (event.qos_status, event.status_info) == (session.qos_status, session.status_info):
+        return remembered._replace(time_micros=max(session.time_micros, event_micros)), Verdict.UNCHANGED, ""
+    if rank < session.rank or (rank == session.rank and event_micros < session.time_micros):
+        return remembered, Verdict.LATE, ""
+    return _change(remembered, event, event_micros), Verdict.ACCEPTED, ""
+
+
+def _rank(qos_status: QosStatus, status_info: str | None) -> int:
+    if qos_status is QosStatus.REQUESTED:
+        return 0
+    return 1 if status_info is None else 2
+
+
+def _mark(event: Event, event_micros: int) -> str:
+    """`identity|content|time`, such as `6f1e90d2b3a4c5f7|U.1764000000000000.1c291ca3|1764000000000000`.
+
+    Two events of a session have the same content if status, time, type and reason are the same.
+    """
+    # CloudEvents 1.0.2, spec.md, "id": an event is identified by source and id together, never by id alone.
+    identity = (
+        _NO_ID
+        if event.id is None
+        else blake2b(f"{event.source or ''}\0{event.id}".encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    )
+    told = "" if event.time_micros is None else event.time_micros
+    kind = crc32(f"{event.type}\0{event.status_info or ''}".encode())
+    return f"{identity}|{event.qos_status[0]}.{told}.{kind:08x}|{event_micros}"
+
+
+def _find(marks: tuple[str, ...], mark: str) -> tuple[bool, bool] | None:
+    """The mark that stands for the same event: (same id, same content). The id decides where it is known."""
+    identity, content, _ = mark.split("|")
+    content = f"|{content}|"
+    by_content = None
+    for known in marks:
+        if identity != _NO_ID and known.startswith(identity):
+            return True, content in known
+        if content in known:
+            by_content = False, True
+    return by_content
+
+
+def _begin(event: Event, sender: str, event_micros: int, clock_micros: int, mark: str) -> Session:
+    return Session(
+        event.session_id,
+        sender,
+        event.qos_status,
+        event.status_info,
+        event_micros,
+        clock_micros,
+        event_micros if event.qos_status is QosStatus.AVAILABLE else None,
+        None,
+        (mark,),
+        None,
+    )
+
+
+def _remember(session: Session, mark: str, clock_micros: int) -> Session:
+    marks, cut_micros = (*session.marks, mark), session.marks_cut_micros
+    if len(marks) > MARKS_MAX:
+        oldest_micros = int(marks[0].rsplit("|", 1)[1])
+        marks, cut_micros = marks[1:], max(cut_micros or 0, oldest_micros)
+    return session._replace(marks=marks, marks_cut_micros=cut_micros, touched_micros=clock_micros)
+
+
+def _change(session: Session, event: Event, event_micros: int) -> Session:
+    available_micros, available_seconds = session.available_micros, session.available_seconds
+    if event.qos_status is QosStatus.AVAILABLE:
+        available_micros, available_seconds = event_micros, None
+    elif session.qos_status is QosStatus.AVAILABLE and available_micros is not None:
+        available_seconds = max(0, event_micros - available_micros) / 1e6
+    return session._replace(
+        qos_status=event.qos_status,
+        status_info=event.status_info,
+        time_micros=event_micros,
+        available_micros=available_micros,
+        available_seconds=available_seconds,
+    )

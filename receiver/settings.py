@@ -1,0 +1,312 @@
+"""Settings: one frozen tree, with a unit and bounds in every field.
+
+A value comes from the first place that has it: the command line, the environment (`QOD_RECEIVER_EDGE__PORT`, lists as
+JSON), the configuration file (TOML, a table per section), the default. A name that does not exist is an error in each
+of them. `layers.py` reads these places and tells what is wrong.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from receiver.event import QosStatus
+from receiver.layers import Layers, Problem, SettingsError
+
+__all__ = ["Problem", "Settings", "SettingsError", "layers", "load"]
+
+#: Settings that have an option of their own on the command line, by dotted path.
+OPTIONS = {
+    "data": "--data",
+    "edge.host": "--host",
+    "edge.port": "--port",
+    "ops.port": "--ops-port",
+    "log.level": "--log-level",
+}
+
+
+def _text(pattern: str, allowed: str) -> Any:  # noqa: ANN401  # what Field returns
+    """A field of text, with its pattern in words."""
+    return Field(pattern=pattern, json_schema_extra={"allowed": allowed})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Host = Annotated[str, _text(r"^[^\s/]+$", "an address or a host name, such as 127.0.0.1")]
+SenderName = Annotated[
+    str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "1 to 64 letters, digits, dots, hyphens and underscores")
+]
+Sha256 = Annotated[
+    str, StringConstraints(to_lower=True), _text(r"^[0-9a-fA-F]{64}$", "the SHA-256 of a token: 64 hexadecimal digits")
+]
+Topic = Annotated[str, _text(r"^[a-z0-9][a-z0-9.-]{0,99}$", "1 to 100 lower-case letters, digits, dots and hyphens")]
+EventType = Annotated[str, _text(r"^[^\s?\[\]]+$", "an event type, `*` standing for any characters")]
+OneOrMore = BeforeValidator(_one_or_more)
+Texts = Annotated[tuple[str, ...], Field(min_length=1), OneOrMore]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class EdgeSettings(_Section):
+    """Where senders post to, and how much of our time and memory they get."""
+
+    host: Host = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every IPv4 address")
+    port: Port = Field(default=8080, description="Port to listen on; 0 takes a free one")
+    path: Annotated[
+        str, _text(r"^(/[A-Za-z0-9._~-]+)+$", "a path such as /notifications, without a slash at its end")
+    ] = Field(
+        default="/notifications",
+        description="Path of the notifications; the same with /notifications appended is served too",
+    )
+    public_url: (
+        Annotated[
+            str,
+            _text(
+                r"^https?://[^\s?#]+$",
+                "an http or https URL without query, such as https://qod.example.com/notifications",
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None, description="URL that senders post to, where a proxy stands between; used in what `serve` prints"
+    )
+    query_tokens: bool = Field(default=False, description="Accept a token as ?access_token= or ?apikey= too")
+    body_bytes_max: int = Field(default=65_536, ge=1024, le=16 * 1024 * 1024, description="Longest body, in bytes")
+    body_timeout_seconds: float = Field(default=10, ge=0.1, le=300, description="Time for a whole body to arrive")
+    header_bytes_max: int = Field(default=16_384, ge=1024, le=1024 * 1024, description="Longest request head, in bytes")
+    header_timeout_seconds: float = Field(
+        default=10, ge=0.1, le=300, description="Time for a whole request head to arrive"
+    )
+    idle_timeout_seconds: float = Field(
+        default=75, ge=0.1, le=3600, description="Time that a connection may stay silent between requests"
+    )
+    connections_max: int = Field(
+        default=2000, ge=1, le=1_000_000, description="Connections at a time; more are closed at once"
+    )
+    in_flight_max: int = Field(default=5000, ge=1, le=1_000_000, description="Requests at a time; more get 503")
+    in_flight_bytes_max: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024,
+        le=64 * 1024**3,
+        description="Bytes of all bodies in memory at a time; more get 503",
+    )
+    rate_per_second: float = Field(
+        default=0, ge=0, le=1_000_000, description="Notifications per second from one sender; 0 is no limit"
+    )
+    rate_burst: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="Notifications that one sender may post at once on top of that rate",
+    )
+    append_timeout_seconds: float = Field(
+        default=5, ge=0.1, le=60, description="Time to keep a notification before the answer is 503"
+    )
+    shutdown_timeout_seconds: float = Field(
+        default=30, ge=0, le=3600, description="Time for requests in progress at a shutdown"
+    )
+
+    @field_validator("in_flight_bytes_max")
+    @classmethod
+    def _holds_a_body(cls, value: int, info: ValidationInfo) -> int:
+        if value < info.data.get("body_bytes_max", 0):
+            raise ValueError("at least edge.body_bytes_max, or no body of that length could be taken")
+        return value
+
+
+class TokenSettings(_Section):
+    """A token that a sender presents, known only by its hash. Several may be valid at once, for rotation."""
+
+    sender: SenderName = Field(description="Whose token this is")
+    sha256: Sha256 = Field(description="SHA-256 of the token, in hexadecimal")
+    not_before: AwareDatetime | None = Field(default=None, description="From when on it is valid")
+    not_after: AwareDatetime | None = Field(default=None, description="Until when it is valid")
+
+    @field_validator("not_after")
+    @classmethod
+    def _after_not_before(cls, value: AwareDatetime | None, info: ValidationInfo) -> AwareDatetime | None:
+        begin = info.data.get("not_before")
+        if value is not None and begin is not None and value <= begin:
+            raise ValueError("a time after not_before")
+        return value
+
+
+class JwtSettings(_Section):
+    """An authorization server whose JWTs are accepted (CAMARA's PRIVATE_KEY_JWT senders present such)."""
+
+    issuer: str = Field(min_length=1, description="What `iss` must be")
+    audience: str = Field(min_length=1, description="What `aud` must name")
+    jwks_url: Annotated[
+        str,
+        _text(
+            r"^(https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/])\S+$",
+            "an https URL (http on the loopback interface only)",
+        ),
+    ] = Field(description="Where the server's keys are")
+    algorithms: tuple[
+        Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"], ...
+    ] = Field(default=("RS256", "ES256"), min_length=1, description="Signature algorithms accepted")
+    sender: SenderName | None = Field(
+        default=None, description="Name of every sender with such a token; else the claim's value"
+    )
+    sender_claim: str = Field(default="sub", min_length=1, description="Claim that has the sender's name")
+    leeway_seconds: float = Field(default=30, ge=0, le=300, description="How far clocks may differ")
+    refresh_min_seconds: float = Field(
+        default=30, ge=1, le=3600, description="Least time between two fetches for an unknown key id"
+    )
+    refresh_max_seconds: float = Field(default=3600, ge=60, le=86_400, description="Age at which keys are fetched anew")
+    fetch_timeout_seconds: float = Field(default=5, ge=0.1, le=60, description="Time to fetch the keys")
+
+
+class AuthSettings(_Section):
+    """Who may post."""
+
+    anonymous: bool = Field(
+        default=False, description="Accept notifications without a token, from the sender `anonymous`"
+    )
+    tokens: tuple[TokenSettings, ...] = Field(default=(), description="Tokens of senders")
+    jwt: tuple[JwtSettings, ...] = Field(default=(), description="Authorization servers of senders")
+    mint_secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="Secret that signs minted tokens; else the file token-secret in the data directory",
+    )
+
+    @field_validator("tokens")
+    @classmethod
+    def _each_once(cls, value: tuple[TokenSettings, ...]) -> tuple[TokenSettings, ...]:
+        if len({token.sha256 for token in value}) < len(value):
+            raise ValueError("each token once: two have the same sha256")
+        return value
+
+
+class OpsSettings(_Section):
+    """The operations port: health, metrics, topics and sessions. Not for the public."""
+
+    host: Host = Field(default="127.0.0.1", description="Address to listen on; beyond loopback only with a token")
+    port: Port = Field(default=9464, description="Port to listen on; 0 takes a free one")
+    token_sha256: Sha256 | None = Field(
+        default=None, validate_default=True, description="SHA-256 of the token that callers must present"
+    )
+
+    @field_validator("token_sha256")
+    @classmethod
+    def _guarded_beyond_loopback(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and not _is_loopback(info.data.get("host", "localhost")):
+            raise ValueError("required where ops.host is not a loopback address: the SHA-256 of a token")
+        return value
+
+
+class RetentionSettings(_Section):
+    """How long things are kept."""
+
+    inbox_hours: float = Field(
+        default=168, ge=0.01, le=87_600, description="Notifications in the inbox, once they are routed"
+    )
+    topics_hours: float = Field(default=168, ge=0.01, le=87_600, description="Records on the output topics")
+    session_hours: float = Field(
+        default=96,
+        ge=0.01,
+        le=87_600,
+        description="A session after its last event; repetitions are recognized that long",
+    )
+
+
+class RouterSettings(_Section):
+    """How the router works through the inbox."""
+
+    batch_max: int = Field(default=2000, ge=1, le=100_000, description="Notifications decided on in one transaction")
+
+
+class RouteSettings(_Section):
+    """An additional topic. Every condition given must be met, each by any one of its values."""
+
+    topic: Topic = Field(description="Name of the topic, without the prefix")
+    sender: Texts | None = Field(default=None, description="Who sent it")
+    qos_status: Annotated[tuple[QosStatus, ...], Field(min_length=1), OneOrMore] | None = Field(
+        default=None, description="The new status"
+    )
+    status_info: Texts | None = Field(default=None, description="The reason for the end")
+    unexpected: bool | None = Field(default=None, description="Whether it is an end that nobody asked for")
+    event_type: Annotated[tuple[EventType, ...], Field(min_length=1), OneOrMore] | None = Field(
+        default=None, description="The event's type, spelled as the sender spells it"
+    )
+
+    @field_validator("topic")
+    @classmethod
+    def _not_the_routers(cls, value: str) -> str:
+        if value in {"inbox", "sessions", "dead-letter"}:
+            raise ValueError("a topic other than inbox, sessions and dead-letter, which are the router's own")
+        return value
+
+
+class LogSettings(_Section):
+    """The log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged"
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, else JSON lines"
+    )
+
+
+class Settings(BaseSettings):
+    """All of it. Made directly it takes its arguments and the environment; `load` adds the file and explains faults."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        env_prefix="QOD_RECEIVER_",
+        env_nested_delimiter="__",
+    )
+
+    prefix: Topic = Field(default="qod", description="What the topics' names begin with, before a dot")
+    data: Path = Field(default=Path("qod-data"), description="Directory of the inbox, the topics and the sessions")
+    edge: EdgeSettings = EdgeSettings()
+    auth: AuthSettings = AuthSettings()
+    ops: OpsSettings = OpsSettings()
+    retention: RetentionSettings = RetentionSettings()
+    router: RouterSettings = RouterSettings()
+    routes: tuple[RouteSettings, ...] = Field(default=(), description="Additional topics")
+    log: LogSettings = LogSettings()
+
+
+def load(config: Path | None, overrides: Mapping[str, object]) -> Settings:
+    """The settings from the file `config` (None: no file), the environment and `overrides`, by dotted path.
+
+    Raises SettingsError.
+    """
+    return layers(config, overrides).settings()
+
+
+def layers(config: Path | None, overrides: Mapping[str, object]) -> Layers[Settings]:
+    """The same, with the places told apart. Raises SettingsError where the file can't be read."""
+    return Layers(Settings, config, overrides, OPTIONS)
