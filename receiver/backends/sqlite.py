@@ -33,7 +33,7 @@ GROUP_MAX = 512
 
 #: So many turns of the loop without another append end the wait for company; each takes some microseconds. A sender's
 #: connections all wait for the same sync, and when it is done, they all come back within a few turns.
-_QUIET_TURNS = 2
+_QUIET_TURNS = 4
 _GATHER_SECONDS_MAX = 0.002
 
 
