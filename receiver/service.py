@@ -68,8 +68,8 @@ async def run(settings: Settings, *, ready: Callable[[Addresses], None] | None =
     with (
         contextlib.closing(open_node(settings, telemetry.appended)) as node,
         contextlib.closing(open_reader(settings)) as reader,
-        _listening(settings.edge.host, settings.edge.port) as edge_socket,
-        _listening(settings.ops.host, settings.ops.port) as ops_socket,
+        listening(settings.edge.host, settings.edge.port) as edge_socket,
+        listening(settings.ops.host, settings.ops.port) as ops_socket,
     ):
         stopping = asyncio.Event()
         dispatcher = Dispatcher(node.lane, router, telemetry, batch_max=settings.router.batch_max)
@@ -86,12 +86,12 @@ async def run(settings: Settings, *, ready: Callable[[Addresses], None] | None =
             prefix=settings.prefix,
             token_sha256=settings.ops.token_sha256,
         )
-        edge_server, ops_server = _server(edge_app, settings), _server(ops_app, settings)
+        edge_server, ops_server = build_server(edge_app, settings), build_server(ops_app, settings)
         addresses = Addresses(
             settings.edge.public_url or _url(settings.edge.host, edge_socket) + settings.edge.path,
             _url(settings.ops.host, ops_socket),
         )
-        with _signals(stopping), _announced(settings.data, addresses), _garbage_kept_off():
+        with _signals(stopping), _announced(settings.data, addresses), garbage_kept_off():
             async with asyncio.TaskGroup() as tasks:
                 routing = tasks.create_task(dispatcher.run())
                 beside = [
@@ -231,7 +231,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: ASGIApp, settings: Settings) -> _Server:
+def build_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
+    """A server for one port, with the limits of the settings on its connections."""
     edge = settings.edge
     limits = ConnectionLimits(
         edge.header_bytes_max,
@@ -258,7 +259,8 @@ def _server(app: ASGIApp, settings: Settings) -> _Server:
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens there; 0 is a free port. Raises OSError with a message that names the place."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -297,7 +299,7 @@ def _announced(directory: Path, addresses: Addresses) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _garbage_kept_off() -> Iterator[None]:
+def garbage_kept_off() -> Iterator[None]:
     """Let the collector look at a request's objects rarely: they are freed by their counts, and nothing else is old.
 
     At its defaults it stops the loop for milliseconds under load, which is what the slowest answers wait for.

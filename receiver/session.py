@@ -166,7 +166,7 @@ def _remember(session: Session, mark: str, clock_micros: int) -> Session:
     marks, cut_micros = (*session.marks, mark), session.marks_cut_micros
     if len(marks) > MARKS_MAX:
         oldest_micros = int(marks[0].rsplit("|", 1)[1])
-        marks, cut_micros = marks[1:], max(cut_micros or 0, oldest_micros)
+        marks, cut_micros = marks[1:], oldest_micros if cut_micros is None else max(cut_micros, oldest_micros)
     return session._replace(marks=marks, marks_cut_micros=cut_micros, touched_micros=clock_micros)
 
 

@@ -1,0 +1,75 @@
+"""The servers that the benchmarks compare: `python -m tests.benchmarks.server KIND DIRECTORY`.
+
+    empty   Starlette's empty 204 on uvicorn with uvloop and httptools, and no log
+    edge    the whole edge, with nobody reading the inbox
+    all     what `serve` runs
+
+Prints the URLs of the notification path and of the operations port.
+"""
+
+import sys
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from receiver import service
+from receiver.telemetry import Telemetry, configure_log
+from tests.benchmarks.__main__ import settings_of
+
+
+async def _no_content(_: Request) -> Response:
+    return Response(status_code=204)
+
+
+async def _empty() -> None:
+    app = Starlette(routes=[Route("/notifications", _no_content, methods=["POST"])])
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+    )
+    await _serve(uvicorn.Server(config))
+
+
+async def _edge(directory: Path) -> None:
+    settings = settings_of(directory)
+    configure_log("info", "json")
+    telemetry = Telemetry()
+    node = service.open_node(settings, telemetry.appended)
+    app, _ = service.build_edge(settings, node, telemetry)
+    await _serve(service.build_server(app, settings))
+
+
+async def _serve(server: uvicorn.Server) -> None:
+    with service.listening("127.0.0.1", 0) as listener, service.garbage_kept_off():
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}/notifications -", flush=True)
+        await server.serve([listener])
+
+
+async def _all(directory: Path) -> None:
+    def ready(addresses: service.Addresses) -> None:
+        print(addresses.edge_url, addresses.ops_url, flush=True)
+
+    await service.run(settings_of(directory), ready=ready)
+
+
+def main() -> None:
+    """Run as a command."""
+    kind, directory = sys.argv[1], Path(sys.argv[2])
+    uvloop.run({"empty": _empty, "edge": lambda: _edge(directory), "all": lambda: _all(directory)}[kind]())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""A real receiver in a process of its own, for tests that look at it from outside."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+START_SECONDS_MAX = 20
+COMMAND = (sys.executable, "-m", "receiver")
+
+
+class ReceiverProcess:
+    """`qod-receiver serve` on a directory, on free ports. Its log goes to the file `log` in that directory."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory = directory
+        self.token = run("token", "mint", "--data", str(directory), "--sender", "test").strip()
+        self.log = directory / "log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "serve", "--data", str(directory), "--port", "0", "--ops-port", "0", *options],
+                stdout=log,
+                stderr=log,
+            )
+        self.edge_url, self.ops_url = self._wait_until_serving()
+
+    def kill(self) -> None:
+        """End it as a power cut of the process would: it can do nothing about it."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """Ask it to end, and return its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def metric(self, sample: str) -> float:
+        """The value of a sample on /metrics, such as `qod_receiver_inbox_lag{partition="0"}`."""
+        text = httpx2.get(f"{self.ops_url}/metrics").text
+        found = re.search(rf"^{re.escape(sample)} (\S+)$", text, re.MULTILINE)
+        assert found, f"no {sample} in {text}"
+        return float(found[1])
+
+    def wait_until_routed(self, count: int) -> None:
+        """Wait until `count` notifications have been decided on since this process started, and nothing waits."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            text = httpx2.get(f"{self.ops_url}/metrics").text
+            decided = sum(
+                float(value) for value in re.findall(r"^qod_receiver_notifications_total\S+ (\S+)", text, re.MULTILINE)
+            )
+            if decided >= count and 'qod_receiver_inbox_lag{partition="0"} 0.0' in text:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not routed in time: {text}")
+
+    def _wait_until_serving(self) -> tuple[str, str]:
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"exit status {self.process.returncode}: {self.log.read_text()}")
+            try:
+                told = json.loads((self.directory / "serve.json").read_bytes())
+            except (OSError, ValueError):
+                told = {}
+            if told.get("pid") == self.process.pid:
+                return told["edge_url"], told["ops_url"]
+            time.sleep(0.02)
+        raise AssertionError(f"not serving in time: {self.log.read_text()}")
+
+
+def run(*arguments: str, expect: int = 0) -> str:
+    """Standard output of a command that ends with the exit status expected."""
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == expect, f"exit status {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout if expect == 0 else done.stdout + done.stderr
+
+
+def tail(directory: Path, topic: str) -> list[dict[str, Any]]:
+    """All records of a topic, read by the command."""
+    lines = run("tail", topic, "--data", str(directory), "--from", "beginning", "--no-follow", "--json")
+    return [json.loads(line) for line in lines.splitlines()]

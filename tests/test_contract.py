@@ -1,0 +1,449 @@
+"""What `inbox.py` and `reader.py` promise, kept by every backend."""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from itertools import pairwise
+
+import pytest
+from nodes import COUNT_MAX, SESSIONS_TOPIC, Node, SqliteBackend, append, commit, decide, everything, route
+from samples import HOUR, SECOND, SESSION_ID, START, posted
+
+from receiver.errors import Unavailable
+from receiver.event import QosStatus
+from receiver.inbox import LaneLost
+from receiver.message import Message
+from receiver.notification import Notification
+from receiver.reader import Cursor, cursor_text
+from receiver.router import Router
+
+STATUS_TOPIC = "qod.status"
+
+
+def numbered(count: int, text: str = "A1", first: int = 0) -> list[Notification]:
+    """Notifications of as many sessions, the number of each in its session's id."""
+    return [posted(text, session_id=f"s{number:04}") for number in range(first, first + count)]
+
+
+# The inbox.
+
+
+async def test_a_notification_is_read_as_it_was_appended(node: Node) -> None:
+    """Body, key, sender, time and headers come out of the inbox as they went in, whatever bytes the body has."""
+    odd = Notification(bytes(range(256)), "k✓", "acme é", START, "text/plain; x=\x01", "c", "t", "replay:0-3")
+    given = [odd, posted("A1"), odd._replace(body=b"")]
+    await append(node, *given)
+    batch = await node.lane.read(COUNT_MAX)
+    assert list(batch.notifications) == given
+
+
+async def test_what_was_appended_survives(backend: SqliteBackend) -> None:
+    """What `append` returned for is there after the backend was opened anew, in its order."""
+    given = numbered(3)
+    async with backend.opened() as node:
+        await append(node, *given)
+    async with backend.opened() as node:
+        assert node.lane.lag == len(given)
+        assert list((await node.lane.read(COUNT_MAX)).notifications) == given
+
+
+async def test_order_is_that_of_appending(backend: SqliteBackend) -> None:
+    """Positions begin at 0, have no gaps, and follow the order of appending across reopening."""
+    given = numbered(6)
+    for part in (given[:2], given[2:5], given[5:]):
+        async with backend.opened() as node:
+            await append(node, *part)
+    async with backend.opened() as node:
+        batch = await node.lane.read(COUNT_MAX)
+        assert list(batch.positions) == list(range(6))
+        assert list(batch.notifications) == given
+
+
+async def test_appended_together_each_is_kept_once(node: Node) -> None:
+    """Of a thousand appends at the same time every one is kept once, at a position of its own."""
+    given = numbered(1000)
+    await asyncio.gather(*map(node.inbox.append, given))
+    read: list[Notification] = []
+    positions: list[int] = []
+    while len(read) < len(given):
+        batch = await node.lane.read(COUNT_MAX)
+        read += batch.notifications
+        positions += batch.positions
+    assert positions == list(range(len(given)))
+    assert sorted(read) == given
+
+
+async def test_a_sender_that_went_away_harms_nobody(node: Node) -> None:
+    """An append that its caller gave up on leaves the others that share its sync kept."""
+    appends = [asyncio.create_task(node.inbox.append(each)) for each in numbered(3)]
+    await asyncio.sleep(0)
+    appends[1].cancel()
+    await asyncio.gather(appends[0], appends[2])
+    keys = [each.key for each in (await node.lane.read(COUNT_MAX)).notifications]
+    assert {"s0000", "s0002"} <= set(keys)
+
+
+async def test_an_append_that_takes_too_long_is_refused(backend: SqliteBackend, router: Router) -> None:
+    """Past the time limit senders are told to come again, and so are those who come meanwhile, until it goes on."""
+    async with backend.opened(append_timeout_seconds=0.05) as node:
+        await append(node, *numbered(1))
+        assert node.inbox.trouble == ""
+        with backend.stalled():
+            late = await asyncio.gather(*map(node.inbox.append, numbered(3, first=1)), return_exceptions=True)
+            assert [type(each) for each in late] == [Unavailable] * 3
+            assert "0.05 s" in node.inbox.trouble
+            with pytest.raises(Unavailable) as caught:
+                await node.inbox.append(numbered(1, first=9)[0])
+            assert caught.value.retry_after_seconds
+        async with asyncio.timeout(20):
+            while node.inbox.trouble:
+                with suppress(Unavailable):
+                    await append(node, *numbered(1, first=4))
+                await asyncio.sleep(0.01)
+        await append(node, *numbered(1, first=5))
+        await route(node, router)
+        keys = [record.message.key for record in await everything(node.reader, STATUS_TOPIC)]
+    # Whether the refused were kept is not known; the others were, each has its effect once.
+    assert {"s0000", "s0004", "s0005"} <= set(keys)
+    assert len(set(keys)) == len(keys)
+    assert set(keys) <= {f"s{number:04}" for number in range(6)}
+
+
+# The lane.
+
+
+@pytest.mark.parametrize("count_max", [1, 2, 3, 100])
+async def test_batches_follow_each_other(node: Node, router: Router, count_max: int) -> None:
+    """Each batch begins where the one before it ended, and together they are the inbox."""
+    await append(node, *numbered(7))
+    batches = [await node.lane.read(count_max)]
+    while batches[-1].next_position < 7:
+        batches.append(await node.lane.read(count_max))
+    assert batches[0].position == 0
+    assert all(before.next_position == behind.position for before, behind in pairwise(batches))
+    assert [at for batch in batches for at in batch.positions] == list(range(7))
+    for batch in batches:
+        assert batch.notifications
+        assert len(batch.positions) == len(batch.notifications)
+        await commit(node.lane, router, batch)
+
+
+async def test_reading_waits_for_a_notification(node: Node) -> None:
+    """`read` comes back with the notification that is appended while it waits."""
+    reading = asyncio.create_task(node.lane.read(COUNT_MAX))
+    await asyncio.sleep(0.01)
+    assert not reading.done()
+    await append(node, *numbered(1))
+    assert [each.key for each in (await reading).notifications] == ["s0000"]
+
+
+async def test_rewinding_reads_the_same_again(node: Node, router: Router) -> None:
+    """What was read and not committed is read again after a rewind, and what was committed is not."""
+    await append(node, *numbered(3))
+    first = await node.lane.read(1)
+    await commit(node.lane, router, first)
+    dropped = [await node.lane.read(1), await node.lane.read(1)]
+    node.lane.rewind()
+    again = [await node.lane.read(1), await node.lane.read(1)]
+    assert [batch.notifications for batch in again] == [batch.notifications for batch in dropped]
+    assert again[0].position == first.next_position
+
+
+async def test_what_is_not_committed_is_read_again_after_reopening(backend: SqliteBackend, router: Router) -> None:
+    """A new owner begins behind the last batch that was committed."""
+    async with backend.opened() as node:
+        await append(node, *numbered(3))
+        await commit(node.lane, router, await node.lane.read(1))
+        await node.lane.read(1)
+    async with backend.opened() as node:
+        batch = await node.lane.read(COUNT_MAX)
+        assert list(batch.positions) == list(range(1, 3))
+        assert node.lane.lag == 2
+
+
+async def test_nothing_is_visible_before_the_commit(node: Node, router: Router) -> None:
+    """Topics and sessions change when a batch is committed, and with it all of what it caused is there."""
+    await append(node, *numbered(2), posted(b"{", key="broken"), posted("U2:N"))
+    batch = await node.lane.read(COUNT_MAX)
+    made = decide(router, batch)
+    assert await node.reader.topics() == []
+    assert await node.reader.sessions(None, COUNT_MAX) == []
+    await commit(node.lane, router, batch)
+    wanted = {message for decision in made for message in map(_comparable, decision.messages)}
+    there = [record for topic in await node.reader.topics() for record in await everything(node.reader, topic)]
+    assert {_comparable(record.message) for record in there} == wanted
+    assert len(there) == len(wanted)
+    assert {session.session_id for session in await node.reader.sessions(None, COUNT_MAX)} == {
+        "s0000",
+        "s0001",
+        SESSION_ID,
+    }
+
+
+def _comparable(message: Message) -> Message:
+    return message._replace(headers=tuple(tuple(pair) for pair in message.headers))
+
+
+async def test_a_commit_counts_once(node: Node, router: Router) -> None:
+    """A batch that was committed can't be committed again, and nothing of it stands twice."""
+    await append(node, *numbered(2))
+    batch = await node.lane.read(COUNT_MAX)
+    await commit(node.lane, router, batch)
+    before = await everything(node.reader, STATUS_TOPIC)
+    with pytest.raises((LaneLost, Unavailable)):
+        await commit(node.lane, router, batch)
+    assert await everything(node.reader, STATUS_TOPIC) == before
+
+
+async def test_a_lane_goes_on_after_a_commit_in_vain(node: Node, router: Router) -> None:
+    """After a refused commit the lane stands where it stood: it rewinds, reads on and commits."""
+    await append(node, *numbered(1))
+    batch = await node.lane.read(COUNT_MAX)
+    await commit(node.lane, router, batch)
+    with suppress(Unavailable, LaneLost):
+        await commit(node.lane, router, batch)
+    await append(node, posted("U2:N", session_id="s0000"))
+    node.lane.rewind()
+    made = await commit(node.lane, router, await node.lane.read(COUNT_MAX))
+    assert [decision.verdict for decision in made] == ["accepted"]
+    assert [record.position for record in await everything(node.reader, STATUS_TOPIC)] == [0, 1]
+
+
+async def test_of_two_owners_at_most_one_can_commit(backend: SqliteBackend, router: Router) -> None:
+    """Whoever opens a lane that another process has is refused, or the other can commit no more."""
+    refused = 0
+    async with AsyncExitStack() as stack:
+        owners = [await stack.enter_async_context(backend.opened())]
+        await append(owners[0], *numbered(1))
+        batch = await owners[0].lane.read(COUNT_MAX)
+        try:
+            owners.append(await stack.enter_async_context(backend.opened()))
+        except Unavailable:
+            refused += 1
+        for owner in owners:
+            try:
+                await commit(owner.lane, router, batch)
+            except LaneLost:
+                refused += 1
+        assert refused == 1
+        assert len(await everything(owners[-1].reader, STATUS_TOPIC)) == 1
+
+
+async def test_a_closed_lane_can_be_opened_again(backend: SqliteBackend) -> None:
+    """Closing gives the lane back."""
+    for count in range(3):
+        async with backend.opened() as node:
+            assert node.lane.lag == count
+            await append(node, posted("A1"))
+
+
+async def test_sessions_are_restored(backend: SqliteBackend, router: Router) -> None:
+    """A batch brings the states of its notifications' sessions as they were committed, by whoever committed them."""
+    async with backend.opened() as node:
+        await append(node, posted("A1#x"), posted("A1", session_id="other"))
+        made = await route(node, router)
+    async with backend.opened() as node:
+        await append(node, posted("A1#x"), posted("A1", session_id="new"))
+        batch = await node.lane.read(COUNT_MAX)
+        assert batch.sessions == {SESSION_ID: made[0].session}
+        assert [decision.verdict for decision in await commit(node.lane, router, batch)] == ["duplicate", "accepted"]
+
+
+async def test_the_newest_state_counts(node: Node, router: Router) -> None:
+    """Of several states in one batch the last is what is remembered, and the only record that stays of its session."""
+    await append(node, posted("A1"), posted("U2"), posted("A3"), posted("U4:N"))
+    made = await route(node, router)
+    await append(node, posted("A9"))
+    assert (await node.lane.read(COUNT_MAX)).sessions == {SESSION_ID: made[-1].session}
+    assert await node.reader.sessions(None, COUNT_MAX) == [made[-1].session]
+
+
+async def test_a_tombstone_forgets(backend: SqliteBackend, router: Router) -> None:
+    """After a tombstone a session is nowhere but on the topic, where the tombstone is its last record."""
+    async with backend.opened() as node:
+        await append(node, posted("A1"), posted("A1", session_id="other"))
+        await route(node, router)
+        batch, oldest = await node.lane.oldest(1)
+        assert [session.session_id for session in oldest] == [SESSION_ID]
+        assert not batch.notifications
+        await node.lane.commit(batch, [router.forget(oldest[0], batch.clock_micros)], batch.clock_micros)
+        assert [session.session_id for session in (await node.lane.oldest(9))[1]] == ["other"]
+    async with backend.opened() as node:
+        assert [session.session_id for session in await node.reader.sessions(None, COUNT_MAX)] == ["other"]
+        record = [each for each in await everything(node.reader, SESSIONS_TOPIC) if each.message.key == SESSION_ID][-1]
+        assert record.message.value is None
+        await append(node, posted("A1"))
+        batch = await node.lane.read(COUNT_MAX)
+        assert batch.sessions == {}
+        assert [decision.verdict for decision in await commit(node.lane, router, batch)] == ["accepted"]
+        assert len(await node.reader.sessions(None, COUNT_MAX)) == 2
+
+
+async def test_the_oldest_are_those_touched_longest_ago(node: Node, router: Router) -> None:
+    """Sessions come in the order in which they were last touched, within one batch as across batches."""
+    await append(node, *numbered(4))
+    await route(node, router)
+    await append(node, posted("U2", session_id="s0001"), posted("U2", session_id="s0000"))
+    await append(node, posted("A3", session_id="s0001"))
+    await route(node, router)
+    order = ["s0002", "s0003", "s0000", "s0001"]
+    assert [session.session_id for session in (await node.lane.oldest(9))[1]] == order
+    assert [session.session_id for session in (await node.lane.oldest(3))[1]] == order[:3]
+    assert [session.session_id for session in await node.reader.sessions(None, 9)] == order[::-1]
+
+
+async def test_the_clock_is_the_latest_receipt_committed(backend: SqliteBackend, router: Router) -> None:
+    """A batch's clock is the latest time of receipt before it, though later notifications were received earlier."""
+    async with backend.opened() as node:
+        await append(node, posted("A1", received_micros=START + HOUR), posted("A2", received_micros=START))
+        await route(node, router)
+        await append(node, posted("A3", received_micros=START + SECOND))
+        assert (await node.lane.read(COUNT_MAX)).clock_micros == START + HOUR
+    async with backend.opened() as node:
+        assert (await node.lane.read(COUNT_MAX)).clock_micros == START + HOUR
+        assert (await node.lane.oldest(1))[0].clock_micros == START + HOUR
+
+
+async def test_lag(backend: SqliteBackend, router: Router) -> None:
+    """The lag is what was appended and not committed, whether it was read or not."""
+    async with backend.opened() as node:
+        assert node.lane.lag == 0
+        await append(node, *numbered(3))
+        assert node.lane.lag == 3
+        batch = await node.lane.read(1)
+        assert node.lane.lag == 3
+        await commit(node.lane, router, batch)
+        assert node.lane.lag == 3 - len(batch.notifications)
+    async with backend.opened() as node:
+        assert node.lane.lag == 3 - len(batch.notifications)
+        await route(node, router)
+        assert node.lane.lag == 0
+
+
+# The reader.
+
+
+@pytest.fixture
+async def routed(node: Node, router: Router) -> Node:
+    """A node with ten records on the status topic, from two batches."""
+    for part in (numbered(4), numbered(6, first=4)):
+        await append(node, *part)
+        await route(node, router)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("start", "positions"),
+    [
+        ("beginning", range(10)),
+        ("end", []),
+        ("0", range(10)),
+        ("3", range(3, 10)),
+        ("0-3", range(3, 10)),
+        ("0-10", []),
+        ("0-999", []),
+    ],
+)
+async def test_cursors(routed: Node, start: str, positions: range) -> None:
+    """A reader begins where it is told: at the beginning, the end, or a position."""
+    cursor = await routed.reader.cursor(STATUS_TOPIC, start)
+    records = await routed.reader.records(STATUS_TOPIC, cursor, COUNT_MAX)
+    assert [record.position for record in records] == list(positions)
+    assert [record.message.key for record in records] == [f"s{position:04}" for position in positions]
+
+
+@pytest.mark.parametrize(
+    "start", ["", "-1", "middle", "0-", "-3", "0-x", "7-1", "0-1,", "0-1,7-1", "0:1", "1.5", "0-1-2", "Beginning"]
+)
+async def test_what_is_no_cursor(routed: Node, start: str) -> None:
+    """Another text than these raises ValueError, naming it."""
+    with pytest.raises(ValueError, match="beginning, end, a position") as caught:
+        await routed.reader.cursor(STATUS_TOPIC, start)
+    assert repr(start) in str(caught.value)
+
+
+@pytest.mark.parametrize("start", ["beginning", "end", "3"])
+async def test_a_topic_that_does_not_exist(routed: Node, start: str) -> None:
+    """A topic that nothing was ever written to raises KeyError."""
+    with pytest.raises(KeyError):
+        await routed.reader.cursor("qod.nope", start)
+
+
+@pytest.mark.parametrize("count_max", [1, 3, 4, 7, 10, 11])
+async def test_paging(routed: Node, count_max: int) -> None:
+    """Page by page a reader sees every record once, in order; its cursor stands behind what it got."""
+    cursor: Cursor = await routed.reader.beginning(STATUS_TOPIC)
+    seen = []
+    while records := await routed.reader.records(STATUS_TOPIC, cursor, count_max):
+        assert len(records) <= count_max
+        assert cursor_text(cursor) == f"0-{records[-1].position + 1}"
+        seen += records
+    assert [record.position for record in seen] == list(range(10))
+    assert cursor == await routed.reader.end(STATUS_TOPIC)
+
+
+async def test_a_reader_goes_on_with_what_comes(routed: Node, router: Router) -> None:
+    """A cursor at the end stays there until there is more, and then goes on with it."""
+    cursor = await routed.reader.end(STATUS_TOPIC)
+    assert await routed.reader.records(STATUS_TOPIC, cursor, COUNT_MAX) == []
+    await append(routed, posted("A1"))
+    await route(routed, router)
+    assert [each.position for each in await routed.reader.records(STATUS_TOPIC, cursor, COUNT_MAX)] == [10]
+    assert await routed.reader.records(STATUS_TOPIC, cursor, COUNT_MAX) == []
+
+
+async def test_a_record_is_what_was_committed(node: Node, router: Router) -> None:
+    """A record has the message's key, value, headers and timestamp, and its place."""
+    await append(node, posted("U2:N"))
+    (decision,) = await route(node, router)
+    for message in decision.messages:
+        (record,) = await everything(node.reader, message.topic)
+        assert (record.partition, record.position) == (0, 0)
+        assert _comparable(record.message) == _comparable(message)
+
+
+async def test_topics_are_those_written_to(node: Node, router: Router) -> None:
+    """A topic exists from its first record on."""
+    assert await node.reader.topics() == []
+    await append(node, posted("A1"))
+    await route(node, router)
+    assert await node.reader.topics() == ["qod.sessions", "qod.status"]
+    await append(node, posted(b"{"), posted("U2:N"))
+    await route(node, router)
+    assert await node.reader.topics() == ["qod.dead-letter", "qod.sessions", "qod.status", "qod.unavailable"]
+
+
+@pytest.fixture
+async def sessions(node: Node, router: Router) -> Node:
+    """A node with five sessions: s0 and s3 available, s1 and s4 unavailable, s2 requested."""
+    texts = ["A1", "U1", "R1", "A1", "U1:N"]
+    await append(node, *(posted(text, session_id=f"s{number}") for number, text in enumerate(texts)))
+    await route(node, router)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("qos_status", "count_max", "session_ids"),
+    [
+        (None, 9, ["s4", "s3", "s2", "s1", "s0"]),
+        (None, 2, ["s4", "s3"]),
+        (QosStatus.AVAILABLE, 9, ["s3", "s0"]),
+        (QosStatus.AVAILABLE, 1, ["s3"]),
+        (QosStatus.UNAVAILABLE, 9, ["s4", "s1"]),
+        (QosStatus.REQUESTED, 9, ["s2"]),
+    ],
+)
+async def test_sessions_by_status(
+    sessions: Node, qos_status: QosStatus | None, count_max: int, session_ids: list[str]
+) -> None:
+    """The sessions of a status come last touched first, and no more than were asked for."""
+    found = await sessions.reader.sessions(qos_status, count_max)
+    assert [session.session_id for session in found] == session_ids
+
+
+async def test_session_counts(sessions: Node, router: Router) -> None:
+    """Every status has its count of sessions, those forgotten not among them."""
+    counts = {QosStatus.REQUESTED: 1, QosStatus.AVAILABLE: 2, QosStatus.UNAVAILABLE: 2}
+    assert await sessions.reader.session_counts() == counts
+    batch, (oldest,) = await sessions.lane.oldest(1)
+    await sessions.lane.commit(batch, [router.forget(oldest, START)], START)
+    assert await sessions.reader.session_counts() == counts | {QosStatus.AVAILABLE: 1}

@@ -1,0 +1,294 @@
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from receiver.event import QosStatus
+from receiver.settings import Problem, Settings, SettingsError, layers, load
+
+SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+TOKEN = f'[[auth.tokens]]\nsender = "a"\nsha256 = "{SHA256}"\n'
+JWT = '[[auth.jwt]]\nissuer = "i"\naudience = "a"\n'
+#: What a user pasted where it does not belong. It must never be repeated.
+CREDENTIAL = "hunter2-hunter2-hunter2"
+
+PORT = "a whole number from 0 to 65535"
+HOST = "an address or a host name, such as 127.0.0.1"
+HASH = "the SHA-256 of a token: 64 hexadecimal digits"
+SENDER = "1 to 64 letters, digits, dots, hyphens and underscores"
+TIME = "a time with its zone, such as 2026-01-31T00:00:00Z"
+NAMED = "1 to 100 lower-case letters, digits, dots and hyphens"
+URL = "an https URL (http on the loopback interface only)"
+ALGORITHMS = "one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
+ROUTE = "a table of topic, sender, qos_status, status_info, unexpected, event_type"
+SECTIONS = "prefix, data, edge, auth, ops, retention, router, routes, log"
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings of whoever runs it."""
+    for name in os.environ:
+        if name.upper().startswith("QOD_RECEIVER_"):
+            monkeypatch.delenv(name)
+
+
+def problems(config: Path | None, overrides: dict[str, object] | None = None) -> list[Problem]:
+    """What is wrong with these settings."""
+    with pytest.raises(SettingsError) as caught:
+        load(config, overrides or {})
+    return list(caught.value.problems)
+
+
+def written(directory: Path, text: str) -> Path:
+    """A configuration file."""
+    path = directory / "qod.toml"
+    path.write_text(text)
+    return path
+
+
+def test_everything_has_a_default() -> None:
+    """Without any configuration there are settings to serve with, on the loopback interface."""
+    settings = load(None, {})
+    assert (settings.edge.host, settings.edge.port, settings.edge.path) == ("127.0.0.1", 8080, "/notifications")
+    assert (settings.ops.host, settings.ops.port, settings.data) == ("127.0.0.1", 9464, Path("qod-data"))
+
+
+@pytest.mark.parametrize(
+    ("layers_given", "port"),
+    [
+        ((), 8080),
+        (("file",), 1001),
+        (("environment",), 1002),
+        (("option",), 1003),
+        (("file", "environment"), 1002),
+        (("file", "environment", "option"), 1003),
+        (("file", "option"), 1003),
+    ],
+)
+def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default(
+    layers_given: tuple[str, ...], port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value comes from the first place that has it."""
+    config = written(tmp_path, "[edge]\nport = 1001\nrate_burst = 7\n") if "file" in layers_given else None
+    if "environment" in layers_given:
+        monkeypatch.setenv("QOD_RECEIVER_EDGE__PORT", "1002")
+    settings = load(config, {"edge.port": 1003} if "option" in layers_given else {})
+    assert settings.edge.port == port
+    assert settings.edge.rate_burst == (7 if config else 1000), "one value given must not hide its neighbours"
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "line", "allowed"),
+    [
+        ("prefix = 'Qod'", "prefix", 1, NAMED),
+        ("prefix = ''", "prefix", 1, NAMED),
+        ("edge = 3", "edge", 1, None),
+        ("[edge]\nport = 70000", "edge.port", 2, PORT),
+        ("[edge]\n\n# here\nport = -1", "edge.port", 4, PORT),
+        ("[edge]\nport = 'http'", "edge.port", 2, PORT),
+        ("edge.port = 1.5", "edge.port", 1, PORT),
+        ("edge = { host = 'x', port = 70000 }", "edge.port", 1, PORT),
+        ("[edge]\nhost = 'a b'", "edge.host", 2, HOST),
+        ("[edge]\nhost = 'http://x'", "edge.host", 2, HOST),
+        ("[edge]\npath = 'x'", "edge.path", 2, "a path such as /notifications, without a slash at its end"),
+        ("[edge]\npath = '/x/'", "edge.path", 2, "a path such as /notifications, without a slash at its end"),
+        ("[edge]\npath = '/x?y'", "edge.path", 2, "a path such as /notifications, without a slash at its end"),
+        ("[edge]\nbody_timeout_seconds = nan", "edge.body_timeout_seconds", 2, "a number from 0.1 to 300"),
+        ("[edge]\nbody_timeout_seconds = inf", "edge.body_timeout_seconds", 2, "a number from 0.1 to 300"),
+        ("[edge]\nbody_timeout_seconds = 0", "edge.body_timeout_seconds", 2, "a number from 0.1 to 300"),
+        ("[edge]\nquery_tokens = 'perhaps'", "edge.query_tokens", 2, "true or false"),
+        ("[edge]\nin_flight_bytes_max = 2000", "edge.in_flight_bytes_max", 2, None),
+        ("[edge]\nprot = 1", "edge.prot", 2, "no such setting; did you mean port?"),
+        ("[egde]\nport = 1", "egde", 1, "no such setting; did you mean edge?"),
+        ("\nzzz = 1", "zzz", 2, f"no such setting; there are {SECTIONS}"),
+        ("[auth]\nanonymous = 'maybe'", "auth.anonymous", 2, "true or false"),
+        ("[auth]\nmint_secret = 'short'", "auth.mint_secret", 2, "text of at least 32 characters"),
+        ("[[auth.tokens]]\nsender = 'a'", "auth.tokens[0].sha256", 1, f"required: {HASH}"),
+        (f"{TOKEN}[[auth.tokens]]\nsha256 = '{'0' * 64}'", "auth.tokens[1].sender", 4, f"required: {SENDER}"),
+        (f"{TOKEN}not_before = 2026-01-01T00:00:00", "auth.tokens[0].not_before", 4, TIME),
+        (f"{TOKEN}not_before = 'soon'", "auth.tokens[0].not_before", 4, TIME),
+        (f"{TOKEN}{TOKEN}", "auth.tokens", 1, "each token once: two have the same sha256"),
+        (f"[[auth.tokens]]\nsender = 'ä'\nsha256 = '{SHA256}'", "auth.tokens[0].sender", 2, SENDER),
+        (f"{JWT}jwks_url = 'http://x.example/'", "auth.jwt[0].jwks_url", 4, URL),
+        (f"{JWT}jwks_url = 'https://x'\nalgorithms = ['HS256']", "auth.jwt[0].algorithms[0]", 5, ALGORITHMS),
+        (
+            f"{JWT}jwks_url = 'https://x'\nalgorithms = []",
+            "auth.jwt[0].algorithms",
+            5,
+            f"a list, not empty, each of it {ALGORITHMS}",
+        ),
+        ("[ops]\nhost = '0.0.0.0'", "ops.token_sha256", None, None),
+        ("[ops]\nhost = 'qod.example'", "ops.token_sha256", None, None),
+        ("[retention]\nsession_hours = -1", "retention.session_hours", 2, "a number from 0.01 to 87600"),
+        ("[router]\nbatch_max = 0", "router.batch_max", 2, "a whole number from 1 to 100000"),
+        ("routes = 'x'", "routes", 1, f"a list, each of it {ROUTE}"),
+        ("[[routes]]\ntopic = 'A'", "routes[0].topic", 2, NAMED),
+        ("[[routes]]\ntopic = 'sessions'", "routes[0].topic", 2, None),
+        (
+            "[[routes]]\ntopic = 'x'\nqos_status = 'GONE'",
+            "routes[0].qos_status[0]",
+            3,
+            f"one of {', '.join(QosStatus)}",
+        ),
+        ("[[routes]]\ntopic = 'x'\nsender = []", "routes[0].sender", 3, "a list, not empty, each of it text"),
+        ("[log]\nlevel = 'loud'", "log.level", 2, "one of debug, info, warning, error"),
+        ("[log]\nformat = 'xml'", "log.format", 2, "one of auto, json, console"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_line_and_what_is_allowed(
+    text: str, setting: str, line: int | None, allowed: str | None, tmp_path: Path
+) -> None:
+    """Each wrong setting of a file is told by its dotted path, its line and what may stand there."""
+    config = written(tmp_path, text)
+    (problem,) = problems(config)
+    assert problem.setting == setting
+    assert problem.place == (f"{config}, line {line}" if line else "not set")
+    assert problem.allowed == allowed or (allowed is None and problem.allowed)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "setting", "allowed"),
+    [
+        ("QOD_RECEIVER_EDGE__PORT", "http", "edge.port", PORT),
+        ("qod_receiver_edge__port", "-1", "edge.port", PORT),
+        ("QOD_RECEIVER_EDGE__PORT", "", "edge.port", PORT),
+        ("QOD_RECEIVER_EDGE", '{"port": "x"}', "edge.port", PORT),
+        ("QOD_RECEIVER_EDGE__PROT", "1", "edge.prot", "no such setting; did you mean port?"),
+        ("QOD_RECEIVER_PREFXI", "1", "prefxi", "no such setting; did you mean prefix?"),
+        ("QOD_RECEIVER_ROUTES", "[", "routes", f"a list, each of it {ROUTE}"),
+        ("QOD_RECEIVER_AUTH__TOKENS", f'[{{"sender": "a", "sha256": "{CREDENTIAL}"}}]', "auth.tokens[0].sha256", HASH),
+        ("QOD_RECEIVER_AUTH__MINT_SECRET", CREDENTIAL, "auth.mint_secret", "text of at least 32 characters"),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    variable: str, value: str, setting: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each wrong value of the environment is told by its variable, spelled as it was set."""
+    monkeypatch.setenv(variable, value)
+    assert problems(None) == [Problem(setting, f"{variable} in the environment", allowed)]
+
+
+def test_a_wrong_option_is_named() -> None:
+    """A wrong value on the command line is told by its option."""
+    assert problems(None, {"ops.port": -1}) == [Problem("ops.port", "--ops-port on the command line", PORT)]
+
+
+def test_the_place_is_that_of_the_value_which_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several places have a setting, the one whose value is used is blamed; a section's other values are not."""
+    config = written(tmp_path, "[edge]\nport = 1\nhost = 'a b'\n")
+    monkeypatch.setenv("QOD_RECEIVER_EDGE", '{"port": -2}')
+    assert problems(config) == [
+        Problem("edge.host", f"{config}, line 3", HOST),
+        Problem("edge.port", "QOD_RECEIVER_EDGE in the environment", PORT),
+    ]
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first wrong setting does not hide the others, wherever they are."""
+    monkeypatch.setenv("QOD_RECEIVER_LOG__LEVEL", "loud")
+    monkeypatch.setenv("QOD_RECEIVER_NOPE", "1")
+    found = problems(written(tmp_path, "prefix = 1\n[edge]\nport = -1\nnope = 2\n"), {"ops.port": -1})
+    names = {problem.setting for problem in found}
+    assert names == {"log.level", "nope", "prefix", "edge.port", "edge.nope", "ops.port"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[[auth.tokens]]\nsender = 'a'\nsha256 = '{CREDENTIAL}'",
+        f"[[auth.tokens]]\nsender = 'a'\ntoken = '{CREDENTIAL}'",
+        f"[auth]\nmint_secret = '{CREDENTIAL}'",
+        f"[auth]\ntokens = '{CREDENTIAL}'",
+        f"[auth]\nmint_secret = {CREDENTIAL}",
+        f"[ops]\nhost = '0.0.0.0'\ntoken_sha256 = '{CREDENTIAL}'",
+    ],
+)
+def test_no_value_is_repeated(text: str, tmp_path: Path) -> None:
+    """A credential in the wrong place is not in the error that names the place."""
+    with pytest.raises(SettingsError) as caught:
+        load(written(tmp_path, text), {})
+    assert CREDENTIAL not in f"{caught.value} {caught.value!r} {caught.value.problems}"
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "allowed"),
+    [
+        (b"a = 1\nb = = 2\n", ", line 2", "TOML, which this is not"),
+        (b"a = [1,\n", ", at its end", "TOML, which this is not"),
+        (b"a = 1\na = 2\n", ", line 2", "TOML, which this is not"),
+        (b"a = '\xff'", "", "text in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_named(content: bytes, place: str, allowed: str, tmp_path: Path) -> None:
+    """A file that can't be read as TOML is told with the line at which reading failed."""
+    config = tmp_path / "qod.toml"
+    config.write_bytes(content)
+    assert problems(config) == [Problem("the file", f"{config}{place}", allowed)]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A configuration file that is not there is an error, not an empty one."""
+    (problem,) = problems(tmp_path / "none.toml")
+    assert (problem.setting, problem.place) == ("the file", str(tmp_path / "none.toml"))
+
+
+def test_secrets_are_never_printed(tmp_path: Path) -> None:
+    """The minting secret is in no representation of the settings."""
+    secret = "x" * 40
+    settings = load(written(tmp_path, f"[auth]\nmint_secret = '{secret}'"), {})
+    assert settings.auth.mint_secret is not None
+    assert settings.auth.mint_secret.get_secret_value() == secret
+    assert secret not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+def test_the_settings_are_frozen() -> None:
+    """Nothing can be changed after loading, at any depth."""
+    settings = load(None, {})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.edge.port = 1
+    with pytest.raises(ValueError, match="frozen"):
+        settings.prefix = "x"
+
+
+def test_a_route_takes_one_value_or_several(tmp_path: Path) -> None:
+    """A condition of a route is a text or a list of texts."""
+    text = "[[routes]]\ntopic='a'\nsender='x'\nqos_status=['AVAILABLE','REQUESTED']\nevent_type='org.camaraproject.*'\n"
+    (route,) = load(written(tmp_path, text), {}).routes
+    assert (route.sender, route.event_type) == (("x",), ("org.camaraproject.*",))
+    assert route.qos_status == (QosStatus.AVAILABLE, QosStatus.REQUESTED)
+    assert (route.status_info, route.unexpected) == (None, None)
+
+
+def test_tokens_may_overlap(tmp_path: Path) -> None:
+    """Several tokens of one sender may be valid at once, and a hash may be written in capitals."""
+    text = f"{TOKEN}not_after = 2026-02-01T00:00:00+01:00\n[[auth.tokens]]\nsender='a'\nsha256='{'A' * 64}'\n"
+    first, second = load(written(tmp_path, text), {}).auth.tokens
+    assert first.not_after == datetime(2026, 1, 31, 23, tzinfo=UTC)
+    assert (second.sender, second.sha256) == ("a", "a" * 64)
+
+
+def test_a_place_can_be_told_of_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value in force has a place: an option, a variable, a line, or the default."""
+    config = written(tmp_path, f"prefix = 'x'\n{TOKEN}")
+    monkeypatch.setenv("QOD_RECEIVER_LOG__LEVEL", "debug")
+    places = layers(config, {"data": tmp_path})
+    assert places.settings().data == tmp_path
+    assert places.place(("data",)) == "--data on the command line"
+    assert places.place(("log", "level")) == "QOD_RECEIVER_LOG__LEVEL in the environment"
+    assert places.place(("prefix",)) == f"{config}, line 1"
+    assert places.place(("auth", "tokens", 0, "sha256")) == f"{config}, line 4"
+    assert places.place(("log", "format")) is None
+
+
+def test_every_setting_is_described() -> None:
+    """Each setting has a description, and each number has both bounds: what has no limit is a fault to come."""
+    schema = Settings.model_json_schema()
+    for name, section in {**schema["$defs"], "Settings": schema}.items():
+        for field, told in section.get("properties", {}).items():
+            if "$ref" in told:
+                continue
+            assert told.get("description"), f"describe {name}.{field} in settings.py"
+            if told.get("type") in {"integer", "number"}:
+                assert {"minimum", "maximum"} <= told.keys(), f"give {name}.{field} its bounds in settings.py"
