@@ -25,10 +25,6 @@ _SLICE = 64
 #: two changes of thread, whatever its size. A notification that comes alone doesn't wait for company.
 _PACE_SECONDS = 0.02
 
-#: Batches follow each other at least so far apart, unless the last one was full: every commit has its price, a sync and
-#: two changes of thread, whatever its size. A notification that comes alone doesn't wait for company.
-_PACE_SECONDS = 0.02
-
 _FORGET_INTERVAL_SECONDS = 1.0
 _FORGET_MAX = 256
 

@@ -88,7 +88,7 @@ def parse(body: bytes) -> Event | Unrecognized:
     raise Malformed("no known notification: neither specversion (CloudEvents) nor event, eventType or eventDetail")
 
 
-_STATUSES: dict[str | None, QosStatus] = {str(status): status for status in QosStatus}
+_STATUSES: dict[str, QosStatus] = {str(status): status for status in QosStatus}
 
 
 def _event(  # noqa: PLR0917  # what an envelope may have
@@ -103,24 +103,17 @@ def _event(  # noqa: PLR0917  # what an envelope may have
     if kind is None:
         return Unrecognized(kind_name, _any_session_id(detail), f"unknown event type {_quoted(kind_name)}")
     session_id = _session_id(detail, kind.id_members)
-    status = _first(detail, kind.status_members)
+    time_micros = None if time is None else _micros(time)
+    source = _text(attributes, "source")
+    status, status_info = _first(detail, kind.status_members), _text(detail, "statusInfo")
+    if status is None:
+        raise Malformed(f"{kind.status_members[0]} is missing")
     qos_status = _STATUSES.get(status)
     if qos_status is None:
-        if status is None:
-            raise Malformed(f"{kind.status_members[0]} is missing")
         return Unrecognized(kind_name, session_id, f"unknown {kind.status_members[0]} {_quoted(status)}")
-    # CAMARA: statusInfo applies to UNAVAILABLE alone; some senders repeat an old one.
-    status_info = _text(detail, "statusInfo") if qos_status is QosStatus.UNAVAILABLE else None
-    return Event(
-        session_id,
-        qos_status,
-        status_info,
-        None if time is None else _micros(time),
-        identifier,
-        _text(attributes, "source"),
-        kind_name,
-        dialect,
-    )
+    if qos_status is not QosStatus.UNAVAILABLE:
+        status_info = None  # CAMARA: it applies to UNAVAILABLE alone; some senders repeat an old one
+    return Event(session_id, qos_status, status_info, time_micros, identifier, source, kind_name, dialect)
 
 
 def _bare(tree: Mapping[str, Any], name: str) -> Event | Unrecognized:

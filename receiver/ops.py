@@ -39,6 +39,7 @@ from receiver.telemetry import Telemetry
 
 _COUNT_DEFAULT = 100
 _COUNT_MAX = 10_000
+_COUNT_DIGITS_MAX = len(str(_COUNT_MAX))
 _STREAM_POLL_SECONDS = 0.2
 _STREAM_SILENCE_SECONDS = 15.0
 #: Each costs a poll of the file five times a second.
@@ -147,7 +148,8 @@ class OpsApp(Starlette):
             yield b": connected\n\n"
             while not self._stopping.is_set():
                 before = cursor.copy()
-                for record in await self._reader.records(topic, cursor, _COUNT_DEFAULT):
+                records = await self._reader.records(topic, cursor, _COUNT_DEFAULT)
+                for record in records:
                     before[record.partition] = record.position + 1
                     if session_id is None or record.message.key == session_id:
                         silent_seconds = 0.0
@@ -156,6 +158,8 @@ class OpsApp(Starlette):
                 if silent_seconds >= _STREAM_SILENCE_SECONDS:
                     silent_seconds = 0.0
                     yield b": nothing new\n\n"
+                if len(records) == _COUNT_DEFAULT:
+                    continue  # there may be more: a stream that waited now would fall behind a busy topic
                 silent_seconds += _STREAM_POLL_SECONDS
                 try:
                     await asyncio.wait_for(self._stopping.wait(), _STREAM_POLL_SECONDS)
@@ -174,13 +178,9 @@ class OpsApp(Starlette):
         return _json({"sessions": [session_fields(session) for session in sessions]})
 
     async def _replay(self, request: Request) -> Response:
+        verdicts, start = _wanted(await request.body())
         try:
-            wanted = orjson.loads(await request.body() or b"{}")
-            reasons, start = wanted.get("verdicts"), wanted.get("from", "beginning")
-        except (ValueError, AttributeError):
-            raise HTTPException(400, 'the body is JSON such as {"verdicts": ["malformed"], "from": "0-17"}') from None
-        try:
-            replayed = await self._dead_letters.replay(reasons, start)
+            replayed = await self._dead_letters.replay(verdicts, start)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         return _json({"replayed": replayed})
@@ -213,9 +213,22 @@ class _TokenWanted:
 
 def _count(request: Request) -> int:
     text = request.query_params.get("limit", str(_COUNT_DEFAULT))
-    if not text.isdecimal() or not 1 <= int(text) <= _COUNT_MAX:
+    if not text.isdecimal() or len(text) > _COUNT_DIGITS_MAX or not 1 <= int(text) <= _COUNT_MAX:
         raise HTTPException(400, f"limit is 1 to {_COUNT_MAX}")
     return int(text)
+
+
+def _wanted(body: bytes) -> tuple[list[str] | None, str]:
+    """The verdicts that a replay asks for, None for all of them, and where it begins."""
+    try:
+        wanted = orjson.loads(body or b"{}")
+    except ValueError:
+        wanted = None
+    if isinstance(wanted, dict):
+        verdicts, start = wanted.get("verdicts"), wanted.get("from", "beginning")
+        if isinstance(verdicts, list | None) and isinstance(start, str):
+            return verdicts, start
+    raise HTTPException(400, 'the body is JSON such as {"verdicts": ["malformed"], "from": "0-17"}')
 
 
 def _json(value: object, status_code: int = 200) -> Response:
@@ -229,7 +242,9 @@ def _problem_response(status: HTTPStatus, detail: str) -> Response:
 
 async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # for the type checker: registered for nothing else
-    return _problem_response(HTTPStatus(error.status_code), error.detail)
+    response = _problem_response(HTTPStatus(error.status_code), error.detail)
+    response.headers.update(error.headers or {})  # a 405 tells what is allowed
+    return response
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:

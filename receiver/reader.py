@@ -11,6 +11,9 @@ from receiver.event import QosStatus
 from receiver.message import Record
 from receiver.session import Session
 
+#: Positions are 64-bit integers to every backend.
+_POSITION_DIGITS_MAX = 18
+
 Cursor = dict[int, int]
 """Where a reader stands on a topic: the next position to read, by partition."""
 
@@ -52,11 +55,11 @@ class Reader(Protocol):
         cursor = await self.beginning(topic)
         if start == "beginning":
             return cursor
-        if start.isdecimal():
+        if _is_position(start):
             return dict.fromkeys(cursor, int(start))
         for part in start.split(","):
             partition, _, position = part.partition("-")
-            if not (partition.isdecimal() and position.isdecimal() and int(partition) in cursor):
+            if not (_is_position(partition) and _is_position(position) and int(partition) in cursor):
                 raise ValueError(f"{start!r} is neither beginning, end, a position, nor PARTITION-POSITION,…")
             cursor[int(partition)] = int(position)
         return cursor
@@ -68,3 +71,7 @@ class Reader(Protocol):
     async def session_counts(self) -> dict[QosStatus, int]:
         """How many sessions are remembered in each status."""
         ...
+
+
+def _is_position(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _POSITION_DIGITS_MAX

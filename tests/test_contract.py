@@ -5,16 +5,16 @@ from contextlib import AsyncExitStack, suppress
 from itertools import pairwise
 
 import pytest
-from nodes import COUNT_MAX, SESSIONS_TOPIC, Node, SqliteBackend, append, commit, decide, everything, route
-from samples import HOUR, SECOND, SESSION_ID, START, posted
 
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import LaneLost
-from receiver.message import Message
+from receiver.message import Message, Record
 from receiver.notification import Notification
 from receiver.reader import Cursor, cursor_text
 from receiver.router import Router
+from tests.nodes import COUNT_MAX, SESSIONS_TOPIC, Node, SqliteBackend, append, commit, decide, everything, route
+from tests.samples import HOUR, SECOND, SESSION_ID, START, posted
 
 STATUS_TOPIC = "qod.status"
 
@@ -22,6 +22,19 @@ STATUS_TOPIC = "qod.status"
 def numbered(count: int, text: str = "A1", first: int = 0) -> list[Notification]:
     """Notifications of as many sessions, the number of each in its session's id."""
     return [posted(text, session_id=f"s{number:04}") for number in range(first, first + count)]
+
+
+async def persistently(node: Node, *notifications: Notification) -> None:
+    """Append as a patient sender does: what is refused comes again."""
+    async with asyncio.timeout(60):
+        for notification in notifications:
+            while True:
+                try:
+                    await node.inbox.append(notification)
+                except Unavailable:
+                    await asyncio.sleep(0.02)
+                else:
+                    break
 
 
 # The inbox.
@@ -69,7 +82,7 @@ async def test_appended_together_each_is_kept_once(node: Node) -> None:
         read += batch.notifications
         positions += batch.positions
     assert positions == list(range(len(given)))
-    assert sorted(read) == given
+    assert sorted(read) == sorted(given)
 
 
 async def test_a_sender_that_went_away_harms_nobody(node: Node) -> None:
@@ -84,22 +97,18 @@ async def test_a_sender_that_went_away_harms_nobody(node: Node) -> None:
 
 async def test_an_append_that_takes_too_long_is_refused(backend: SqliteBackend, router: Router) -> None:
     """Past the time limit senders are told to come again, and so are those who come meanwhile, until it goes on."""
-    async with backend.opened(append_timeout_seconds=0.05) as node:
-        await append(node, *numbered(1))
+    async with backend.opened(append_timeout_seconds=0.5) as node:
+        await persistently(node, *numbered(1))
         assert node.inbox.trouble == ""
         with backend.stalled():
             late = await asyncio.gather(*map(node.inbox.append, numbered(3, first=1)), return_exceptions=True)
             assert [type(each) for each in late] == [Unavailable] * 3
-            assert "0.05 s" in node.inbox.trouble
+            assert "0.5 s" in node.inbox.trouble
             with pytest.raises(Unavailable) as caught:
                 await node.inbox.append(numbered(1, first=9)[0])
             assert caught.value.retry_after_seconds
-        async with asyncio.timeout(20):
-            while node.inbox.trouble:
-                with suppress(Unavailable):
-                    await append(node, *numbered(1, first=4))
-                await asyncio.sleep(0.01)
-        await append(node, *numbered(1, first=5))
+        await persistently(node, *numbered(2, first=4))
+        assert node.inbox.trouble == ""
         await route(node, router)
         keys = [record.message.key for record in await everything(node.reader, STATUS_TOPIC)]
     # Whether the refused were kept is not known; the others were, each has its effect once.
@@ -180,7 +189,7 @@ async def test_nothing_is_visible_before_the_commit(node: Node, router: Router) 
 
 
 def _comparable(message: Message) -> Message:
-    return message._replace(headers=tuple(tuple(pair) for pair in message.headers))
+    return message._replace(headers=tuple((name, text) for name, text in message.headers))
 
 
 async def test_a_commit_counts_once(node: Node, router: Router) -> None:
@@ -372,7 +381,7 @@ async def test_a_topic_that_does_not_exist(routed: Node, start: str) -> None:
 async def test_paging(routed: Node, count_max: int) -> None:
     """Page by page a reader sees every record once, in order; its cursor stands behind what it got."""
     cursor: Cursor = await routed.reader.beginning(STATUS_TOPIC)
-    seen = []
+    seen: list[Record] = []
     while records := await routed.reader.records(STATUS_TOPIC, cursor, count_max):
         assert len(records) <= count_max
         assert cursor_text(cursor) == f"0-{records[-1].position + 1}"

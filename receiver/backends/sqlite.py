@@ -47,11 +47,13 @@ class SqliteInbox:
         *,
         append_timeout_seconds: float,
         appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+        clock_nanos: Callable[[], int] = time.time_ns,
     ) -> None:
         self._file = file
         self._writer = writer
         self._timeout_seconds = append_timeout_seconds
         self._tell = appended
+        self._clock_nanos = clock_nanos
         self._began = 0.0
         self._waiting: deque[tuple[Notification, asyncio.Future[None]]] = deque()
         self._group: list[asyncio.Future[None]] = []
@@ -91,9 +93,8 @@ class SqliteInbox:
         self._group = [kept for _, kept in taken]
         self._deadline = loop.call_later(self._timeout_seconds, self._expire)
         pack = pack_notifications([notification for notification, _ in taken])
-        loop.run_in_executor(self._writer, self._file.append, pack, time.time_ns() // 1000).add_done_callback(
-            self._written
-        )
+        writing = loop.run_in_executor(self._writer, self._file.append, pack, self._clock_nanos() // 1000)
+        writing.add_done_callback(self._written)
 
     def _written(self, outcome: asyncio.Future[None]) -> None:
         loop = asyncio.get_running_loop()
@@ -203,7 +204,10 @@ class SqliteLane:
         by_topic: dict[str, list[Message]] = {}
         for message in messages:
             by_topic.setdefault(message.topic, []).append(message)
-        newest = {message.key: message for message in by_topic.pop(self._sessions_topic, ())}
+        newest: dict[str, Message] = {}
+        for message in by_topic.pop(self._sessions_topic, ()):
+            newest.pop(message.key, None)  # to stand where the last record of its key stands, not the first
+            newest[message.key] = message
         return (
             Effects(
                 [(topic, pack_messages(some)) for topic, some in by_topic.items()],

@@ -210,6 +210,7 @@ class SqliteFile:
         connection = self._connect()
         try:
             connection.set_busy_timeout(_BUSY_TIMEOUT_MILLIS)
+            _refuse_read_only(connection)
             for pragma, wanted in (("journal_mode", "wal"), ("synchronous", "full")):
                 connection.execute(f"PRAGMA {pragma} = {wanted}")
             _make_durable(connection)
@@ -433,12 +434,18 @@ class Lock:
         os.close(self._descriptor)
 
 
+def _refuse_read_only(connection: apsw.Connection) -> None:
+    # SQLite opens a file all the same that it may not write to, and leaves a log beside it that nobody may.
+    if connection.readonly("main"):
+        raise Unavailable("the file may not be written to", reason="store")
+
+
 def _make_durable(connection: apsw.Connection) -> None:
     if connection.pragma("journal_mode") != "wal" or connection.pragma("synchronous") != 2:  # noqa: PLR2004  # FULL
         raise Unavailable("the file system refuses a write-ahead log or syncing", reason="store")
     busy, _, _ = _row(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
     if busy:
-        raise Unavailable("a reader keeps the log from being checkpointed", reason="store")
+        raise Unavailable("another program keeps the log from being checkpointed", reason="store")
 
 
 def _row(connection: apsw.Connection, sql: str, bindings: Sequence[str | int] = ()) -> tuple[Any, ...]:

@@ -68,7 +68,10 @@ async def _all(directory: Path) -> None:
 def main() -> None:
     """Run as a command."""
     kind, directory = sys.argv[1], Path(sys.argv[2])
-    uvloop.run({"empty": _empty, "edge": lambda: _edge(directory), "all": lambda: _all(directory)}[kind]())
+    if kind == "empty":
+        uvloop.run(_empty())
+    else:
+        uvloop.run(_edge(directory) if kind == "edge" else _all(directory))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""What the verdicts must be: the design's table, told as simply as it can be, and sharing nothing with the program.
+
+It keeps every event that it took into account and looks through all of them each time.
+"""
+
+from typing import NamedTuple
+
+from receiver.event import Event
+
+ACCEPTED, DUPLICATE, UNCHANGED, LATE, CONFLICT = "accepted", "duplicate", "unchanged", "late", "conflict"
+
+
+class Heard(NamedTuple):
+    """An event that was taken into account, and the time that counts for it."""
+
+    event: Event
+    micros: int
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What two events have in common that tell the same."""
+        event = self.event
+        return event.session_id, event.type, event.time_micros, event.qos_status, event.status_info
+
+    @property
+    def rank(self) -> int:
+        """Where its status stands on the way from REQUESTED to the end."""
+        if self.event.qos_status == "REQUESTED":
+            return 0
+        return 2 if self.event.status_info else 1
+
+
+class Oracle:
+    """One session, remembering the last `memory_max` events."""
+
+    def __init__(self, memory_max: int) -> None:
+        self.memory_max = memory_max
+        self.sender = ""
+        self.heard: list[Heard] = []
+        self.changes: list[Heard] = []
+        self.told_at = 0
+        self.touched_at = 0
+
+    @property
+    def remembered(self) -> list[Heard]:
+        """The events that a repetition is recognized of."""
+        return self.heard[-self.memory_max :]
+
+    @property
+    def forgotten(self) -> list[Heard]:
+        """Those before them."""
+        return self.heard[: -self.memory_max]
+
+    @property
+    def now(self) -> Heard:
+        """The change that made the session what it is."""
+        return self.changes[-1]
+
+    def hear(self, event: Event, sender: str, received_at: int, clock: int) -> str:  # noqa: PLR0911  # one for each row
+        """The verdict on an event."""
+        heard = Heard(event, received_at if event.time_micros is None else event.time_micros)
+        if not self.heard:
+            self.sender = sender
+            return self._change(heard, clock)
+        if sender != self.sender:
+            return CONFLICT
+        if event.id is not None:
+            for known in self.remembered:
+                if (known.event.source, known.event.id) == (event.source, event.id):
+                    return DUPLICATE if known.content == heard.content else CONFLICT
+        if any(known.content == heard.content for known in self.remembered):
+            return DUPLICATE
+        if heard.rank <= self.now.rank and any(heard.micros <= known.micros for known in self.forgotten):
+            return CONFLICT
+        if (event.qos_status, event.status_info) == (self.now.event.qos_status, self.now.event.status_info):
+            self._remember(heard, clock)
+            self.told_at = max(self.told_at, heard.micros)
+            return UNCHANGED
+        if heard.rank < self.now.rank or (heard.rank == self.now.rank and heard.micros < self.told_at):
+            self._remember(heard, clock)
+            return LATE
+        return self._change(heard, clock)
+
+    def availability(self) -> tuple[int | None, float | None]:
+        """When the session last became available, and for how many seconds it was."""
+        for at in reversed(range(len(self.changes))):
+            begin = self.changes[at]
+            if begin.event.qos_status == "AVAILABLE":
+                if begin is self.now:
+                    return begin.micros, None
+                return begin.micros, max(0, self.changes[at + 1].micros - begin.micros) / 1_000_000
+        return None, None
+
+    def _remember(self, heard: Heard, clock: int) -> None:
+        self.heard.append(heard)
+        self.touched_at = clock
+
+    def _change(self, heard: Heard, clock: int) -> str:
+        self._remember(heard, clock)
+        self.changes.append(heard)
+        self.told_at = heard.micros
+        return ACCEPTED

@@ -1,0 +1,201 @@
+"""What matters in the shape of `receiver/`, each with a message that says what to do."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import receiver
+
+ROOT = Path(receiver.__file__).parent
+LINES_MAX = 500
+
+#: Modules without async, clock, randomness, logging, network and files: what they do follows from what they are given.
+PURE = {
+    "admission",
+    "auth",
+    "backends.packing",
+    "errors",
+    "event",
+    "message",
+    "notification",
+    "rfc3339",
+    "router",
+    "routes",
+    "session",
+}
+#: What a pure module may import, beside pure modules. Of these only what is itself a function of its arguments.
+PURE_IMPORTS = {
+    "base64",
+    "binascii",
+    "collections",
+    "collections.abc",
+    "dataclasses",
+    "datetime",
+    "enum",
+    "fnmatch",
+    "functools",
+    "hashlib",
+    "hmac",
+    "http",
+    "itertools",
+    "json",
+    "jwt",
+    "jwt.types",
+    "math",
+    "orjson",
+    "re",
+    "struct",
+    "types",
+    "typing",
+    "urllib.parse",
+    "zlib",
+}
+#: What reads a clock or a file without an import of its own.
+IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eval", "__import__"}
+
+#: A module imports only modules of the lines above its own.
+LAYERS = (
+    {"errors", "event", "rfc3339"},
+    {"message", "notification", "session"},
+    {"admission", "auth", "inbox", "reader", "routes"},
+    {"jwks", "router", "telemetry"},
+    {"connection", "dispatcher", "edge", "replay"},
+    {"ops"},
+    {"backends.packing"},
+    {"backends.sqlite_file"},
+    {"backends.sqlite"},
+    {"layers"},
+    {"settings"},
+    {"console", "secret_file"},
+    {"service"},
+    {"demo.sender"},
+    {"demo.tally"},
+    {"demo.screen"},
+    {"demo"},
+    {"cli"},
+    {"__main__"},
+)
+
+
+class Import(NamedTuple):
+    """An import, of a module of ours or of another's."""
+
+    line: int
+    module: str
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {_name(path): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
+TREES = {module: ast.parse(source) for module, source in SOURCES.items()}
+#: Those that hold more than a docstring.
+MODULES = [module for module, tree in TREES.items() if len(tree.body) > 1]
+HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
+
+
+def _imports(module: str) -> Iterator[Import]:
+    """Every import of a module, wherever in it, by its full name; those of ours without the package's."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            names = [each.name for each in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"receiver/{module}: line {node.lineno} imports relatively; write the full name"
+            parent = node.module or ""
+            names = [
+                f"{parent}.{each.name}" if f"{parent}.{each.name}".removeprefix("receiver.") in SOURCES else parent
+                for each in node.names
+            ]
+        else:
+            continue
+        yield from (Import(node.lineno, name) for name in sorted(set(names)))
+
+
+def _ours(module: str) -> list[Import]:
+    return [
+        Import(line, name.removeprefix("receiver.")) for line, name in _imports(module) if name.startswith("receiver.")
+    ]
+
+
+def _others(module: str) -> list[Import]:
+    return [each for each in _imports(module) if each.module.partition(".")[0] != "receiver"]
+
+
+def _closure(module: str) -> set[str]:
+    """A module, and all that comes with it."""
+    found, waiting = {module}, [module]
+    while waiting:
+        news = {each.module for each in _ours(waiting.pop())} - found
+        found |= news
+        waiting += news
+    return found
+
+
+def test_every_module_has_its_place() -> None:
+    """Each module stands in one line of LAYERS, and LAYERS names no other."""
+    assert sum(map(len, LAYERS)) == len(HEIGHT), "a module stands in two lines of LAYERS"
+    missing, gone = set(MODULES) - HEIGHT.keys(), HEIGHT.keys() - set(MODULES)
+    assert not missing, f"put {sorted(missing)} into a line of LAYERS: below all that it may import"
+    assert not gone, f"take {sorted(gone)} out of LAYERS"
+    assert set(MODULES) >= PURE, f"take {sorted(PURE - set(MODULES))} out of PURE"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    """A module imports only from the lines above its own: the flow knows nothing of who serves, shows or configures."""
+    wrong = [each for each in _ours(module) if HEIGHT[each.module] >= HEIGHT[module]]
+    assert not wrong, (
+        f"{module} must not import {wrong}: pass in what it needs from there as an argument, "
+        "or move what both need into a module above the two"
+    )
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_import_what_is_pure(module: str) -> None:
+    """A pure module imports pure modules, and of others those alone that are functions of their arguments."""
+    wrong = [each for each in _others(module) if each.module not in PURE_IMPORTS]
+    assert not wrong, (
+        f"{module} is pure but imports {wrong}: take time, randomness, files and the network's answers as arguments, "
+        "or, if what you import is a function of its arguments too, add it to PURE_IMPORTS"
+    )
+    impure = [each for each in _ours(module) if each.module not in PURE]
+    assert not impure, f"{module} is pure but imports {impure}: move what it needs from there into a pure module"
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_wait_for_nothing_and_ask_nobody(module: str) -> None:
+    """A pure module has no async function, reads no clock, and opens and prints nothing."""
+    for node in ast.walk(TREES[module]):
+        line = f"receiver/{module} line {getattr(node, 'lineno', 0)}"
+        asynchronous = isinstance(node, ast.AsyncFunctionDef | ast.AsyncFor | ast.AsyncWith | ast.Await)
+        assert not asynchronous, f"{line}: a pure module is not async; let its caller wait, and pass in the result"
+        if isinstance(node, ast.Call):
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            assert name not in IMPURE_CALLS, f"{line} calls {name}: take what it tells as an argument, such as `now`"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("demo")])
+def test_the_demo_does_not_know_the_parser(module: str) -> None:
+    """What the demo sends is spelled by itself: if sender and parser shared code, they would share mistakes."""
+    direct = {each.module for each in _ours(module)}
+    assert "notification" not in direct, f"{module} imports notification: write out the body that is to be sent"
+
+
+def test_the_demos_sender_shares_nothing_with_the_parser() -> None:
+    """Not even by way of another module does the sender of the demo get to the parser."""
+    assert "notification" not in _closure("demo.sender"), "take what leads to notification out of demo/sender.py"
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_modules_are_short(module: str) -> None:
+    """No module has more than 500 lines."""
+    lines = SOURCES[module].count("\n")
+    assert lines <= LINES_MAX, (
+        f"{module} has {lines} lines: find the second noun in it, and give it a module of its own"
+    )

@@ -1,0 +1,330 @@
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Literal
+
+import pytest
+
+from receiver.dispatcher import Dispatcher
+from receiver.errors import Unavailable
+from receiver.inbox import Batch, Lane, LaneLost
+from receiver.message import Message
+from receiver.notification import Notification
+from receiver.router import Decision, Router
+from receiver.session import Session, Verdict
+from receiver.telemetry import Telemetry
+from tests.nodes import COUNT_MAX, SESSIONS_TOPIC, Node, append, everything, until
+from tests.samples import HOUR, SECOND, START, bare, body, decisions, posted, told
+
+Fault = Literal["before", "after", "lost"]
+
+
+class Watched(Router):
+    """A router that tells how far it has come, and fails on the bodies that it is told to fail on."""
+
+    def __init__(self, *fatal: bytes) -> None:
+        super().__init__(prefix="qod", forget_after_seconds=96 * 3600)
+        self.fatal = fatal
+        self.decided_up_to = 0
+
+    def decide(self, notification: Notification, trace: str, session: Session | None, clock_micros: int) -> Decision:
+        """Decide, unless the body is one of the fatal ones."""
+        self.decided_up_to = int(trace.partition("-")[2]) + 1
+        if notification.body in self.fatal:
+            raise ZeroDivisionError("a defect of ours")
+        return super().decide(notification, trace, session, clock_micros)
+
+
+class Hindered:
+    """A real lane with faults at chosen commits: before it is made, or after, when nobody learns that it was.
+
+    A commit of notifications comes to its fault only when the batch behind it was decided on, where there is one.
+    `oldest` and `read` fail as often as they are told to.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        router: Watched,
+        faults: Mapping[int, Fault],
+        *,
+        reads_failing: int = 0,
+        oldest_failing: int = 0,
+    ) -> None:
+        self.partition = lane.partition
+        self.commits = 0
+        self.free = asyncio.Event()
+        self.free.set()
+        self._lane = lane
+        self._router = router
+        self._faults = faults
+        self._reads_failing = reads_failing
+        self._oldest_failing = oldest_failing
+
+    @property
+    def lag(self) -> int:
+        """The lane's."""
+        return self._lane.lag
+
+    async def read(self, count_max: int) -> Batch:
+        """Read, when it has failed often enough."""
+        if self._reads_failing:
+            self._reads_failing -= 1
+            raise Unavailable("no reading", reason="test")
+        return await self._lane.read(count_max)
+
+    def rewind(self) -> None:
+        """As the lane does."""
+        self._lane.rewind()
+
+    async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
+        """The oldest, when it has failed often enough."""
+        if self._oldest_failing:
+            self._oldest_failing -= 1
+            raise Unavailable("no oldest", reason="test")
+        return await self._lane.oldest(count_max)
+
+    async def commit(self, batch: Batch, messages: Sequence[Message], clock_micros: int) -> None:
+        """Commit, with the fault that is planned for this one."""
+        fault = self._faults.get(self.commits)
+        self.commits += 1
+        if fault is not None:
+            await until(lambda: not self._router.decided_up_to <= batch.next_position < batch.position + self.lag)
+        await self.free.wait()
+        if fault == "lost":
+            raise LaneLost
+        if fault == "before":
+            raise Unavailable("not committed", reason="test")
+        await self._lane.commit(batch, messages, clock_micros)
+        if fault == "after":
+            raise Unavailable("committed, but who knows", reason="test")
+
+
+@asynccontextmanager
+async def running(
+    lane: Lane, router: Router, telemetry: Telemetry, batch_max: int
+) -> AsyncIterator[asyncio.Task[None]]:
+    """A dispatcher at work; what it raises is raised here."""
+    task = asyncio.create_task(Dispatcher(lane, router, telemetry, batch_max=batch_max).run())
+    try:
+        yield task
+    finally:
+        if not task.cancelling():
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def dispatch(lane: Lane, router: Router, telemetry: Telemetry, batch_max: int) -> None:
+    """Run a dispatcher until all is routed, then stop it."""
+    async with running(lane, router, telemetry, batch_max) as task:
+        await until(lambda: not lane.lag or task.done())
+
+
+def story() -> list[Notification]:
+    """Notifications of interleaved sessions in which every verdict occurs, most of them due to a batch before.
+
+    Their times of receipt go to and fro.
+    """
+    texts = ["A1#a", "A1#a", "A2#b", "U5:N#c", "A3#d", "U9#c", "U6:N@other", "U5:N#c", "R0#e", "U7:D#f"]
+    given = [posted(text, session_id=session_id) for text in texts for session_id in ("s1", "s2", "s3")]
+    given[11:11] = [posted(b"{", key="acme")]
+    given += [posted(bare("s4"), session_id="s4"), posted(body(told("A1")[0], type="another"), key="s1")]
+    return [each._replace(received_micros=START + index * 7 % 10 * SECOND) for index, each in enumerate(given)]
+
+
+async def assert_outcome(node: Node, notifications: Sequence[Notification]) -> None:
+    """The topics hold what a router that never fails makes of the notifications: all of it, in order, once."""
+    made = decisions(Watched(), notifications)
+    messages = [message for decision in made for message in decision.messages]
+    for topic in {message.topic for message in messages} - {SESSIONS_TOPIC}:
+        records = await everything(node.reader, topic)
+        wanted = [message for message in messages if message.topic == topic]
+        assert [_comparable(record.message) for record in records] == list(map(_comparable, wanted))
+        assert [record.position for record in records] == list(range(len(wanted)))
+    sessions = {each.session_id: each for each in (decision.session for decision in made) if each is not None}
+    found = await node.reader.sessions(None, COUNT_MAX)
+    assert {session.session_id: session for session in found} == sessions
+    assert len(found) == len(sessions)
+
+
+def _comparable(message: Message) -> Message:
+    return message._replace(headers=tuple((name, text) for name, text in message.headers))
+
+
+def sample(telemetry: Telemetry, name: str) -> float:
+    """A metric's value, summed over its labels."""
+    metrics = telemetry.registry.collect()
+    return sum(sample.value for metric in metrics for sample in metric.samples if sample.name == name)
+
+
+@pytest.mark.parametrize("batch_max", [1, 2, 3, 7, 100])
+async def test_batches_do_not_matter(node: Node, telemetry: Telemetry, batch_max: int) -> None:
+    """However the inbox is cut into batches, the same comes of it, and each notification is counted once."""
+    given = story()
+    await append(node, *given)
+    await dispatch(node.lane, Watched(), telemetry, batch_max)
+    await assert_outcome(node, given)
+    assert {decision.verdict for decision in decisions(Watched(), given)} == set(Verdict)
+    assert sample(telemetry, "qod_receiver_notifications_total") == len(given)
+
+
+@pytest.mark.parametrize("batch_max", [1, 2, 5])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {0: "before"},
+        {1: "before"},
+        {2: "before"},
+        {1: "before", 2: "before", 3: "before"},
+        {0: "before", 2: "before", 4: "before", 6: "before"},
+        {0: "after"},
+        {1: "after"},
+        {1: "after", 2: "before"},
+        {1: "before", 2: "after", 3: "after"},
+    ],
+    ids=str,
+)
+async def test_a_commit_that_fails_loses_and_repeats_nothing(
+    node: Node, telemetry: Telemetry, caplog: pytest.LogCaptureFixture, faults: dict[int, Fault], batch_max: int
+) -> None:
+    """Though the batch behind a failing commit was decided on already, all takes effect in order and once."""
+    given = story()
+    await append(node, *given)
+    router = Watched()
+    lane = Hindered(node.lane, router, faults)
+    await dispatch(lane, router, telemetry, batch_max)
+    await assert_outcome(node, given)
+    assert lane.commits > len(faults)
+    assert sample(telemetry, "qod_receiver_lane_failures_total") == len(faults)
+    gc.collect()
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_what_comes_while_it_runs_is_routed(node: Node, telemetry: Telemetry) -> None:
+    """Notifications that are appended to an idle lane, one by one or many at once, are routed."""
+    given = story()
+    async with running(node.lane, Watched(), telemetry, 4):
+        for part in (given[:1], given[1:2], given[2:20], given[20:]):
+            await append(node, *part)
+            await until(lambda: not node.lane.lag)
+    await assert_outcome(node, given)
+
+
+async def test_reading_that_fails_is_tried_again(node: Node, telemetry: Telemetry) -> None:
+    """A lane that can't be read, or can't tell its oldest sessions, is counted and tried again."""
+    given = story()
+    await append(node, *given)
+    router = Watched()
+    await dispatch(Hindered(node.lane, router, {}, reads_failing=2, oldest_failing=1), router, telemetry, 100)
+    await assert_outcome(node, given)
+    assert sample(telemetry, "qod_receiver_lane_failures_total") == 3
+
+
+async def test_back_off(node: Node, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the backend fails, the longest that is waited doubles from 50 ms up to 5 s, and chance picks below it."""
+    longest: list[float] = []
+
+    def shortest(least: float, most: float) -> float:
+        longest.append(most)
+        return least
+
+    monkeypatch.setattr("random.uniform", shortest)
+    await append(node, *story())
+    router = Watched()
+    await dispatch(Hindered(node.lane, router, {}, reads_failing=9), router, telemetry, 100)
+    assert longest == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+async def test_a_lost_lane_ends_it(node: Node, telemetry: Telemetry) -> None:
+    """Whoever lost its lane stops, and nothing of its last batch is there."""
+    await append(node, *story())
+    router = Watched()
+    with pytest.raises(LaneLost):
+        await dispatch(Hindered(node.lane, router, {0: "lost"}), router, telemetry, 5)
+    assert await node.reader.topics() == []
+
+
+async def test_a_stop_waits_for_the_last_commit(node: Node, telemetry: Telemetry) -> None:
+    """A dispatcher that is stopped in the middle of a commit ends when that is done, and it counts."""
+    given = story()
+    await append(node, *given)
+    router = Watched()
+    lane = Hindered(node.lane, router, {})
+    lane.free.clear()
+    async with running(lane, router, telemetry, 100) as task:
+        await until(lambda: lane.commits > 0)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done()
+        lane.free.set()
+    await assert_outcome(node, given)
+    assert lane.lag == 0
+
+
+# A notification that the router fails on.
+
+
+@pytest.mark.parametrize("batch_max", [1, 2, 100])
+async def test_one_poisonous_notification_stops_nothing(node: Node, telemetry: Telemetry, batch_max: int) -> None:
+    """What the router fails on becomes a dead letter with its session untouched, and the rest goes on."""
+    poison = posted("U3:N", session_id="s1")
+    await append(
+        node, posted("A1", session_id="s1"), poison, posted("A1", session_id="s2"), posted("U5", session_id="s1")
+    )
+    await dispatch(node.lane, Watched(poison.body), telemetry, batch_max)
+    (letter,) = await everything(node.reader, "qod.dead-letter")
+    assert dict(letter.message.headers)["inbox"] == "0-1"
+    assert letter.fields()["value"]["reason"] == "the router failed: ZeroDivisionError"
+    statuses = [record.fields()["value"] for record in await everything(node.reader, "qod.status")]
+    assert [(each["sessionId"], each["qosStatus"]) for each in statuses] == [
+        ("s1", "AVAILABLE"),
+        ("s2", "AVAILABLE"),
+        ("s1", "UNAVAILABLE"),
+    ]
+    assert statuses[2]["availableSeconds"] == 4.0
+
+
+# Forgetting.
+
+
+async def until_remembered(node: Node, router: Router, telemetry: Telemetry, count: int) -> None:
+    """Run a dispatcher until so few sessions are left."""
+    async with running(node.lane, router, telemetry, 1000), asyncio.timeout(60):
+        while len(await node.reader.sessions(None, COUNT_MAX)) > count:  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0.002)
+
+
+async def test_sessions_are_forgotten_by_the_inboxs_clock(node: Node, router: Router, telemetry: Telemetry) -> None:
+    """A session ends with a tombstone once the inbox's clock, and no other, is far enough past its last event."""
+    old, new = posted("U1:N", session_id="old"), posted("A1", session_id="new", received_micros=START + 97 * HOUR)
+
+    async def remembered() -> list[str]:
+        await dispatch(node.lane, router, telemetry, 100)
+        return [session.session_id for session in await node.reader.sessions(None, COUNT_MAX)]
+
+    await append(node, old)
+    assert await remembered() == ["old"]
+    await append(node, new)
+    assert await remembered() == ["new", "old"]
+    # It forgets as it starts, and now and then: by what was committed, whatever the clock on the wall says.
+    await until_remembered(node, router, telemetry, 1)
+    records = [record for record in await everything(node.reader, SESSIONS_TOPIC) if record.message.key == "old"]
+    assert [record.message.value for record in records] == [None]
+    assert records[0].message.timestamp_millis == (START + 97 * HOUR) // 1000
+    await append(node, old._replace(received_micros=START + 97 * HOUR))
+    assert await remembered() == ["old", "new"]
+    assert len(await everything(node.reader, "qod.status")) == 3
+
+
+async def test_more_are_forgotten_than_go_at_once(node: Node, router: Router, telemetry: Telemetry) -> None:
+    """When more sessions are to be forgotten than one commit takes, those touched longest ago go first."""
+    await asyncio.gather(*(node.inbox.append(posted("A1", session_id=f"s{number}")) for number in range(300)))
+    await dispatch(node.lane, router, telemetry, 1000)
+    await append(node, posted("A1", session_id="new", received_micros=START + 97 * HOUR))
+    await dispatch(node.lane, router, telemetry, 1000)
+    await until_remembered(node, router, telemetry, 45)
+    left = [session.session_id for session in await node.reader.sessions(None, COUNT_MAX)]
+    assert left[0] == "new"
+    assert len(left) == 45

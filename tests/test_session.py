@@ -1,0 +1,411 @@
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.event import Dialect, Event, QosStatus, StatusInfo
+from receiver.session import MARKS_MAX, Session, Verdict, apply
+from tests.oracle import Oracle
+from tests.samples import SECOND, SESSION_ID, SOURCE, START, TYPE, told
+
+ACCEPTED, DUPLICATE, UNCHANGED, LATE, CONFLICT = (
+    Verdict.ACCEPTED,
+    Verdict.DUPLICATE,
+    Verdict.UNCHANGED,
+    Verdict.LATE,
+    Verdict.CONFLICT,
+)
+#: The first event is received at this second, and every other a second after the one before.
+RECEIVED = 1000
+
+
+def after(*texts: str) -> tuple[Session, Verdict, str]:
+    """What spelled events, one after the other, make of a session that is not remembered: the last one's outcome."""
+    return heard([told(text) for text in texts])
+
+
+def heard(events: Sequence[tuple[Event, str]]) -> tuple[Session, Verdict, str]:
+    """The same, from events and their senders."""
+    session: Session | None = None
+    for index, (event, sender) in enumerate(events):
+        received_micros = START + (RECEIVED + index) * SECOND
+        session, verdict, conflict = apply(session, event, sender, received_micros, received_micros)
+    assert session is not None, "no events were given"
+    return session, verdict, conflict
+
+
+@pytest.mark.parametrize(
+    ("before", "event", "verdict"),
+    [
+        # Nothing is remembered: whatever comes is news.
+        ("", "R1", ACCEPTED),
+        ("", "A1", ACCEPTED),
+        ("", "U1", ACCEPTED),
+        ("", "U1:N", ACCEPTED),
+        ("", "U?#", ACCEPTED),
+        # The way of a conforming session.
+        ("R1", "A2", ACCEPTED),
+        ("R1", "U2:N", ACCEPTED),
+        ("A1", "U2:E", ACCEPTED),
+        ("R1 A2", "U3:D", ACCEPTED),
+        # A higher rank is news whatever its clock says.
+        ("R5", "A1", ACCEPTED),
+        ("R5", "U1", ACCEPTED),
+        ("A5", "U1:N", ACCEPTED),
+        ("U5", "U1:N", ACCEPTED),
+        # A lower rank is late whatever its clock says.
+        ("A1", "R2", LATE),
+        ("U1", "R2", LATE),
+        ("U1:N", "A2", LATE),
+        ("U1:N", "U2", LATE),
+        ("U1:N", "R2", LATE),
+        # Of one rank the older is late, and equal times count in order of arrival.
+        ("A2", "U1", LATE),
+        ("A2", "U2", ACCEPTED),
+        ("A2", "U3", ACCEPTED),
+        ("U2", "A1", LATE),
+        ("U2", "A2", ACCEPTED),
+        ("U2:N", "U1:D", LATE),
+        ("U2:N", "U2:D", ACCEPTED),
+        ("U2:N", "U3:D", ACCEPTED),
+        ("U2:N", "U3:OF_A_LATER_RELEASE", ACCEPTED),
+        # To and fro without a reason.
+        ("A1 U2", "A3", ACCEPTED),
+        ("A1 U2 A3", "U4", ACCEPTED),
+        ("A1 U2 A3 U4", "U5:N", ACCEPTED),
+        ("A1 U4", "A3", LATE),
+        # The same status and reason again.
+        ("A1", "A2", UNCHANGED),
+        ("A2", "A1", UNCHANGED),
+        ("R1", "R2", UNCHANGED),
+        ("U1:N", "U2:N", UNCHANGED),
+        ("U1", "U2", UNCHANGED),
+        ("A1 A5", "U3", LATE),
+        ("A5 A1", "U3", LATE),
+        # Repeated with its id, with another, without one.
+        ("A1#x", "A1#x", DUPLICATE),
+        ("A1#x", "A1#y", DUPLICATE),
+        ("A1#x", "A1#", DUPLICATE),
+        ("A1#", "A1#x", DUPLICATE),
+        ("A1#", "A1#", DUPLICATE),
+        ("U?#", "U?#", DUPLICATE),
+        ("U?#x", "U?#y", DUPLICATE),
+        ("A1#x U2#y", "A1#x", DUPLICATE),
+        ("A1#x U2#y A3#z", "U2#y", DUPLICATE),
+        ("U2:N#x A1#y", "A1#y", DUPLICATE),
+        ("A1#x A2#y", "A2#y", DUPLICATE),
+        # Without a time its receipt counts, and a time is content of its own.
+        ("A1", "U?", ACCEPTED),
+        ("A?", "A1", UNCHANGED),
+        ("A?", "U1", LATE),
+        ("A?", "U1001", ACCEPTED),
+        # An id that was used before with other content.
+        ("A1#x", "A2#x", CONFLICT),
+        ("A1#x", "U1#x", CONFLICT),
+        ("U1:N#x", "U1:D#x", CONFLICT),
+        ("U1:N#x", "U1#x", CONFLICT),
+        ("A1#x", "A?#x", CONFLICT),
+        # The id decides where it is known, though the content is known as well, of another event.
+        ("A1#x U2#y", "A1#y", CONFLICT),
+        ("A1#x U2#y", "U2#x", CONFLICT),
+        # What was no news left no mark, so its id is free.
+        ("A1#x A1#y", "A2#y", UNCHANGED),
+        # Another sender's session, repetitions included.
+        ("A1", "U2@other", CONFLICT),
+        ("A1#x", "A1#x@other", CONFLICT),
+        ("A1@other", "U2@other", ACCEPTED),
+    ],
+)
+def test_verdict(before: str, event: str, verdict: Verdict) -> None:
+    """The verdict on an event follows from the events that its session was told before."""
+    assert after(*before.split(), event)[1] is verdict
+
+
+@pytest.mark.parametrize(
+    ("texts", "conflict"),
+    [
+        ("A1 U2@other", "the session belongs to another sender"),
+        ("A1#x A2#x", "the event id was used before with other content"),
+        ("A1 U2", ""),
+        ("A1#x A1#x", ""),
+        ("U2:N A1", ""),
+    ],
+)
+def test_conflicts_are_told_apart(texts: str, conflict: str) -> None:
+    """A conflict says what is in conflict; nothing else says anything."""
+    assert after(*texts.split())[2] == conflict
+
+
+def test_an_id_counts_within_its_source() -> None:
+    """The same id from another source is another event, and a type is content."""
+    first, sender = told("A1#x")
+    for other, verdict in (
+        (first._replace(source="another"), DUPLICATE),  # another event that tells the same
+        (told("A2#x")[0]._replace(source="another"), UNCHANGED),
+        (first._replace(type="another"), CONFLICT),  # the same event told otherwise
+    ):
+        assert heard([(first, sender), (other, sender)])[1] is verdict
+
+
+@pytest.mark.parametrize(
+    ("texts", "seconds"),
+    [
+        ("A1", 1),
+        ("A1 A3", 3),
+        ("A3 A1", 3),
+        ("A1 U2 A5", 5),
+        ("R9 A1", 1),  # a higher rank, though its clock is behind
+        ("U5 U1:N", 1),
+        ("U5:N A7", 5),
+        ("A1#x A1#x", 1),
+        ("A?", RECEIVED),
+        ("A1 U?", RECEIVED + 1),
+    ],
+)
+def test_time_is_the_latest_at_which_the_status_was_told(texts: str, seconds: int) -> None:
+    """A session's time is that of its status: what repeats it moves it on, what is late doesn't."""
+    assert after(*texts.split())[0].time_micros == START + seconds * SECOND
+
+
+@pytest.mark.parametrize(
+    ("texts", "since", "lasted"),
+    [
+        ("R1", None, None),
+        ("U1:N", None, None),
+        ("A1", 1, None),
+        ("R1 A2", 2, None),
+        ("A1 A3", 1, None),
+        ("A1 U3", 1, 2.0),
+        ("A1 U3.25:N", 1, 2.25),
+        ("A1 A3 U5", 1, 4.0),
+        ("A1 U3 U9:N", 1, 2.0),
+        ("A1 U3 A5", 5, None),
+        ("A1 U3 A5 U9", 5, 4.0),
+        ("A5 U2:N", 5, 0),  # clocks that contradict each other make no negative duration
+        ("U5:N A1", None, None),
+        ("A5 U7 A6", 5, 2.0),
+        ("R1 U2:N", None, None),
+    ],
+)
+def test_availability(texts: str, since: int | None, lasted: float | None) -> None:
+    """The latest availability is told from its accepted beginning to the accepted change that ended it."""
+    session = after(*texts.split())[0]
+    since_micros = None if since is None else START + since * SECOND
+    assert (session.available_micros, session.available_seconds) == (since_micros, lasted)
+
+
+@pytest.mark.parametrize(
+    ("texts", "seconds"),
+    [
+        ("A1", RECEIVED),
+        ("A1 U2", RECEIVED + 1),
+        ("A1 A2", RECEIVED + 1),
+        ("U2:N A1", RECEIVED + 1),
+        ("A1#x A1#x", RECEIVED),
+        ("A1 U2@other", RECEIVED),
+        ("A1#x A2#x", RECEIVED),
+    ],
+)
+def test_what_left_a_mark_prolongs_the_life(texts: str, seconds: int) -> None:
+    """A session's remaining life counts from the clock at the last event that was neither repetition nor conflict."""
+    assert after(*texts.split())[0].touched_micros == START + seconds * SECOND
+
+
+def test_the_clock_and_not_the_receipt_is_when_a_session_was_touched() -> None:
+    """Where receipts are out of order, the inbox's clock counts for the session's life, the receipt for the time."""
+    event, sender = told("A?")
+    session, _, _ = apply(None, event, sender, START, START + 5)
+    assert (session.time_micros, session.touched_micros) == (START, START + 5)
+
+
+@pytest.mark.parametrize("texts", ["A1#x A1#x", "A1#x A2#x", "A1 U2@other"])
+def test_what_is_not_to_be_remembered_changes_nothing(texts: str) -> None:
+    """A duplicate and a conflict give back the very session that they met."""
+    *before, last = texts.split()
+    session = after(*before)[0]
+    event, sender = told(last)
+    assert apply(session, event, sender, START, START)[0] is session
+
+
+@pytest.mark.parametrize("texts", ["R5", "A5", "U5", "U5:N", "A1 U5:N"])
+def test_a_late_event_leaves_the_state(texts: str) -> None:
+    """All that a late event changes is what is remembered of having heard it."""
+    before = after(*texts.split())[0]
+    for late in ("R9", "A0", "U0", "A9"):
+        event, sender = told(late)
+        session, verdict, _ = apply(before, event, sender, START, START)
+        if verdict is LATE:
+            assert session._replace(marks=before.marks, touched_micros=before.touched_micros) == before
+            assert len(session.marks) == len(before.marks) + 1
+
+
+# The memory's limit.
+
+
+def flapping(count: int) -> list[tuple[Event, str]]:
+    """A session that goes to and fro once a second, `count` events long."""
+    return [told(f"{'AU'[index % 2]}{index}#f{index}") for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "event", "verdict"),
+    [
+        (MARKS_MAX, "A0#f0", DUPLICATE),
+        (MARKS_MAX, "A0#f0@other", CONFLICT),
+        (MARKS_MAX + 1, "U1#f1", DUPLICATE),
+        (MARKS_MAX + 1, "A0#f0", CONFLICT),  # forgotten, so it may be a repetition or not
+        (MARKS_MAX + 1, "U0", CONFLICT),  # as old as the one forgotten
+        (MARKS_MAX + 1, "U0.5", LATE),
+        (MARKS_MAX + 1, "U1", DUPLICATE),  # the content of a mark still there
+        (MARKS_MAX + 1, "A-1", CONFLICT),
+        (MARKS_MAX + 1, "U0:N", ACCEPTED),  # of a higher rank than any before: it can't be a repetition
+        (MARKS_MAX + 9, "A8", CONFLICT),
+        (MARKS_MAX + 9, "A8.5", UNCHANGED),
+        (MARKS_MAX + 9, "U999", ACCEPTED),
+    ],
+)
+def test_a_full_memory(count: int, event: str, verdict: Verdict) -> None:
+    """Beyond the last 256 marks, an event as old as a forgotten one is a conflict unless its rank shows it is news."""
+    session, outcome, conflict = heard([*flapping(count), told(event)])
+    assert outcome is verdict
+    assert ("too old" in conflict) is (verdict is CONFLICT and "@" not in event)
+    assert len(session.marks) <= MARKS_MAX
+
+
+def test_what_is_forgotten_counts_by_the_latest_of_its_times() -> None:
+    """Marks are cut in order of arrival, and the boundary is the latest event time among those cut."""
+    session = heard([told("A50.5#a"), told("A20.5#b"), *flapping(MARKS_MAX)])[0]
+    assert session.marks_cut_micros == START + 50.5 * SECOND
+
+
+def test_the_boundary_may_lie_before_1970() -> None:
+    """A sender's clock that stands before 1970 makes no event look forgotten that is newer than those cut."""
+    epoch = -START // SECOND
+    session = heard([told(f"{'AU'[index % 2]}{epoch - 1000 + index}") for index in range(MARKS_MAX + 1)])[0]
+    assert session.marks_cut_micros == -1000 * SECOND
+
+
+def test_a_long_memory_is_a_small_record() -> None:
+    """The marks of the longest memory take less than 20 KiB."""
+    assert len(",".join(heard(flapping(2 * MARKS_MAX))[0].marks)) < 20 * 1024
+
+
+# Properties.
+
+SENDERS = st.sampled_from(["acme", "acme", "acme", "other"])
+TIMES = st.one_of(st.none(), st.integers(0, 6).map(lambda second: START + second * SECOND))
+IDS = st.one_of(st.none(), st.sampled_from([f"i{index}" for index in range(12)]))
+STATES: st.SearchStrategy[tuple[QosStatus, str | None]] = st.sampled_from(
+    [
+        (QosStatus.REQUESTED, None),
+        (QosStatus.AVAILABLE, None),
+        (QosStatus.UNAVAILABLE, None),
+        (QosStatus.UNAVAILABLE, "NETWORK_TERMINATED"),
+        (QosStatus.UNAVAILABLE, "OF_A_LATER_RELEASE"),
+    ]
+)
+EVENTS = st.builds(
+    lambda state, time_micros, identifier, source, kind: Event(
+        SESSION_ID, state[0], state[1], time_micros, identifier, source, kind, Dialect.CLOUDEVENTS
+    ),
+    STATES,
+    TIMES,
+    IDS,
+    st.sampled_from([SOURCE, None]),
+    st.sampled_from([TYPE, TYPE, TYPE, "QOS_STATUS_CHANGED"]),
+)
+#: What comes in: an event, its sender, and how far after the one before it was received; clocks go back at times.
+ARRIVALS = st.lists(st.tuples(EVENTS, SENDERS, st.integers(-2, 5)), min_size=1, max_size=40)
+
+
+@given(ARRIVALS, st.sampled_from([1, 2, 3, 5, MARKS_MAX]))
+def test_every_verdict_is_the_oracles(arrivals: list[tuple[Event, str, int]], memory_max: int) -> None:
+    """Whatever comes in whatever order, verdicts and state are those of a naive reading of the design's table."""
+    oracle, session = Oracle(memory_max), None
+    received_micros = clock_micros = START + 3 * SECOND
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("receiver.session.MARKS_MAX", memory_max)
+        for event, sender, seconds in arrivals:
+            received_micros += seconds * SECOND
+            clock_micros = max(clock_micros, received_micros)
+            session, verdict, conflict = apply(session, event, sender, received_micros, clock_micros)
+            assert verdict == oracle.hear(event, sender, received_micros, clock_micros)
+            assert bool(conflict) is (verdict is CONFLICT)
+            assert len(session.marks) == len(oracle.remembered) <= memory_max
+            assert session[:6] == (
+                SESSION_ID,
+                oracle.sender,
+                oracle.now.event.qos_status,
+                oracle.now.event.status_info,
+                oracle.told_at,
+                oracle.touched_at,
+            )
+            assert (session.available_micros, session.available_seconds) == oracle.availability()
+
+
+@given(ARRIVALS)
+def test_apply_is_a_function(arrivals: list[tuple[Event, str, int]]) -> None:
+    """The same events give the same sessions and verdicts, every time."""
+    events = [(event, sender) for event, sender, _ in arrivals]
+    assert heard(events) == heard(events)
+
+
+@given(ARRIVALS, st.data())
+def test_a_repeated_event_is_always_a_duplicate(arrivals: list[tuple[Event, str, int]], data: st.DataObject) -> None:
+    """An event that was taken into account is a duplicate whenever it comes again."""
+    session, taken = None, list[tuple[Event, str]]()
+    for event, sender, _ in arrivals:
+        session, verdict, _ = apply(session, event, sender, START, START)
+        if verdict in {ACCEPTED, UNCHANGED, LATE}:
+            taken.append((event, sender))
+    event, sender = data.draw(st.sampled_from(taken))
+    again, verdict, _ = apply(session, event, sender, START + 1, START + 1)
+    assert verdict is DUPLICATE
+    assert again is session
+
+
+@given(ARRIVALS)
+def test_a_rank_never_falls(arrivals: list[tuple[Event, str, int]]) -> None:
+    """Whatever comes, a session goes on along REQUESTED, AVAILABLE, the end, and never back."""
+    events = [(event, sender) for event, sender, _ in arrivals]
+    ranks = [heard(events[: count + 1])[0].rank for count in range(len(events))]
+    assert all(before <= behind for before, behind in pairwise(ranks))
+
+
+@st.composite
+def conforming(draw: st.DrawFn) -> list[str]:
+    """The events of a conforming session, spelled, in order: each with an id of its own, and no time stands twice."""
+    states = ["R"] if draw(st.booleans()) else []
+    states += ["A", "U"] * draw(st.integers(0, 4)) + ["A"] * draw(st.integers(0, 1))
+    end = draw(st.sampled_from(["", ":N", ":D", ":E"])) if states else ":N"
+    return [f"{state}{second}#c{second}" for second, state in enumerate(states)] + ([f"U99{end}#end"] if end else [])
+
+
+@given(conforming(), st.data())
+def test_order_and_repetition_change_nothing_in_the_end(texts: list[str], data: st.DataObject) -> None:
+    """However a conforming session's events are permuted and repeated, it ends in the status that it ends in."""
+    repeated = texts + data.draw(st.lists(st.sampled_from(texts), max_size=8))
+    shuffled = data.draw(st.permutations(repeated))
+    wanted, session = after(*texts)[0], after(*shuffled)[0]
+    assert session[:5] == wanted[:5]
+    assert session.qos_status == told(texts[-1])[0].qos_status
+    assert len(session.marks) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("status_info", "unexpected"),
+    [
+        (StatusInfo.DURATION_EXPIRED, False),
+        (StatusInfo.DELETE_REQUESTED, False),
+        (StatusInfo.NETWORK_TERMINATED, True),
+        ("OF_A_LATER_RELEASE", True),
+        (None, True),
+    ],
+)
+def test_an_end_is_unexpected_unless_asked_for(status_info: str | None, unexpected: bool) -> None:
+    """An end by the network, an unexplained one and one for an unknown reason are unexpected; no other status is."""
+    event = told("U1")[0]._replace(status_info=status_info)
+    assert event.unexpected is unexpected
+    assert not event._replace(qos_status=QosStatus.AVAILABLE, status_info=None).unexpected
