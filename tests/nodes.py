@@ -9,7 +9,7 @@ from typing import NamedTuple
 import apsw
 
 from receiver.backends.sqlite import SqliteNode, SqliteReader
-from receiver.backends.sqlite_file import FILE_NAME
+from receiver.backends.sqlite_schema import FILE_NAME
 from receiver.inbox import Batch, Inbox, Lane
 from receiver.message import Record
 from receiver.notification import Notification

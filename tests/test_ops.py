@@ -17,7 +17,7 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 import receiver.telemetry
-from receiver.backends.sqlite_file import FILE_NAME
+from receiver.backends.sqlite_schema import FILE_NAME
 from receiver.ops import OpsApp
 from receiver.replay import DeadLetters
 from receiver.router import Router

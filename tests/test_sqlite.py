@@ -23,7 +23,8 @@ from receiver.backends.packing import (
     unpack_notifications,
 )
 from receiver.backends.sqlite import SqliteNode, SqliteReader
-from receiver.backends.sqlite_file import FILE_NAME, LOCK_NAME
+from receiver.backends.sqlite_file import LOCK_NAME
+from receiver.backends.sqlite_schema import FILE_NAME
 from receiver.errors import Unavailable
 from receiver.message import Message
 from receiver.notification import Notification
@@ -38,7 +39,8 @@ FAR_FUTURE = 2**62
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections opened from now on wait for a lock hardly at all."""
-    monkeypatch.setattr("receiver.backends.sqlite_file._BUSY_TIMEOUT_MILLIS", 20)
+    for module in ("sqlite_file", "sqlite_view"):
+        monkeypatch.setattr(f"receiver.backends.{module}.BUSY_TIMEOUT_MILLIS", 20)
 
 
 @pytest.fixture
@@ -145,6 +147,24 @@ async def test_a_locked_file_is_unavailable_and_comes_back(backend: SqliteBacken
         node.lane.rewind()
         await route(node, router)
         assert await keys(node) == ["s1", "s3"]
+
+
+async def test_what_waited_too_long_for_its_turn_is_not_written(backend: SqliteBackend, router: Router) -> None:
+    """An append that is refused before its write began is not kept behind its sender's back."""
+    async with backend.opened(append_timeout_seconds=0.3) as node:
+        with backend.stalled():
+            first = asyncio.create_task(append(node, posted("A1", session_id="begun")))
+            for _ in range(100):  # turns of the loop in which its write begins
+                await asyncio.sleep(0)
+            second = asyncio.create_task(append(node, posted("A1", session_id="waiting")))
+            for refused in (first, second):
+                with pytest.raises(Unavailable):
+                    await refused
+        async with asyncio.timeout(60):
+            while node.inbox.trouble:  # noqa: ASYNC110  # there is no event for it
+                await asyncio.sleep(0.002)
+        await route(node, router)
+        assert await keys(node) == ["begun"]
 
 
 @pytest.mark.usefixtures("impatient")

@@ -1,7 +1,8 @@
 """The embedded backend: one directory, one process that serves, nothing else installed.
 
-`sqlite_file.py` is the file; here is what makes it asynchronous. One thread writes, in the order in which it is asked,
-so appends and commits take turns. Appends that arrive while it writes wait together and share the next sync.
+`sqlite_file.py` and `sqlite_view.py` are the file; here is what makes them asynchronous. One thread writes, in the
+order in which it is asked, so appends and commits take turns. Appends that arrive while it writes wait together and
+share the next sync.
 """
 
 import asyncio
@@ -15,7 +16,9 @@ from typing import TypeVar
 import orjson
 
 from receiver.backends.packing import pack_messages, pack_notifications
-from receiver.backends.sqlite_file import PARTITION, Effects, Lock, SqliteFile, SqliteView, State
+from receiver.backends.sqlite_file import Effects, Lock, SqliteFile, State
+from receiver.backends.sqlite_schema import PARTITION
+from receiver.backends.sqlite_view import SqliteView
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost

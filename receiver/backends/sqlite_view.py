@@ -1,0 +1,183 @@
+"""The reading side of the file of an embedded node. Synchronous; no threads, no loop."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+import orjson
+
+from receiver.backends.packing import Damaged, unpack_messages, unpack_notifications
+from receiver.backends.sqlite_schema import BUSY_TIMEOUT_MILLIS, FILE_NAME, PARTITION, close, failing, only_row
+from receiver.event import QosStatus
+from receiver.message import Message, Record
+from receiver.notification import Notification
+from receiver.router import session_from
+from receiver.session import Session
+
+
+class Inside(NamedTuple):
+    """What one reading of the inbox gives: `next_position` lies behind what was read."""
+
+    position: int
+    next_position: int
+    notifications: Sequence[Notification]
+    clock_micros: int
+
+
+class SqliteView:
+    """The reading side: a connection of its own that writes nothing. Use it from one thread at a time.
+
+    Each method sees the file as it was at one moment, and holds nothing afterwards. Raises Unavailable where the
+    file is missing or can't be read.
+    """
+
+    def __init__(self, directory: Path, sessions_topic: str) -> None:
+        path = directory / FILE_NAME
+        self._sessions_topic = sessions_topic
+        with failing(f"no readable {FILE_NAME} in {directory}"):
+            self._connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY)
+            self._connection.set_busy_timeout(BUSY_TIMEOUT_MILLIS)
+            only_row(self._connection, "SELECT count(*) FROM lane")  # fails here rather than later
+
+    def close(self) -> None:
+        """Close the connection."""
+        close(self._connection)
+
+    def position(self) -> int:
+        """The position of the first notification not yet committed."""
+        return self._one("SELECT position FROM lane")
+
+    def inbox(self, position: int, count_max: int) -> Inside:
+        """The notifications from `position` on: whole rows, so a few more than `count_max` at times.
+
+        A row that is damaged comes alone, as one notification that has the damaged bytes for its body.
+        """
+        notifications: list[Notification] = []
+        at = position
+        with failing("the inbox can't be read"):
+            (clock_micros,) = only_row(self._connection, "SELECT clock_micros FROM lane")
+            for first, count, written_micros, crc, blob in self._connection.execute(
+                "SELECT position, count, written_micros, crc, pack FROM inbox WHERE position >= ? ORDER BY position",
+                (position,),
+            ):
+                try:
+                    notifications += unpack_notifications(blob, crc)
+                except Damaged:
+                    if notifications:
+                        break
+                    notifications.append(Notification(blob, "damaged", "damaged", written_micros, "", "", ""))
+                    at = first + count
+                    break
+                at = first + count
+                if len(notifications) >= count_max:
+                    break
+        return Inside(position, at, notifications, clock_micros)
+
+    def sessions(self, positions: Iterable[int]) -> dict[str, Session]:
+        """The states of the sessions whose records stand at these positions, by key."""
+        with failing("the sessions can't be read"):
+            return {
+                key: session_from(value, _pairs(headers))
+                for key, headers, value in self._connection.execute(
+                    "SELECT key, headers, value FROM sessions WHERE position IN (SELECT value FROM json_each(?))",
+                    (orjson.dumps(list(positions)).decode(),),
+                )
+            }
+
+    def standing(self) -> dict[str, int]:
+        """Where the record of each session that is remembered stands on the sessions topic."""
+        with failing("the sessions can't be read"):
+            return dict(self._connection.execute("SELECT key, position FROM sessions WHERE value IS NOT NULL"))
+
+    def oldest_sessions(self, count_max: int) -> list[Session]:
+        """The sessions that were touched longest ago."""
+        return self._sessions("WHERE value IS NOT NULL ORDER BY position LIMIT ?", (count_max,))
+
+    def newest_sessions(self, qos_status: QosStatus | None, count_max: int) -> list[Session]:
+        """The sessions that were touched last, last first."""
+        if qos_status is None:
+            return self._sessions("WHERE value IS NOT NULL ORDER BY position DESC LIMIT ?", (count_max,))
+        return self._sessions("WHERE qos_status = ? ORDER BY position DESC LIMIT ?", (qos_status.value, count_max))
+
+    def session_counts(self) -> dict[QosStatus, int]:
+        """How many sessions are remembered in each status."""
+        with failing("the sessions can't be read"):
+            counts = dict(
+                self._connection.execute(
+                    "SELECT qos_status, count(*) FROM sessions WHERE value IS NOT NULL GROUP BY qos_status"
+                )
+            )
+        return {qos_status: counts.get(qos_status.value, 0) for qos_status in QosStatus}
+
+    def topics(self) -> list[str]:
+        """The names of the topics, sorted."""
+        with failing("the topics can't be read"):
+            return [name for (name,) in self._connection.execute("SELECT name FROM topics ORDER BY name")]
+
+    def beginning(self, topic: str) -> int:
+        """The position of the oldest record kept, or the end where there is none. Raises KeyError."""
+        end = self.end(topic)
+        if topic == self._sessions_topic:
+            return self._one("SELECT coalesce((SELECT min(position) FROM sessions), ?)", end)
+        number = self._one("SELECT topic FROM topics WHERE name = ?", topic)
+        return self._one("SELECT coalesce((SELECT min(position) FROM messages WHERE topic = ?), ?)", number, end)
+
+    def end(self, topic: str) -> int:
+        """The position of the next record. Raises KeyError."""
+        found = self._one("SELECT coalesce((SELECT position FROM topics WHERE name = ?), -1)", topic)
+        if found < 0:
+            raise KeyError(topic)
+        return found
+
+    def records(self, topic: str, position: int, count_max: int) -> list[Record]:
+        """At most `count_max` records from `position` on."""
+        with failing("the topic can't be read"):
+            if topic == self._sessions_topic:
+                return [
+                    Record(
+                        PARTITION,
+                        at,
+                        Message(topic, key, None if value is None else value.encode(), _pairs(headers), millis),
+                    )
+                    for at, key, millis, headers, value in self._connection.execute(
+                        "SELECT position, key, timestamp_millis, headers, value FROM sessions "
+                        "WHERE position >= ? ORDER BY position LIMIT ?",
+                        (position, count_max),
+                    )
+                ]
+            records: list[Record] = []
+            for first, crc, blob in self._connection.execute(
+                "SELECT m.position, crc, pack FROM messages m JOIN topics t USING (topic) "
+                "WHERE t.name = ? AND m.position + m.count > ? AND m.position >= coalesce((SELECT max(position) "
+                "FROM messages WHERE topic = t.topic AND position <= ?), 0) ORDER BY m.position",
+                (topic, position, position),
+            ):
+                records += [
+                    Record(PARTITION, at, message)
+                    for at, message in enumerate(unpack_messages(topic, blob, crc), first)
+                    if at >= position
+                ]
+                if len(records) >= count_max:
+                    break
+            return records[:count_max]
+
+    def _sessions(self, where: str, bindings: tuple[str | int, ...]) -> list[Session]:
+        with failing("the sessions can't be read"):
+            return [
+                session_from(value, _pairs(headers))
+                for value, headers in self._connection.execute(
+                    f"SELECT value, headers FROM sessions {where}",  # noqa: S608  # written above, not by a user
+                    bindings,
+                )
+            ]
+
+    def _one(self, sql: str, *bindings: str | int) -> int:
+        with failing("the file can't be read"):
+            (value,) = only_row(self._connection, sql, bindings)
+        return int(value)
+
+
+def _pairs(headers: bytes) -> list[tuple[str, str]]:
+    return [(name, text) for name, text in orjson.loads(headers)]
