@@ -35,6 +35,9 @@ _SENDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+/-]{0,127}")
 
 _VERIFIED_MAX = 10_000
 
+#: A token that names no key is tried with each; a check costs 30 µs and more.
+_KEYS_TRIED_MAX = 8
+
 
 class StaticToken(NamedTuple):
     """A token of the configuration. Times are seconds since 1970; None is no limit."""
@@ -79,11 +82,11 @@ class Credentials:
         self.mint_secret = mint_secret
         self.issuers = {issuer.issuer: issuer for issuer in issuers}
         self.anonymous = anonymous
-        self.keys: dict[str, Mapping[str | None, Any]] = {}  # by issuer, then by key id
+        self.keys: dict[str, Mapping[str, Any]] = {}  # by issuer, then by key id
         # Verifying a signature costs 30 µs and more. What was verified once is known by its SHA-256 until it expires.
         self.verified: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
 
-    def replace_keys(self, issuer: str, keys: Mapping[str | None, Any]) -> None:
+    def replace_keys(self, issuer: str, keys: Mapping[str, Any]) -> None:
         """Use these keys of an issuer from now on; what older ones verified is verified again."""
         self.keys[issuer] = keys
         self.verified.clear()
@@ -158,22 +161,37 @@ def _verify(token: bytes, credentials: Credentials, now: float, *, keys_current:
     issuer = claimed.get("iss")
     if issuer == MINT_ISSUER and credentials.mint_secret is not None:
         claims = _decode(text, credentials.mint_secret, [_MINT_ALGORITHM], {"issuer": MINT_ISSUER}, now, 0)
-        return str(claims["sub"]), float(claims["exp"])
+        if claims is None:
+            raise _unauthenticated("the token is not valid")
+        return _named(claims.get("sub")), float(claims["exp"])
     known = credentials.issuers.get(issuer) if isinstance(issuer, str) else None
     if known is None:
         raise _unauthenticated("the token is not known")
-    key_id = header.get("kid")
-    key = credentials.keys.get(known.issuer, {}).get(key_id if isinstance(key_id, str) else None)
-    if key is None:
-        if not keys_current:
-            raise KeysWanted(known.issuer)
-        raise _unauthenticated("the token is signed with a key that its issuer doesn't have")
     audience = {"issuer": known.issuer, "audience": known.audience}
-    claims = _decode(text, key, known.algorithms, audience, now, known.leeway_seconds)
-    sender = known.sender or claims.get(known.sender_claim)
+    key_id = header.get("kid")
+    candidates = _candidates(credentials.keys.get(known.issuer, {}), key_id)
+    for key in candidates:
+        claims = _decode(text, key, known.algorithms, audience, now, known.leeway_seconds)
+        if claims is not None:
+            return _named(known.sender or claims.get(known.sender_claim)), float(claims["exp"]) + known.leeway_seconds
+    if candidates and key_id is not None:
+        raise _unauthenticated("the token is not valid")
+    if not keys_current:
+        raise KeysWanted(known.issuer)
+    raise _unauthenticated("the token is signed with a key that its issuer doesn't have")
+
+
+def _candidates(keys: Mapping[str, Any], key_id: object) -> Sequence[Any]:
+    """The keys that a token may be signed with: the one that it names, or any where it names none."""
+    if key_id is None:
+        return list(keys.values())[:_KEYS_TRIED_MAX]
+    return [keys[key_id]] if isinstance(key_id, str) and key_id in keys else ()
+
+
+def _named(sender: object) -> str:
     if not isinstance(sender, str) or not _SENDER.fullmatch(sender):
         raise Refused(HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", "the token names no sender", reason="forbidden")
-    return sender, float(claims["exp"]) + known.leeway_seconds
+    return sender
 
 
 def _decode(  # noqa: PLR0917  # one call of one library
@@ -183,18 +201,27 @@ def _decode(  # noqa: PLR0917  # one call of one library
     wanted: Mapping[str, str],
     now: float,
     leeway_seconds: float,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    """What the token claims, None where it was not signed with this key."""
     try:
         claims = jwt.decode(
             text,
             key,
             algorithms=list(algorithms),
-            options={"require": ["exp", "iss", "sub"], "verify_exp": False, "verify_nbf": False, "verify_iat": False},
+            options={
+                "require": ["exp", "iss"],
+                "verify_exp": False,
+                "verify_nbf": False,
+                "verify_iat": False,
+                "verify_sub": False,
+            },
             issuer=wanted["issuer"],
             audience=wanted.get("audience"),
         )
         begins, expires = float(claims.get("nbf", 0)), float(claims["exp"])
-    except (jwt.InvalidTokenError, TypeError, ValueError):
+    except (jwt.InvalidSignatureError, jwt.InvalidKeyError):
+        return None
+    except (jwt.PyJWTError, OverflowError, TypeError, ValueError):
         raise _unauthenticated("the token is not valid") from None
     # The library looks at its own clock; ours comes in as `now`.
     if not begins - leeway_seconds <= now < expires + leeway_seconds:

@@ -70,19 +70,21 @@ class Authenticator:
             now = time.monotonic()
             if now - self._tried[issuer] < source.refresh_min_seconds:
                 return self._fetched[issuer] >= began
-            self._tried[issuer] = now
             try:
                 async with asyncio.timeout(source.timeout_seconds):
                     keys = await _fetch(source.url, source.timeout_seconds)
-            except (TimeoutError, httpx2.HTTPError, jwt.PyJWTError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001  # whatever an issuer answers, its last keys stay in use
                 _log.warning("keys_not_fetched", issuer=issuer, error=type(error).__name__)
                 return False
-            self._fetched[issuer] = time.monotonic()
+            finally:
+                # From its end on: however long it took, those who waited for it don't try in turn.
+                self._tried[issuer] = time.monotonic()
+            self._fetched[issuer] = now
             self._credentials.replace_keys(issuer, keys)
             return True
 
 
-async def _fetch(url: str, timeout_seconds: float) -> dict[str | None, object]:
+async def _fetch(url: str, timeout_seconds: float) -> dict[str, object]:
     async with (
         httpx2.AsyncClient(timeout=timeout_seconds, follow_redirects=False) as client,
         client.stream("GET", url) as answer,
@@ -94,10 +96,11 @@ async def _fetch(url: str, timeout_seconds: float) -> dict[str | None, object]:
             if len(content) > _ANSWER_BYTES_MAX:
                 raise ValueError("the keys are too long")
     key_set = jwt.PyJWKSet.from_json(content.decode())
-    keys: dict[str | None, object] = {
-        key.key_id: key.key for key in key_set.keys if key.public_key_use in (None, "sig")
+    keys: dict[str, object] = {
+        key.key_id or f"(nameless {number})": key.key
+        for number, key in enumerate(key_set.keys)
+        if key.public_key_use in (None, "sig")
     }
-    if len(keys) == 1:
-        # A token that names no key can only mean this one.
-        keys[None] = next(iter(keys.values()))
+    if not keys:
+        raise ValueError("there is no key that signs")
     return keys

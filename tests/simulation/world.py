@@ -25,6 +25,7 @@ from receiver.admission import Admission
 from receiver.backends.packing import Pack
 from receiver.backends.sqlite import SqliteInbox, SqliteLane
 from receiver.backends.sqlite_file import Effects, SqliteFile
+from receiver.backends.sqlite_schema import failing
 from receiver.backends.sqlite_view import SqliteView
 from receiver.dispatcher import Dispatcher
 from receiver.edge import Edge, Limits
@@ -88,6 +89,8 @@ class NodeFile(SqliteFile):
 
     def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
         """See SqliteFile; what it may remove is taken down before."""
+        with failing("the file can't be opened"):
+            self.borrow()
         if self._history is not None and self.vfs.left is None:
             self._history.record(NodeView(self))
         with self.vfs.doing("retention"):

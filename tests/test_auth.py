@@ -1,0 +1,621 @@
+"""Who is let in: bearer tokens in every spelling, tokens of the configuration, minted ones, and issuers' JWTs."""
+
+import hmac
+import json
+from base64 import urlsafe_b64encode
+from hashlib import sha256
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.auth import (
+    ANONYMOUS,
+    MINT_ISSUER,
+    MINTED_CHARS_MAX,
+    Credentials,
+    Issuer,
+    KeysWanted,
+    StaticToken,
+    authenticate,
+    bearer_token,
+    mint,
+)
+from receiver.errors import Refused
+
+#: Times are whole seconds apart from this one; the library's own clock plays no part.
+NOW = 1_000_000_000.0
+SECRET = b"the secret that signs minted tokens"
+ISSUER = "https://auth.operator.example"
+AUDIENCE = "qod-receiver.example"
+LEEWAY = 30
+
+RSA, OTHER_RSA = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
+EC = ec.generate_private_key(ec.SECP256R1())
+RSA_PEM = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+UNKNOWN = (401, "the token is not known")
+INVALID = (401, "the token is not valid")
+EXPIRED = (401, "the token has expired or is not valid yet")
+NAMELESS = (403, "the token names no sender")
+
+
+def encoded(part: bytes) -> bytes:
+    """A part of a JWT."""
+    return urlsafe_b64encode(part).rstrip(b"=")
+
+
+def forged(header: object, payload: object, secret: bytes | None = None) -> bytes:
+    """A token with any content, signed with HMAC or not at all: no library would write it."""
+    content = b".".join(encoded(json.dumps(part).encode()) for part in (header, payload))
+    signature = b"" if secret is None else hmac.digest(secret, content, "sha256")
+    return content + b"." + encoded(signature)
+
+
+def claims(**changes: object) -> dict[str, Any]:
+    """What an issuer's token claims, with changes; `...` leaves out."""
+    told = {"iss": ISSUER, "aud": AUDIENCE, "sub": "acme", "exp": NOW + 3600} | changes
+    return {name: value for name, value in told.items() if value is not ...}
+
+
+def signed(key: Any = RSA, algorithm: str = "RS256", key_id: str | None = "k-1", **changes: object) -> bytes:  # noqa: ANN401  # each algorithm has its own kind
+    """An issuer's token."""
+    return jwt.encode(claims(**changes), key, algorithm, {} if key_id is None else {"kid": key_id}).encode()
+
+
+def credentials(*, keys: dict[str, Any] | None = None, **changes: Any) -> Credentials:  # noqa: ANN401  # fields of Issuer
+    """Credentials with one issuer, whose keys are at hand unless other ones are given."""
+    told: dict[str, Any] = {"issuer": ISSUER, "audience": AUDIENCE, "algorithms": ["RS256"], "leeway_seconds": LEEWAY}
+    made = Credentials(mint_secret=SECRET, issuers=[Issuer(**(told | changes))])
+    made.replace_keys(ISSUER, {"k-1": RSA.public_key()} if keys is None else keys)
+    return made
+
+
+def outcome(token: bytes, known: Credentials, now: float = NOW, *, keys_current: bool = False) -> str | tuple[int, str]:
+    """The sender's name, or the status and message of the refusal."""
+    try:
+        return authenticate(b"Bearer " + token, known, now, keys_current=keys_current)
+    except Refused as refused:
+        return refused.status.value, refused.message
+
+
+# The header.
+
+
+@pytest.mark.parametrize(
+    ("authorization", "token"),
+    [
+        (b"Bearer x", b"x"),
+        (b"bearer x", b"x"),
+        (b"BEARER x", b"x"),
+        (b"bEaReR x", b"x"),
+        (b"Bearer: x", b"x"),
+        (b"Bearer Bearer x", b"x"),
+        (b"Bearer bearer x", b"x"),
+        (b"Bearer: Bearer x", b"x"),
+        (b"Bearer   x", b"x"),
+        (b"  Bearer x  ", b"x"),
+        (b"Bearer Bearer   x", b"x"),
+        (b"Bearer x y", b"x y"),
+        (b"Bearer Bearerx", b"Bearerx"),
+        (b"Bearer Bearer", b"Bearer"),
+        (b"Bearer \xff\xfe", b"\xff\xfe"),
+        (b"Bearer " + b"x" * 8185, b"x" * 8185),
+    ],
+)
+def test_a_bearer_token_is_found_as_senders_spell_it(authorization: bytes, token: bytes) -> None:
+    """The scheme's case, a colon after it, blanks and a scheme said twice don't matter."""
+    assert bearer_token(authorization) == token
+
+
+@pytest.mark.parametrize(
+    ("authorization", "message"),
+    [
+        (b"", "a bearer token is wanted"),
+        (b" ", "a bearer token is wanted"),
+        (b"x", "a bearer token is wanted"),
+        (b"Bearer", "a bearer token is wanted"),
+        (b"Bearer ", "a bearer token is wanted"),
+        (b"Bearer:", "a bearer token is wanted"),
+        (b"Bearer Bearer ", None),
+        (b"Basic eDp5", "a bearer token is wanted"),
+        (b"Bearerx y", "a bearer token is wanted"),
+        (b"Token Bearer x", "a bearer token is wanted"),
+        (b"\xff x", "a bearer token is wanted"),
+        (b"Bearer " + b"x" * 8186, "the token is too long"),
+        (b"x" * 1_000_000, "the token is too long"),
+    ],
+)
+def test_what_is_no_bearer_token_is_refused(authorization: bytes, message: str | None) -> None:
+    """Another scheme, no token, or one that is longer than any, is 401."""
+    with pytest.raises(Refused) as caught:
+        authenticate(authorization, credentials(), NOW)
+    assert (caught.value.status, caught.value.code) == (401, "UNAUTHENTICATED")
+    assert caught.value.message == (message or "the token is not known")
+
+
+def test_without_a_token_only_the_anonymous_are_let_in() -> None:
+    """No header at all is refused, unless that was switched on; a wrong one is refused all the same."""
+    with pytest.raises(Refused, match="a bearer token is wanted"):
+        authenticate(None, Credentials(), NOW)
+    open_to_all = Credentials(anonymous=True)
+    assert authenticate(None, open_to_all, NOW) == ANONYMOUS
+    assert outcome(b"wrong", open_to_all) == UNKNOWN
+
+
+# Tokens of the configuration.
+
+
+def static(text: str, sender: str = "acme", begins: float | None = None, ends: float | None = None) -> StaticToken:
+    """A token of the configuration, its times in seconds from now."""
+    digest = sha256(text.encode("latin-1")).digest()
+    return StaticToken(sender, digest, None if begins is None else NOW + begins, None if ends is None else NOW + ends)
+
+
+EARLY, LATE = (401, "the token is not valid yet"), (401, "the token has expired")
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "told"),
+    [
+        (None, None, "acme"),
+        (-1, None, "acme"),
+        (0, None, "acme"),
+        (0.001, None, EARLY),
+        (None, 1, "acme"),
+        (None, 0.001, "acme"),
+        (None, 0, LATE),
+        (None, -1, LATE),
+        (-1, 1, "acme"),
+        (0, 0, LATE),
+        (1, 2, EARLY),
+        (-2, -1, LATE),
+    ],
+)
+def test_a_static_token_is_valid_from_its_first_moment_and_not_at_its_last(
+    begins: float | None, ends: float | None, told: str | tuple[int, str]
+) -> None:
+    """A token of the configuration is valid from not-before on, until just before not-after."""
+    assert outcome(b"x", Credentials(tokens=[static("x", begins=begins, ends=ends)])) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "old", "new"),
+    [(-11, "acme", EARLY), (-10, "acme", "acme"), (9.999, "acme", "acme"), (10, LATE, "acme"), (9999, LATE, "acme")],
+)
+def test_rotation_has_an_overlap(seconds: float, old: str | tuple[int, str], new: str | tuple[int, str]) -> None:
+    """While two tokens of a sender overlap, either is taken, and at no moment neither."""
+    known = Credentials(tokens=[static("old", ends=10), static("new", begins=-10), static("else", "other")])
+    assert outcome(b"old", known, NOW + seconds) == old
+    assert outcome(b"new", known, NOW + seconds) == new
+    assert outcome(b"else", known, NOW + seconds) == "other"
+
+
+@pytest.mark.parametrize("text", ["é" * 20, "\xff\xfe\x80", "a\x80b", "x y", "a.b.c", "..", "\xa0x"])
+def test_a_static_token_may_be_any_bytes(text: str) -> None:
+    """Bytes beyond ASCII, and what looks like a JWT, are compared as bytes: right or wrong, never an error."""
+    known = Credentials(tokens=[static(text)])
+    assert outcome(text.encode("latin-1"), known) == "acme"
+    assert outcome(text.encode("latin-1") + b"\xff", known) == UNKNOWN
+    assert outcome(text.encode("latin-1")[:-1] or b"-", known) == UNKNOWN
+
+
+# Minted tokens.
+
+
+@pytest.mark.parametrize("sender", ["a", "acme", "Acme_1", "https://op.example/x", "a@b.example", "9+9", "a" * 60])
+def test_a_minted_token_names_its_sender(sender: str) -> None:
+    """A minted token is taken for its sender, and fits into CAMARA's notificationAuthToken."""
+    token = mint(SECRET, sender, 60, NOW)
+    assert 20 <= len(token) <= MINTED_CHARS_MAX == 256
+    assert outcome(token.encode(), Credentials(mint_secret=SECRET)) == sender
+
+
+@pytest.mark.parametrize("sender", ["", " ", "a b", "ä", "-a", ".", "a\n", "a\0", "a" * 128, "a" * 129, "a" * 9999])
+def test_no_token_is_minted_for_what_is_no_name(sender: str) -> None:
+    """A name that is no name, or too long for a token that CAMARA allows, is told when minting."""
+    with pytest.raises(ValueError, match="sender's name"):
+        mint(SECRET, sender, 60, NOW)
+
+
+def test_every_name_of_the_configuration_fits() -> None:
+    """A name of up to 64 characters, as the settings allow, fits into a token; which longer ones do is their length."""
+    taken = [can_be_minted("a" * count) for count in range(1, 200)]
+    assert all(taken[:64])
+    assert taken == sorted(taken, reverse=True)
+
+
+def can_be_minted(sender: str) -> bool:
+    """Whether there is a token for a name, which then is within CAMARA's limit."""
+    try:
+        token = mint(SECRET, sender, 60, NOW)
+    except ValueError:
+        return False
+    assert len(token) <= MINTED_CHARS_MAX
+    return True
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(-1e6, "acme"), (0, "acme"), (59.999, "acme"), (60, EXPIRED)])
+def test_a_minted_token_expires(seconds: float, told: str | tuple[int, str]) -> None:
+    """A minted token is valid until just before its time to live is over, and there is no leeway."""
+    assert outcome(mint(SECRET, "acme", 60, NOW).encode(), credentials(), NOW + seconds) == told
+
+
+MINTED = {"iss": MINT_ISSUER, "sub": "acme", "exp": NOW + 60}
+HS256 = {"alg": "HS256", "typ": "JWT"}
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        (forged(HS256, MINTED, SECRET), "acme"),
+        (forged(HS256, MINTED, b"another secret that signs tokens"), INVALID),
+        (forged(HS256, MINTED, SECRET[:-1]), INVALID),
+        (forged(HS256, MINTED, b""), INVALID),
+        (forged(HS256, MINTED), INVALID),
+        (forged({"alg": "none"}, MINTED), INVALID),
+        (forged({"alg": "NONE"}, MINTED), INVALID),
+        (forged({"alg": "HS512"}, MINTED, SECRET), INVALID),
+        (forged({"alg": "RS256"}, MINTED, SECRET), INVALID),
+        (forged({"alg": ""}, MINTED, SECRET), INVALID),
+        (forged({"alg": None}, MINTED, SECRET), INVALID),
+        (forged({"alg": ["HS256"]}, MINTED, SECRET), INVALID),
+        (forged({}, MINTED, SECRET), INVALID),
+        (forged(HS256, MINTED | {"exp": None}, SECRET), INVALID),
+        (forged(HS256, {"iss": MINT_ISSUER, "sub": "acme"}, SECRET), INVALID),
+        (forged(HS256, MINTED | {"iss": "qod-receiver "}, SECRET), UNKNOWN),
+        (forged(HS256, MINTED | {"iss": ["qod-receiver"]}, SECRET), UNKNOWN),
+        (forged(HS256, {"iss": MINT_ISSUER, "exp": NOW + 60}, SECRET), NAMELESS),
+        (forged(HS256, MINTED | {"sub": "a b"}, SECRET), NAMELESS),
+        (forged(HS256, MINTED | {"sub": 7}, SECRET), NAMELESS),
+    ],
+)
+def test_a_minted_token_is_taken_only_as_it_was_minted(token: bytes, told: str | tuple[int, str]) -> None:
+    """Only HS256 with our secret makes a minted token; no other algorithm, secret or content does."""
+    assert outcome(token, credentials()) == told
+
+
+def test_a_tampered_token_is_refused() -> None:
+    """A minted token that differs in any one character is refused; so is one that was cut off."""
+    token = mint(SECRET, "acme", 60, NOW).encode()
+    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    for index in range(len(token)):
+        # A character's first bit always counts; the last bits of a part's last character don't.
+        other = alphabet[(alphabet.index(token[index]) + 32) % 64] if token[index] in alphabet else ord("A")
+        assert outcome(token[:index] + bytes([other]) + token[index + 1 :], credentials()) in {UNKNOWN, INVALID}
+        assert outcome(token[:index] or b"-", credentials()) in {UNKNOWN, INVALID}
+
+
+def test_no_token_is_minted_without_a_secret() -> None:
+    """Without a secret there are no minted tokens, not even ones signed with nothing."""
+    for secret in (SECRET, b"", None):
+        assert outcome(forged(HS256, MINTED, secret), Credentials()) == UNKNOWN
+
+
+# JWTs of issuers.
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "acme"),
+        ({"more": {"scope": ["a"]}}, "acme"),
+        # For whom it is.
+        ({"aud": [AUDIENCE]}, "acme"),
+        ({"aud": ["another", AUDIENCE]}, "acme"),
+        ({"aud": "another"}, INVALID),
+        ({"aud": ["another"]}, INVALID),
+        ({"aud": []}, INVALID),
+        ({"aud": ...}, INVALID),
+        ({"aud": None}, INVALID),
+        ({"aud": AUDIENCE.upper()}, INVALID),
+        # By whom.
+        ({"iss": "https://another.example"}, UNKNOWN),
+        ({"iss": f"{ISSUER}/"}, UNKNOWN),
+        ({"iss": ...}, UNKNOWN),
+        ({"iss": MINT_ISSUER}, INVALID),
+        # Until when, and from when, with 30 s for clocks that differ.
+        ({"exp": NOW - 29.5}, "acme"),
+        ({"exp": NOW - 30}, EXPIRED),
+        ({"exp": NOW - 3600}, EXPIRED),
+        ({"exp": ...}, INVALID),
+        ({"exp": None}, INVALID),
+        ({"exp": "soon"}, INVALID),
+        ({"exp": []}, INVALID),
+        ({"exp": float("nan")}, EXPIRED),
+        ({"exp": 10**400}, INVALID),
+        ({"exp": -(10**400)}, INVALID),
+        ({"nbf": NOW - 3600}, "acme"),
+        ({"nbf": NOW + 30}, "acme"),
+        ({"nbf": NOW + 30.5}, EXPIRED),
+        ({"nbf": NOW + 1800}, EXPIRED),
+        ({"nbf": None}, INVALID),
+        ({"nbf": "soon"}, INVALID),
+        ({"nbf": float("nan")}, EXPIRED),
+        ({"nbf": -(10**400)}, INVALID),
+        ({"iat": NOW + 3600}, "acme"),
+        ({"iat": "soon"}, "acme"),
+        # Who.
+        ({"sub": "https://op.example/clients/7"}, "https://op.example/clients/7"),
+        ({"sub": "a" * 128}, "a" * 128),
+        ({"sub": "a" * 129}, NAMELESS),
+        ({"sub": "a b"}, NAMELESS),
+        ({"sub": "a\n"}, NAMELESS),
+        ({"sub": "é"}, NAMELESS),
+        ({"sub": ""}, NAMELESS),
+        ({"sub": None}, NAMELESS),
+        ({"sub": 7}, NAMELESS),
+        ({"sub": ["acme"]}, NAMELESS),
+        ({"sub": ...}, NAMELESS),
+    ],
+)
+def test_a_jwt_is_judged_by_its_claims(changes: dict[str, Any], told: str | tuple[int, str]) -> None:
+    """An issuer's token is taken for us, within its time, for the sender that it names; 403 where it names none."""
+    assert outcome(signed(**changes), credentials()) == told
+
+
+@pytest.mark.parametrize(
+    ("issuer", "changes", "told"),
+    [
+        ({"sender": "fixed"}, {}, "fixed"),
+        ({"sender": "fixed"}, {"sub": ...}, "fixed"),
+        ({"sender": "fixed"}, {"sub": "a b"}, "fixed"),
+        ({"sender": "fixed"}, {"sub": 7}, "fixed"),
+        ({"sender": "fixed", "sender_claim": "azp"}, {"azp": "other"}, "fixed"),
+        ({"sender": "fixed"}, {"exp": ...}, INVALID),
+        ({"sender_claim": "client_id"}, {"client_id": "c-1"}, "c-1"),
+        ({"sender_claim": "client_id"}, {"client_id": "c-1", "sub": ...}, "c-1"),
+        ({"sender_claim": "client_id"}, {"client_id": "c-1", "sub": 7}, "c-1"),
+        ({"sender_claim": "client_id"}, {}, NAMELESS),
+        ({"sender_claim": "client_id"}, {"client_id": None}, NAMELESS),
+        ({"sender_claim": "client_id"}, {"client_id": {"a": 1}}, NAMELESS),
+        ({"sender_claim": "https://claims.example/who"}, {"https://claims.example/who": "c-1"}, "c-1"),
+        ({"leeway_seconds": 0}, {"exp": NOW}, EXPIRED),
+        ({"leeway_seconds": 0}, {"exp": NOW + 0.5}, "acme"),
+        ({"leeway_seconds": 0}, {"nbf": NOW}, "acme"),
+        ({"leeway_seconds": 0}, {"nbf": NOW + 0.5}, EXPIRED),
+    ],
+)
+def test_an_issuer_says_who_its_bearers_are(
+    issuer: dict[str, Any], changes: dict[str, Any], told: str | tuple[int, str]
+) -> None:
+    """A fixed sender needs no claim; else the configured claim names the sender, and `sub` need not be there."""
+    assert outcome(signed(**changes), credentials(**issuer)) == told
+
+
+KEYS: dict[str, Any] = {
+    "k-1": RSA.public_key(),
+    "ec": EC.public_key(),
+    "secret": SECRET,
+    None: RSA.public_key(),
+}
+RS256 = {"alg": "RS256", "kid": "k-1"}
+
+
+@pytest.mark.parametrize(
+    ("token", "algorithms", "told"),
+    [
+        (signed(), ["RS256"], "acme"),
+        (signed(), ["ES256", "RS256"], "acme"),
+        (signed(key_id=None), ["RS256"], "acme"),
+        (signed(algorithm="PS256"), ["PS256"], "acme"),
+        (signed(EC, "ES256", "ec"), ["ES256"], "acme"),
+        # The right key with an algorithm that is not its issuer's.
+        (signed(), ["RS512"], INVALID),
+        (signed(algorithm="RS512"), ["RS256"], INVALID),
+        (signed(EC, "ES256", "ec"), ["RS256"], INVALID),
+        # Another key of the issuer's, or nobody's.
+        (signed(OTHER_RSA), ["RS256"], INVALID),
+        (signed(EC, "ES256", "k-1"), ["RS256", "ES256"], INVALID),
+        (signed(key_id="ec"), ["RS256", "ES256"], INVALID),
+        (signed(key_id="secret"), ["RS256"], INVALID),
+        # No signature, or one that anybody can make.
+        (forged({"alg": "none", "kid": "k-1"}, claims()), ["RS256"], INVALID),
+        (forged({"alg": "None", "kid": "k-1"}, claims()), ["RS256"], INVALID),
+        (forged(RS256, claims()), ["RS256"], INVALID),
+        (forged({"alg": "HS256", "kid": "k-1"}, claims(), RSA_PEM), ["RS256"], INVALID),
+        (forged({"alg": "HS256", "kid": "k-1"}, claims(), RSA_PEM), ["RS256", "HS256"], INVALID),
+        (forged({"alg": "HS256", "kid": "k-1"}, claims(), RSA_PEM.strip()), ["RS256", "HS256"], INVALID),
+        (forged(RS256, claims(), RSA_PEM), ["RS256"], INVALID),
+        (forged({"alg": "HS256", "kid": "k-1"}, claims(), SECRET), ["RS256"], INVALID),
+        # Headers that bring along a key, or ask for what we don't do.
+        (forged(RS256 | {"jwk": {"kty": "oct", "k": "AAAA"}}, claims(), b"\0\0\0"), ["RS256"], INVALID),
+        (forged(RS256 | {"jku": "https://evil.example/"}, claims(), b"x"), ["RS256"], INVALID),
+        (forged(RS256 | {"crit": ["exp"]}, claims(), b"x"), ["RS256"], UNKNOWN),
+        (forged(RS256 | {"b64": False}, claims(), b"x"), ["RS256"], UNKNOWN),
+        (forged({"alg": "RS256", "kid": 1}, claims(), b"x"), ["RS256"], UNKNOWN),
+        (forged({"alg": ["RS256"], "kid": "k-1"}, claims(), b"x"), ["RS256"], INVALID),
+    ],
+)
+def test_a_jwt_is_judged_by_its_signature(token: bytes, algorithms: list[str], told: str | tuple[int, str]) -> None:
+    """Only a signature by the issuer's named key and with an algorithm of the issuer's is taken."""
+    assert outcome(token, credentials(keys=KEYS, algorithms=algorithms)) == told
+
+
+def test_the_signature_covers_every_claim() -> None:
+    """Claims that were exchanged under a signature are refused."""
+    header, _, signature = signed().split(b".")
+    payload = encoded(json.dumps(claims(sub="other")).encode())
+    assert outcome(b".".join((header, payload, signature)), credentials()) == INVALID
+
+
+@pytest.mark.parametrize(
+    ("keys", "key_id"),
+    [({}, "k-1"), ({}, None), ({"k-2": OTHER_RSA.public_key()}, "k-1"), ({"k-1": OTHER_RSA.public_key()}, None)],
+)
+def test_a_key_that_is_not_at_hand_is_wanted(keys: dict[str, Any], key_id: str | None) -> None:
+    """An unknown key means to fetch the issuer's keys; only if that was just done is the token known to be wrong."""
+    token = signed(key_id=key_id)
+    with pytest.raises(KeysWanted) as caught:
+        authenticate(b"Bearer " + token, credentials(keys=keys), NOW)
+    assert caught.value.issuer == ISSUER
+    told = outcome(token, credentials(keys=keys), keys_current=True)
+    assert told == (401, "the token is signed with a key that its issuer doesn't have")
+
+
+def test_a_token_that_names_no_key_is_tried_with_each() -> None:
+    """A token without a key's name is taken if any of its issuer's keys signed it."""
+    keys = {"k-1": OTHER_RSA.public_key(), "k-2": RSA.public_key()}
+    assert outcome(signed(key_id=None), credentials(keys=keys)) == "acme"
+
+
+def test_no_keys_are_wanted_of_an_unknown_issuer() -> None:
+    """What a token says of its issuer makes us ask nobody whom we don't know."""
+    token = signed(iss="https://evil.example")
+    assert outcome(token, credentials(keys={})) == UNKNOWN
+
+
+# What was verified before.
+
+
+def test_a_verified_token_is_known_until_it_expires() -> None:
+    """A token is verified once: after that it needs no key, until its time, leeway included, is over."""
+    known, token = credentials(), signed(exp=NOW + 60)
+    assert outcome(token, known) == "acme"
+    known.keys.clear()
+    assert outcome(token, known, NOW + 60 + LEEWAY - 0.001) == "acme"
+    with pytest.raises(KeysWanted):
+        outcome(token, known, NOW + 60 + LEEWAY)
+
+
+def test_a_verified_token_is_verified_again_once_it_expired() -> None:
+    """A token that was verified is refused once its time is over."""
+    for token, leeway in ((signed(exp=NOW + 60), LEEWAY), (mint(SECRET, "acme", 60, NOW).encode(), 0)):
+        known = credentials()
+        assert outcome(token, known, NOW + 60 + leeway - 0.001) == "acme"
+        assert outcome(token, known, NOW + 60 + leeway) == EXPIRED
+
+
+def test_what_a_replaced_key_verified_is_verified_again() -> None:
+    """A token whose key its issuer withdrew is no longer taken, however often it was."""
+    known, token = credentials(), signed()
+    assert outcome(token, known) == "acme"
+    known.replace_keys(ISSUER, {"k-1": OTHER_RSA.public_key()})
+    assert outcome(token, known) == INVALID
+    known.replace_keys(ISSUER, {"k-2": RSA.public_key()})
+    with pytest.raises(KeysWanted):
+        outcome(token, known)
+    known.replace_keys(ISSUER, {"k-1": RSA.public_key()})
+    assert outcome(token, known) == "acme"
+
+
+def test_a_refused_token_is_not_remembered() -> None:
+    """A token that was refused leaves no trace, and is judged anew when there is reason to."""
+    known, token = credentials(), signed(nbf=NOW + 60)
+    assert outcome(token, known) == EXPIRED
+    assert not known.verified
+    assert outcome(token, known, NOW + 60) == "acme"
+
+
+def test_the_memory_of_verified_tokens_is_limited() -> None:
+    """The token that was verified first is forgotten when there are too many, and is verified again."""
+    known = credentials()
+    first, last = signed(jti="first"), signed(jti="last")
+    assert outcome(first, known) == "acme"
+    known.verified.update((number.to_bytes(32), ("filler", NOW + 1)) for number in range(9_999))
+    assert outcome(last, known) == "acme"
+    assert len(known.verified) == 10_000
+    assert sha256(first).digest() not in known.verified
+    assert outcome(first, known) == "acme"
+
+
+# Whatever comes.
+
+
+def segments(token: bytes) -> set[str]:
+    """Every run of eight characters of a token."""
+    text = token.decode("latin-1")
+    return {text[index : index + 8] for index in range(len(text) - 7)}
+
+
+CANARY = "canary-7f3a9e1c5b2d"
+
+
+@pytest.mark.parametrize(
+    ("token", "now", "keys_current"),
+    [
+        (CANARY.encode(), NOW, False),
+        (CANARY.encode() + b"\xff", NOW, False),
+        (b"expired-canary", NOW, False),
+        (CANARY.encode() * 1000, NOW, False),
+        (b"%s.%s.%s" % ((CANARY.encode(),) * 3), NOW, False),
+        (forged({"alg": CANARY}, {CANARY: CANARY}), NOW, False),
+        (forged(HS256, MINTED | {"sub": CANARY}, CANARY.encode()), NOW, False),
+        (forged(HS256, MINTED | {"sub": f"{CANARY} {CANARY}"}, SECRET), NOW, False),
+        (forged(HS256, MINTED | {"exp": CANARY}, SECRET), NOW, False),
+        (mint(SECRET, CANARY, 60, NOW).encode(), NOW + 60, False),
+        (signed(iss=CANARY), NOW, False),
+        (signed(aud=CANARY), NOW, False),
+        (signed(sub=f"{CANARY} "), NOW, False),
+        (signed(exp=CANARY), NOW, False),
+        (signed(nbf=CANARY), NOW, False),
+        (signed(exp=NOW - 60), NOW, False),
+        (signed(key_id=CANARY), NOW, True),
+        (signed(key_id=CANARY), NOW, False),
+        (forged({"alg": CANARY, "kid": "k-1"}, claims()), NOW, False),
+    ],
+)
+def test_no_refusal_tells_anything_of_the_token(token: bytes, now: float, keys_current: bool) -> None:
+    """Neither the message of a refusal, nor whatever else is printed of it, has a part of the token or its claims."""
+    known = credentials()
+    known.tokens |= {expired.sha256: expired for expired in [static("expired-canary", ends=-1)]}
+    with pytest.raises((Refused, KeysWanted)) as caught:
+        authenticate(b"Bearer " + token, known, now, keys_current=keys_current)
+    told = f"{caught.value!r} {caught.value} {vars(caught.value)}"
+    assert not {segment for segment in segments(token) | segments(CANARY.encode()) if segment in told}
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+ALGORITHMS: st.SearchStrategy[Any] = st.sampled_from(["none", "HS256", "RS256", "ES256", "EdDSA", None]) | JSON
+ISSUERS: st.SearchStrategy[Any] = st.sampled_from([ISSUER, MINT_ISSUER]) | JSON
+HEADERS = JSON | st.fixed_dictionaries(
+    {"alg": ALGORITHMS},
+    optional={"kid": st.sampled_from(["k-1", "ec", "secret"]) | JSON, "crit": JSON, "b64": JSON, "typ": JSON},
+)
+PAYLOADS = JSON | st.fixed_dictionaries(
+    {"iss": ISSUERS},
+    optional={"aud": st.just(AUDIENCE) | JSON, "exp": st.just(NOW + 60) | JSON, "sub": JSON, "nbf": JSON, "jti": JSON},
+)
+FORGED = st.builds(forged, HEADERS, PAYLOADS, st.sampled_from([None, b"wrong", RSA_PEM]))
+#: By whoever has our secret, and still no reason to fail.
+OWN = st.builds(forged, st.just(HS256), PAYLOADS.filter(lambda payload: isinstance(payload, dict)), st.just(SECRET))
+
+
+def refused_or_wanted(authorization: bytes, known: Credentials) -> bool:
+    """Whether a value of Authorization does not authenticate anybody; nothing but the two may be raised."""
+    try:
+        authenticate(authorization, known, NOW)
+    except (Refused, KeysWanted):
+        return True
+    return False
+
+
+@given(st.binary() | st.binary().map(b"Bearer ".__add__) | FORGED.map(b"Bearer ".__add__))
+def test_nothing_forged_gets_in(authorization: bytes) -> None:
+    """Whatever stands in the header, whoever has no token and no key is refused, and nothing breaks."""
+    assert refused_or_wanted(authorization, credentials(keys=KEYS, algorithms=["RS256", "ES256", "EdDSA"]))
+
+
+@given(OWN)
+def test_no_claims_break_it(token: bytes) -> None:
+    """Whatever a token with a right signature claims, it is taken or refused, and nothing breaks."""
+    refused_or_wanted(b"Bearer " + token, credentials())
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_deep_nesting_in_a_token_is_refused(place: int) -> None:
+    """A token that is nested as deeply as fits into the header is refused like any other that is not known."""
+    parts = [b'{"alg": "HS256"}', b"{}"]
+    parts[place] = b'{"a": ' + b"[" * 2900 + b"]" * 2900 + b"}"
+    token = b".".join(map(encoded, parts)) + b".AA"
+    assert outcome(token, credentials()) == UNKNOWN
