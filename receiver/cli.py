@@ -5,11 +5,11 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import httpx2
 import orjson
@@ -19,16 +19,19 @@ import uvloop
 from receiver import auth, service
 from receiver.console import (
     console,
+    data_option,
     first_steps,
     letters_table,
+    program,
     record_line,
     sessions_table,
     settings_text,
 )
 from receiver.demo import demonstrate
-from receiver.errors import ReceiverError
+from receiver.errors import ReceiverError, Unavailable
 from receiver.event import QosStatus
 from receiver.ops import session_fields
+from receiver.reader import Reader
 from receiver.replay import REPLAYABLE, letters, revived
 from receiver.router import DEAD_LETTER
 from receiver.secret_file import is_made, mint_secret
@@ -37,6 +40,7 @@ from receiver.settings import Settings, SettingsError, layers, load
 _FOLLOW_INTERVAL_SECONDS = 0.2
 _PAGE = 500
 _FIRST_TOKEN_SECONDS = 30 * 86_400
+_START = re.compile(r"beginning|end|[0-9]{1,18}|[0-9]+-[0-9]+(,[0-9]+-[0-9]+)*")
 _TTL = re.compile(r"([1-9][0-9]{0,8})([smhd])")
 _TTL_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _TTL_SECONDS_MAX = 3_650 * 86_400
@@ -47,17 +51,19 @@ app = typer.Typer(
     epilog="Begin with: qod-receiver demo",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
 )
 token_app = typer.Typer(help="Tokens that senders present.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 
+# Defaults that settings.py has are told by hand, with a backslash, or their brackets would be markup.
 ConfigOption = Annotated[
     Path | None,
     typer.Option(help="Configuration file (TOML).", envvar="QOD_RECEIVER_CONFIG", show_default=False, metavar="FILE"),
 ]
 DataOption = Annotated[
-    Path | None, typer.Option(help="Data directory. [default: ./qod-data]", show_default=False, metavar="DIR")
+    Path | None, typer.Option(help="Data directory. \\[default: ./qod-data]", show_default=False, metavar="DIR")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -72,6 +78,13 @@ class ReplayableVerdict(StrEnum):
     MALFORMED = "malformed"
     UNRECOGNIZED = "unrecognized"
     CONFLICT = "conflict"
+
+
+def _start(text: str) -> str:
+    """Where to begin, as it was written; whether there is such a partition is for the reader to tell."""
+    if text and not _START.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is neither beginning, end, a position, nor PARTITION-POSITION,…")
+    return text
 
 
 @app.callback(invoke_without_command=True)
@@ -91,30 +104,52 @@ def serve(
     *,
     data: DataOption = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)
+        str | None,
+        typer.Option(
+            help="Address to listen for notifications on. \\[default: 127.0.0.1]", show_default=False, metavar="ADDRESS"
+        ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port for notifications. [default: 8080]", show_default=False)
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port for notifications; 0 is a free one. \\[default: 8080]",
+            show_default=False,
+            metavar="PORT",
+        ),
     ] = None,
     ops_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Port for health, metrics and topics. [default: 9464]", show_default=False),
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port for health, metrics and topics. \\[default: 9464]",
+            show_default=False,
+            metavar="PORT",
+        ),
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(help="debug, info, warning or error. \\[default: info]", show_default=False, metavar="LEVEL"),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Receive notifications until Ctrl-C or SIGTERM."""
     settings = _settings(
         config, {"data": data, "edge.host": host, "edge.port": port, "ops.port": ops_port, "log.level": log_level}
     )
-    now = time.time()
-    configured = settings.auth.anonymous or settings.auth.tokens or settings.auth.jwt or is_made(settings)
-    token = "" if configured else auth.mint(mint_secret(settings), "default", _FIRST_TOKEN_SECONDS, now)
+    configured = settings.auth.anonymous or settings.auth.tokens or settings.auth.jwt
+    minted = is_made(settings)  # asked now: serving makes the secret
 
     def ready(addresses: service.Addresses) -> None:
-        typer.echo(f"Notifications: {addresses.edge_url}\nOperations:    {addresses.ops_url}\n")
-        if token:
+        typer.echo(f"Notifications: {addresses.edge_url}\nOperations:    {addresses.ops_url}")
+        if not configured and not minted:
+            now = time.time()
+            token = auth.mint(mint_secret(settings), "default", _FIRST_TOKEN_SECONDS, now)
             typer.echo(first_steps(addresses.edge_url, token, settings.data, now))
+        elif not configured:
+            typer.echo(f"Mint a token:  {program()} token mint --sender NAME{data_option(settings.data)}")
         sys.stdout.flush()
 
     uvloop.run(service.run(settings, ready=ready))
@@ -123,29 +158,33 @@ def serve(
 @app.command(epilog="Example: qod-receiver demo --seconds 40 --sessions 30")
 def demo(
     *,
-    seconds: Annotated[int, typer.Option(min=3, max=3600, help="How long it plays.")] = 20,
-    sessions: Annotated[int, typer.Option(min=1, max=1000, help="How many sessions it plays.")] = 12,
+    seconds: Annotated[int, typer.Option(min=3, max=3600, help="How long it plays.", metavar="SECONDS")] = 20,
+    sessions: Annotated[int, typer.Option(min=1, max=1000, help="How many sessions it plays.", metavar="COUNT")] = 12,
     port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port for notifications. [default: a free one]", show_default=False),
-    ] = None,
+        int, typer.Option(min=0, max=65535, help="Port for notifications; 0 is a free one.", metavar="PORT")
+    ] = 0,
 ) -> None:
     """Play sessions against a receiver of its own, and watch what is routed."""
-    if not uvloop.run(demonstrate(console(), seconds, sessions, port or 0)):
+    if not uvloop.run(demonstrate(console(), seconds, sessions, port)):
         raise typer.Exit(1)
 
 
 @app.command(epilog="Example: qod-receiver tail unavailable --from beginning")
 def tail(
     *,
-    topic: Annotated[str, typer.Argument(help="Name of the topic, with or without its prefix.", show_default=False)],
+    topic: Annotated[
+        str,
+        typer.Argument(help="Name of the topic, with or without its prefix.", show_default=False, metavar="TOPIC"),
+    ],
     data: DataOption = None,
     start: Annotated[
         str,
         typer.Option(
             "--from",
-            help="beginning, end or a position. [default: end; with --no-follow beginning]",
+            help="beginning, end or a position. \\[default: end; with --no-follow beginning]",
             show_default=False,
+            metavar="WHERE",
+            callback=_start,
         ),
     ] = "",
     session: Annotated[str, typer.Option(help="Only this session.", show_default=False, metavar="ID")] = "",
@@ -167,9 +206,17 @@ def sessions(
     *,
     data: DataOption = None,
     status: Annotated[
-        QosStatus | None, typer.Option(help="Only sessions with this status.", case_sensitive=False, show_default=False)
+        QosStatus | None,
+        typer.Option(
+            help="Only sessions that are REQUESTED, AVAILABLE or UNAVAILABLE.",
+            case_sensitive=False,
+            show_default=False,
+            metavar="STATUS",
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many, last touched first.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="At most so many, last touched first.", metavar="COUNT")
+    ] = 50,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -199,12 +246,26 @@ def replay(
     data: DataOption = None,
     verdict: Annotated[
         list[ReplayableVerdict] | None,
-        typer.Option(help="Only letters with this verdict; may be repeated.", show_default=False),
+        typer.Option(
+            help="Only letters that are malformed, unrecognized or conflict; may be repeated.",
+            show_default=False,
+            metavar="VERDICT",
+        ),
     ] = None,
-    start: Annotated[str, typer.Option("--from", help="beginning or the position of a letter.")] = "beginning",
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="beginning or the position of a letter.",
+            metavar="WHERE",
+            callback=_start,
+        ),
+    ] = "beginning",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent again.")] = False,
     ops_token: Annotated[
-        str, typer.Option(help="Token of the operations port.", envvar="QOD_RECEIVER_OPS_TOKEN", show_default=False)
+        str,
+        # No setting, so its variable must not look like one's.
+        typer.Option(help="Token of the operations port.", envvar="QOD_OPS_TOKEN", show_default=False, metavar="TOKEN"),
     ] = "",
     config: ConfigOption = None,
 ) -> None:
@@ -215,10 +276,11 @@ def replay(
         asyncio.run(_list_letters(settings, verdicts, start))
     elif (serving := service.served_at(settings.data)) is not None:
         count = _ask(serving.ops_url, ops_token, {"verdicts": verdicts, "from": start})
-        typer.echo(f"{count} dead letters are in the inbox again")
+        typer.echo(f"{count} dead letter{_s(count)} went into the inbox again")
     else:
-        count = asyncio.run(service.replay(settings, verdicts, start))
-        typer.echo(f"{count} dead letters are in the inbox again; the next `serve` routes them")
+        with _reading(settings):  # a directory that nothing was received in is not one to make
+            count = asyncio.run(service.replay(settings, verdicts, start))
+        typer.echo(f"{count} dead letter{_s(count)} went into the inbox again, for the next `serve` to route")
 
 
 @app.command(epilog="Example: qod-receiver check-config --config qod.toml")
@@ -236,10 +298,12 @@ def run(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except SettingsError as error:
-        _complain(f"{len(error.problems)} wrong setting{'s' * (len(error.problems) > 1)}:")
+        _complain(f"{len(error.problems)} wrong setting{_s(len(error.problems))}:")
         for problem in error.problems:
             _complain(f"  {problem.setting}: {problem.allowed}  ({problem.place})")
-    except (Failed, ReceiverError, OSError, ValueError) as error:
+    except OSError as error:
+        _complain(f"qod-receiver: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+    except (Failed, ReceiverError, ValueError) as error:
         _complain(f"qod-receiver: {error}")
     sys.exit(1)
 
@@ -250,6 +314,21 @@ def _complain(line: str) -> None:
 
 def _settings(config: Path | None, given: dict[str, Any]) -> Settings:
     return load(config, {path: value for path, value in given.items() if value is not None})
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+@contextlib.contextmanager
+def _reading(settings: Settings) -> Iterator[Reader]:
+    """The topics of a directory, beside whoever serves it. Raises Failed where there are none."""
+    try:
+        reader = service.open_reader(settings)
+    except Unavailable as error:
+        raise Failed(f"{error}; has `qod-receiver serve` run with this directory? --data names another") from error
+    with contextlib.closing(reader):
+        yield reader
 
 
 def _ttl_seconds(text: str) -> int:
@@ -264,7 +343,7 @@ def _ttl_seconds(text: str) -> int:
 
 async def _tail(settings: Settings, topic: str, start: str, session: str, *, follow: bool, as_json: bool) -> None:
     out = console()
-    with contextlib.closing(service.open_reader(settings)) as reader:
+    with _reading(settings) as reader:
         while topic not in await reader.topics():
             _expect(settings, topic, await reader.topics())
             if not follow:
@@ -298,7 +377,7 @@ def _expect(settings: Settings, topic: str, topics: Sequence[str]) -> None:
 
 
 async def _sessions(settings: Settings, status: QosStatus | None, limit: int, as_json: bool) -> None:
-    with contextlib.closing(service.open_reader(settings)) as reader:
+    with _reading(settings) as reader:
         found, counts = await reader.sessions(status, limit), await reader.session_counts()
     if as_json:
         for session in found:
@@ -308,11 +387,13 @@ async def _sessions(settings: Settings, status: QosStatus | None, limit: int, as
 
 
 async def _list_letters(settings: Settings, verdicts: Sequence[str], start: str) -> None:
-    with contextlib.closing(service.open_reader(settings)) as reader:
+    with _reading(settings) as reader:
         topic = f"{settings.prefix}.{DEAD_LETTER}"
         found = [(record, revived(record) is not None) async for record in letters(reader, topic, verdicts, start)]
-    console().print(letters_table(found))
-    typer.echo(f"{sum(readable for _, readable in found)} of {len(found)} dead letters would be sent again")
+    if found:
+        console().print(letters_table(found))
+    would = sum(readable for _, readable in found)
+    typer.echo(f"{would} of {len(found)} dead letter{_s(len(found))} would be sent again")
 
 
 def _ask(ops_url: str, ops_token: str, wanted: dict[str, object]) -> int:

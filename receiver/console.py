@@ -5,6 +5,7 @@ What came from outside is made harmless for a terminal: a session id may hold an
 
 import json
 import shlex
+import shutil
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from receiver.settings import Settings
 STATUS_STYLES = {QosStatus.REQUESTED: "yellow", QosStatus.AVAILABLE: "green", QosStatus.UNAVAILABLE: "cyan"}
 UNEXPECTED_STYLE = "bold red"
 
+_PROGRAM = "qod-receiver"
 #: Tables that go to a file or a pipe are not cut to a screen's width.
 _WIDTH_PIPED = 240
 #: Where the comments of a printed tree of settings begin.
@@ -80,12 +82,14 @@ def status_text(status: str, status_info: object, *, unexpected: bool) -> Text:
 
 def sessions_table(sessions: Sequence[Session], counts: Mapping[QosStatus, int], now: float) -> Table:
     """The sessions, with how many there are in all below them."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_caption(len(sessions), counts), caption_justify="left")
+    caption = _caption(len(sessions), counts)
+    # All but the sender in 74 columns, so that a terminal of 80 shows a bit of each; the sender is what is cut.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
     table.add_column("session", no_wrap=True, min_width=36)
     table.add_column("status", no_wrap=True, min_width=11)
-    table.add_column("reason", no_wrap=True, overflow="ellipsis")
-    table.add_column("since", no_wrap=True, justify="right", min_width=6)
-    table.add_column("sender", no_wrap=True, overflow="ellipsis")
+    table.add_column("reason", no_wrap=True, overflow="ellipsis", min_width=18)
+    table.add_column("since", no_wrap=True, justify="right", min_width=5)
+    table.add_column("sender", overflow="ellipsis")
     for session in sessions:
         ended = session.qos_status is QosStatus.UNAVAILABLE
         style = (
@@ -105,7 +109,7 @@ def sessions_table(sessions: Sequence[Session], counts: Mapping[QosStatus, int],
 
 def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
     """Dead letters, each with whether today's parser can read it."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("position", "received", "verdict", "sender", "reason", "sent again"):
         table.add_column(name, no_wrap=name != "reason", overflow="fold")
     for record, readable in letters:
@@ -116,7 +120,7 @@ def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
             told["verdict"],
             Text(harmless(told["sender"])),
             Text(harmless(told["reason"])),
-            Text("yes", style="green") if readable else Text("no, still unreadable", style="yellow"),
+            Text("yes", style="green") if readable else Text("no", style="yellow"),
         )
     return table
 
@@ -138,7 +142,7 @@ def first_steps(edge_url: str, token: str, data: Path, now: float) -> str:
         {
             "specversion": "1.0",
             "id": str(uuid.uuid4()),
-            "source": "https://operator.example/qod",
+            "source": "/first-steps",
             "type": "org.camaraproject.quality-on-demand.v1.qos-status-changed",
             "time": rfc3339.render(int(now) * 1_000_000),
             "data": {
@@ -146,26 +150,33 @@ def first_steps(edge_url: str, token: str, data: Path, now: float) -> str:
                 "qosStatus": "UNAVAILABLE",
                 "statusInfo": "NETWORK_TERMINATED",
             },
-        }
+        },
+        separators=(",", ":"),
     )
+    # With its first line still in sight on a terminal of 80 times 24.
     return f"""\
-No sender is configured, so here is a token to begin with, for the sender `default`, valid for 30 days:
 
-    {token}
+No sender is configured. A token to begin with, for the sender `default`, valid for 30 days:
+{token}
 
 Post a notification with it, and expect 204:
+curl -i {shlex.quote(edge_url)} \\
+  -H 'Authorization: Bearer {token}' \\
+  -H 'Content-Type: application/cloudevents+json' \\
+  -d {shlex.quote(body)}
 
-    curl -i {shlex.quote(edge_url)} \\
-      -H 'Authorization: Bearer {token}' \\
-      -H 'Content-Type: application/cloudevents+json' \\
-      -d {shlex.quote(body)}
-
-See what came of it:
-
-    qod-receiver tail status --from beginning{data_option(data)}
-
-More tokens: qod-receiver token mint --sender NAME{data_option(data)}
+See what came of it, in another terminal; and mint more tokens:
+{program()} tail status --from beginning{data_option(data)}
+{program()} token mint --sender NAME{data_option(data)}
 """
+
+
+def program() -> str:
+    """What to type for this program: its name, or the path it was called by where the name alone finds nothing."""
+    called = Path(sys.argv[0])
+    if called.name != _PROGRAM or shutil.which(_PROGRAM):
+        return _PROGRAM
+    return shlex.quote(str(called))
 
 
 def data_option(data: Path) -> str:
@@ -181,10 +192,10 @@ def _caption(shown: int, counts: Mapping[QosStatus, int]) -> Text:
 
 
 def _age(seconds: float) -> str:
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds):.0f} s"
+            return f"{seconds / length:.0f}{unit}"
+    return f"{max(0, seconds):.0f}s"
 
 
 def _table(section: BaseModel, layers: Layers[Settings], path: SettingPath) -> Iterator[tuple[str, str]]:

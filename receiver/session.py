@@ -24,8 +24,9 @@ as old as a forgotten one can't be told from a repetition: it goes to the dead l
 """
 
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 from zlib import crc32
 
 from receiver.event import Event, QosStatus
@@ -104,12 +105,12 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
     # A session's rank never falls, so an event of a higher one was never seen, however old its time says it is.
     if rank <= session.rank and session.marks_cut_micros is not None and event_micros <= session.marks_cut_micros:
         return session, Verdict.CONFLICT, "too old for the session's memory to tell whether it is a repetition"
-    remembered = _remember(session, mark, clock_micros)
-    if (event.qos_status, event.status_info) == (session.qos_status, session.status_info):
-        return remembered._replace(time_micros=max(session.time_micros, event_micros)), Verdict.UNCHANGED, ""
+    memory = _remember(session, mark, clock_micros)
+    if event.qos_status is session.qos_status and event.status_info == session.status_info:
+        return session._replace(time_micros=max(session.time_micros, event_micros), **memory), Verdict.UNCHANGED, ""
     if rank < session.rank or (rank == session.rank and event_micros < session.time_micros):
-        return remembered, Verdict.LATE, ""
-    return _change(remembered, event, event_micros), Verdict.ACCEPTED, ""
+        return session._replace(**memory), Verdict.LATE, ""
+    return _change(session, event, event_micros, memory), Verdict.ACCEPTED, ""
 
 
 def _rank(qos_status: QosStatus, status_info: str | None) -> int:
@@ -130,8 +131,13 @@ def _mark(event: Event, event_micros: int) -> str:
         else blake2b(f"{event.source or ''}\0{event.id}".encode(), digest_size=_DIGEST_BYTES).hexdigest()
     )
     told = "" if event.time_micros is None else event.time_micros
-    kind = crc32(f"{event.type}\0{event.status_info or ''}".encode())
-    return f"{identity}|{event.qos_status[0]}.{told}.{kind:08x}|{event_micros}"
+    return f"{identity}|{event.qos_status[0]}.{told}.{_kind(event.type, event.status_info)}|{event_micros}"
+
+
+@lru_cache(1024)
+def _kind(event_type: str, status_info: str | None) -> str:
+    text = f"{event_type}\0{status_info or ''}"
+    return f"{crc32(text.encode()):08x}"
 
 
 def _find(marks: tuple[str, ...], mark: str) -> tuple[bool, bool] | None:
@@ -162,24 +168,35 @@ def _begin(event: Event, sender: str, event_micros: int, clock_micros: int, mark
     )
 
 
-def _remember(session: Session, mark: str, clock_micros: int) -> Session:
+class _Memory(TypedDict):
+    """The fields of a session that every event taken into account changes."""
+
+    touched_micros: int
+    marks: tuple[str, ...]
+    marks_cut_micros: int | None
+
+
+def _remember(session: Session, mark: str, clock_micros: int) -> _Memory:
     marks, cut_micros = (*session.marks, mark), session.marks_cut_micros
     if len(marks) > MARKS_MAX:
         oldest_micros = int(marks[0].rsplit("|", 1)[1])
         marks, cut_micros = marks[1:], oldest_micros if cut_micros is None else max(cut_micros, oldest_micros)
-    return session._replace(marks=marks, marks_cut_micros=cut_micros, touched_micros=clock_micros)
+    return {"touched_micros": clock_micros, "marks": marks, "marks_cut_micros": cut_micros}
 
 
-def _change(session: Session, event: Event, event_micros: int) -> Session:
+def _change(session: Session, event: Event, event_micros: int, memory: _Memory) -> Session:
     available_micros, available_seconds = session.available_micros, session.available_seconds
     if event.qos_status is QosStatus.AVAILABLE:
         available_micros, available_seconds = event_micros, None
     elif session.qos_status is QosStatus.AVAILABLE and available_micros is not None:
         available_seconds = max(0, event_micros - available_micros) / 1e6
-    return session._replace(
+    return Session(
+        session_id=session.session_id,
+        sender=session.sender,
         qos_status=event.qos_status,
         status_info=event.status_info,
         time_micros=event_micros,
         available_micros=available_micros,
         available_seconds=available_seconds,
+        **memory,
     )

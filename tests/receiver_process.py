@@ -17,20 +17,37 @@ COMMAND = (sys.executable, "-m", "receiver")
 
 
 class ReceiverProcess:
-    """`qod-receiver serve` on a directory, on free ports. Its log goes to the file `log` in that directory."""
+    """`qod-receiver serve` on a directory, on free ports, with a token of its own unless `mint` says not.
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    What it prints goes to the file `out` in that directory, its log to `log`.
+    """
+
+    def __init__(self, directory: Path, *options: str, mint: bool = True) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
-        self.token = run("token", "mint", "--data", str(directory), "--sender", "test").strip()
+        self.token = run("token", "mint", "--data", str(directory), "--sender", "test").strip() if mint else ""
         self.log = directory / "log"
-        with self.log.open("ab") as log:
+        self._out = directory / "out"
+        with self.log.open("ab") as log, self._out.open("wb") as out:
             self.process = subprocess.Popen(
                 [*COMMAND, "serve", "--data", str(directory), "--port", "0", "--ops-port", "0", *options],
-                stdout=log,
+                stdout=out,
                 stderr=log,
             )
         self.edge_url, self.ops_url = self._wait_until_serving()
+
+    def printed(self) -> str:
+        """All that it printed on standard output when it was ready."""
+        httpx2.get(f"{self.ops_url}/livez")  # is not answered before
+        return self._out.read_text()
+
+    def post(self, *bodies: bytes) -> list[int]:
+        """Post bodies one after the other, wait until they are routed, and return the answers' status codes."""
+        headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
+        before = self._decided()
+        answers = [httpx2.post(self.edge_url, content=body, headers=headers).status_code for body in bodies]
+        self.wait_until_routed(before + sum(answer in {204, 400} for answer in answers))
+        return answers
 
     def kill(self) -> None:
         """End it as a power cut of the process would: it can do nothing about it."""
@@ -53,14 +70,14 @@ class ReceiverProcess:
         """Wait until `count` notifications have been decided on since this process started, and nothing waits."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            text = httpx2.get(f"{self.ops_url}/metrics").text
-            decided = sum(
-                float(value) for value in re.findall(r"^qod_receiver_notifications_total\S+ (\S+)", text, re.MULTILINE)
-            )
-            if decided >= count and 'qod_receiver_inbox_lag{partition="0"} 0.0' in text:
+            if self._decided() >= count and self.metric('qod_receiver_inbox_lag{partition="0"}') == 0:
                 return
             time.sleep(0.05)
-        raise AssertionError(f"not routed in time: {text}")
+        raise AssertionError(f"{self._decided()} of {count} notifications were routed in time")
+
+    def _decided(self) -> int:
+        text = httpx2.get(f"{self.ops_url}/metrics").text
+        return sum(map(int, re.findall(r"^qod_receiver_notifications_total\S+ (\d+)", text, re.MULTILINE)))
 
     def _wait_until_serving(self) -> tuple[str, str]:
         deadline = time.monotonic() + START_SECONDS_MAX

@@ -391,7 +391,6 @@ KEYS: dict[str, Any] = {
     "k-1": RSA.public_key(),
     "ec": EC.public_key(),
     "secret": SECRET,
-    None: RSA.public_key(),
 }
 RS256 = {"alg": "RS256", "kid": "k-1"}
 

@@ -64,15 +64,16 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
             playing = asyncio.create_task(_play(tally, client, addresses.edge_url, tokens))
             for task in (watching, playing):
                 stack.callback(task.cancel)
-            interrupted = False
             with _shown(console, tally, addresses.edge_url, seconds) as show:
                 began = time.monotonic()
                 while (passed := time.monotonic() - began) < seconds + _SETTLE_SECONDS:
                     show(passed)
-                    interrupted = serving.done() or (playing.done() and playing.exception() is not None)
-                    if interrupted or watching.done() or (passed >= seconds and tally.is_complete):
+                    broken = serving.done() or any(task.done() and task.exception() for task in (watching, playing))
+                    if broken or (passed >= seconds and tally.is_complete):
                         break
                     await asyncio.sleep(_FRAME_SECONDS)
+            # Ctrl-C reaches the receiver; the others notice only that it does not answer.
+            interrupted = broken and bool((await asyncio.wait([serving], timeout=_SETTLE_SECONDS))[0])
     console.print(summary(tally, interrupted=interrupted), soft_wrap=True)
     return interrupted or not tally.faults()
 

@@ -1,6 +1,7 @@
 """How the demonstration looks: two feeds and the counts on a terminal, plain lines elsewhere."""
 
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.panel import Panel
@@ -8,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from receiver.console import STATUS_STYLES, UNEXPECTED_STYLE
+from receiver.console import STATUS_STYLES, UNEXPECTED_STYLE, program
 from receiver.demo.sender import Post
 from receiver.demo.tally import Routed, Tally
 from receiver.event import QosStatus
@@ -133,13 +134,13 @@ def routed_row(routed: Routed) -> tuple[Text, Text]:
     value = routed.record.fields()["value"]
     number = f"#{routed.session}" if routed.session else ""
     if routed.topic == "dead-letter":
-        return Text(routed.topic, style="magenta"), Text(f"{number:<4}{value['verdict']}", style="magenta")
+        return Text(f"{routed.topic:<11}", style="magenta"), Text(f"{number:<4}{value['verdict']}", style="magenta")
     style = UNEXPECTED_STYLE if value.get("unexpected") else STATUS_STYLES[QosStatus(value["qosStatus"])]
     if routed.topic == "unavailable":
         words = value.get("statusInfo", "no reason given")
     else:
         words = f"{value['qosStatus']}{', late' if value['late'] else ''}"
-    return Text(routed.topic, style="dim"), Text.assemble((f"{number:<4}", "dim"), (words, style))
+    return Text(f"{routed.topic:<11}", style="dim"), Text.assemble((f"{number:<4}", "dim"), (words, style))
 
 
 def summary(tally: Tally, *, interrupted: bool) -> Text:
@@ -147,18 +148,17 @@ def summary(tally: Tally, *, interrupted: bool) -> Text:
     verdicts, faults = tally.verdicts, tally.faults()
     kept = sum(verdicts.values())
     repeated = verdicts.get(Verdict.DUPLICATE, 0) + verdicts.get(Verdict.UNCHANGED, 0)
-    text = Text(f"\n{len(tally.posted)} posted, {kept} kept and routed, {len(tally.posted) - kept} refused\n")
-    rows = [
-        (repeated, "were repetitions: no consumer saw them twice"),
-        (verdicts.get(Verdict.LATE, 0), "came late: routed with a mark, the session's state stayed"),
-        (
-            sum(verdicts.get(v, 0) for v in (Verdict.CONFLICT, Verdict.UNRECOGNIZED, Verdict.MALFORMED)),
-            "are dead letters: kept, and can be replayed",
-        ),
-        (len(tally.alerts), "sessions ended unexpectedly: one alert each"),
-    ]
-    for count, words in rows:
-        text.append(f"{count:>5} {words}\n")
+    strangers = sum(status_code == HTTPStatus.UNAUTHORIZED for _, status_code in tally.posted)
+    text = Text(f"\n{len(tally.posted)} posted: {kept} kept and decided on, {strangers} refused as a stranger's\n")
+    dead = sum(verdicts.get(v, 0) for v in (Verdict.CONFLICT, Verdict.UNRECOGNIZED, Verdict.MALFORMED))
+    for count, words in (
+        (repeated, "repeated: no consumer saw it twice"),
+        (verdicts.get(Verdict.LATE, 0), "late: routed with a mark, the session's state stayed"),
+        (dead, "unusable: kept as a dead letter that can be replayed"),
+        (len(tally.alerts), "ended unexpectedly: an alert each"),
+    ):
+        if count:
+            text.append(f"{count:>5} {words}\n")
     if interrupted:
         text.append("Stopped early; the receiver was drained.\n", style="yellow")
     elif faults:
@@ -170,11 +170,11 @@ def summary(tally: Tally, *, interrupted: bool) -> Text:
         )
     text.append("\nNext:\n")
     for command, words in (
-        ("qod-receiver serve", "start a receiver, with a token to try it"),
-        ("qod-receiver tail unavailable", "watch sessions end"),
-        ("qod-receiver sessions", "see the newest state of each"),
+        ("serve", "start a receiver, and try it"),
+        ("tail unavailable", "watch its sessions end"),
+        ("sessions", "see the newest state of each"),
     ):
-        text.append(f"  {command:<31}", style="bold")
+        text.append(f"  {program()} {command:<18}", style="bold")
         text.append(f"{words}\n")
     return text
 
