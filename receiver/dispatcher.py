@@ -126,20 +126,18 @@ class Dispatcher:
         return decided
 
     async def _commit(self, batch: Batch, decided: "_Decided", began: float) -> None:
-        await self._lane.commit(batch, decided.messages, decided.clock_micros)
+        await self._lane.commit(batch, decided.messages, decided.sessions, decided.clock_micros)
         self._telemetry.batch(self._lane, batch, decided.verdicts, len(decided.messages), self._loop_seconds() - began)
 
     async def _forget(self) -> None:
         """Write the tombstones of sessions whose time has come, a limited number at once."""
         batch, oldest = await self._lane.oldest(_FORGET_MAX)
         clock_micros = batch.clock_micros
-        tombstones = [
-            self._router.forget(session, clock_micros)
-            for session in oldest
-            if self._router.is_forgotten(session, clock_micros)
-        ]
-        if tombstones:
-            await self._lane.commit(batch, tombstones, clock_micros)
+        ended = [session for session in oldest if self._router.is_forgotten(session, clock_micros)]
+        if ended:
+            tombstones = [self._router.forget(session, clock_micros) for session in ended]
+            forgotten = dict.fromkeys((session.session_id for session in ended), None)
+            await self._lane.commit(batch, tombstones, forgotten, clock_micros)
 
 
 class _Decided:

@@ -11,7 +11,7 @@ Failure      `append` raises Unavailable when it is not *known* that the notific
              all the same: the sender will post it again, and the router sees a duplicate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from receiver.message import Message
@@ -73,9 +73,13 @@ class Lane(Protocol):
         """The sessions that were touched longest ago, oldest first, and an empty batch to commit their end with."""
         ...
 
-    async def commit(self, batch: Batch, messages: Sequence[Message], clock_micros: int) -> None:
-        """Make everything that the batch caused visible at once, or nothing: the messages on their topics (those on
-        the sessions topic are also the new states of their sessions), and the position behind the batch.
+    async def commit(
+        self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
+    ) -> None:
+        """Make everything that the batch caused visible at once, or nothing: the messages on their topics, and the
+        position behind the batch.
+
+        `sessions` are the states that the messages on the sessions topic tell, by key: None is the end of one.
         """
         ...
 

@@ -15,6 +15,7 @@ from receiver.message import Record
 from receiver.notification import Notification
 from receiver.reader import Reader
 from receiver.router import Decision, Router
+from receiver.session import Session
 
 SESSIONS_TOPIC = "qod.sessions"
 COUNT_MAX = 10_000
@@ -88,8 +89,17 @@ async def commit(lane: Lane, router: Router, batch: Batch) -> list[Decision]:
     """Decide on a batch and commit it."""
     made = decide(router, batch)
     clock_micros = max([batch.clock_micros, *(each.received_micros for each in batch.notifications)])
-    await lane.commit(batch, [message for decision in made for message in decision.messages], clock_micros)
+    messages = [message for decision in made for message in decision.messages]
+    sessions = {decision.session.session_id: decision.session for decision in made if decision.session is not None}
+    await lane.commit(batch, messages, sessions, clock_micros)
     return made
+
+
+async def forget(lane: Lane, router: Router, batch: Batch, session: Session) -> None:
+    """End the life of a session."""
+    await lane.commit(
+        batch, [router.forget(session, batch.clock_micros)], {session.session_id: None}, batch.clock_micros
+    )
 
 
 async def route(node: Node, router: Router) -> list[Decision]:

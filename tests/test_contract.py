@@ -13,7 +13,18 @@ from receiver.message import Message, Record
 from receiver.notification import Notification
 from receiver.reader import Cursor, cursor_text
 from receiver.router import Router
-from tests.nodes import COUNT_MAX, SESSIONS_TOPIC, Node, SqliteBackend, append, commit, decide, everything, route
+from tests.nodes import (
+    COUNT_MAX,
+    SESSIONS_TOPIC,
+    Node,
+    SqliteBackend,
+    append,
+    commit,
+    decide,
+    everything,
+    forget,
+    route,
+)
 from tests.samples import HOUR, SECOND, SESSION_ID, START, posted
 
 STATUS_TOPIC = "qod.status"
@@ -274,7 +285,7 @@ async def test_a_tombstone_forgets(backend: SqliteBackend, router: Router) -> No
         batch, oldest = await node.lane.oldest(1)
         assert [session.session_id for session in oldest] == [SESSION_ID]
         assert not batch.notifications
-        await node.lane.commit(batch, [router.forget(oldest[0], batch.clock_micros)], batch.clock_micros)
+        await forget(node.lane, router, batch, oldest[0])
         assert [session.session_id for session in (await node.lane.oldest(9))[1]] == ["other"]
     async with backend.opened() as node:
         assert [session.session_id for session in await node.reader.sessions(None, COUNT_MAX)] == ["other"]
@@ -454,5 +465,5 @@ async def test_session_counts(sessions: Node, router: Router) -> None:
     counts = {QosStatus.REQUESTED: 1, QosStatus.AVAILABLE: 2, QosStatus.UNAVAILABLE: 2}
     assert await sessions.reader.session_counts() == counts
     batch, (oldest,) = await sessions.lane.oldest(1)
-    await sessions.lane.commit(batch, [router.forget(oldest, START)], START)
+    await forget(sessions.lane, router, batch, oldest)
     assert await sessions.reader.session_counts() == counts | {QosStatus.AVAILABLE: 1}

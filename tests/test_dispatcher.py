@@ -85,7 +85,9 @@ class Hindered:
             raise Unavailable("no oldest", reason="test")
         return await self._lane.oldest(count_max)
 
-    async def commit(self, batch: Batch, messages: Sequence[Message], clock_micros: int) -> None:
+    async def commit(
+        self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
+    ) -> None:
         """Commit, with the fault that is planned for this one."""
         fault = self._faults.get(self.commits)
         self.commits += 1
@@ -96,7 +98,7 @@ class Hindered:
             raise LaneLost
         if fault == "before":
             raise Unavailable("not committed", reason="test")
-        await self._lane.commit(batch, messages, clock_micros)
+        await self._lane.commit(batch, messages, sessions, clock_micros)
         if fault == "after":
             raise Unavailable("committed, but who knows", reason="test")
 

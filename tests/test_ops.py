@@ -23,7 +23,7 @@ from receiver.replay import DeadLetters
 from receiver.router import Router
 from receiver.session import Verdict
 from receiver.telemetry import Telemetry
-from tests.nodes import Node, SqliteBackend, append, everything, route, until
+from tests.nodes import Node, SqliteBackend, append, everything, forget, route, until
 from tests.samples import SENDER, SESSION_ID, body, posted, told
 
 SOURCE_OF_METRICS = Path(receiver.telemetry.__file__).read_text()
@@ -212,7 +212,7 @@ async def test_a_record(routed: Ops) -> None:
 async def test_a_tombstone_is_null(routed: Ops, router: Router) -> None:
     """A tombstone is shown as a record without value."""
     batch, (oldest,) = await routed.node.lane.oldest(1)
-    await routed.node.lane.commit(batch, [router.forget(oldest, batch.clock_micros)], batch.clock_micros)
+    await forget(routed.node.lane, router, batch, oldest)
     last = (await routed.json("/topics/sessions"))["records"][-1]
     assert (last["key"], last["value"]) == (oldest.session_id, None)
 

@@ -29,7 +29,17 @@ from receiver.errors import Unavailable
 from receiver.message import Message
 from receiver.notification import Notification
 from receiver.router import Router
-from tests.nodes import COUNT_MAX, SESSIONS_TOPIC, Node, SqliteBackend, append, commit, decide, everything, route
+from tests.nodes import (
+    COUNT_MAX,
+    SESSIONS_TOPIC,
+    Node,
+    SqliteBackend,
+    append,
+    commit,
+    decide,
+    everything,
+    route,
+)
 from tests.samples import HOUR, START, posted
 
 STATUS_TOPIC = "qod.status"
@@ -397,7 +407,8 @@ async def test_retention_goes_by_age(
             await node.inbox.append(posted("A1", session_id=f"s{hour}", received_micros=START + hour * HOUR))
             await commit(node.lane, router, await node.lane.read(COUNT_MAX))
         batch, (oldest,) = await node.lane.oldest(1)
-        await node.lane.commit(batch, [router.forget(oldest, START)], batch.clock_micros)
+        tombstone = router.forget(oldest, START)
+        await node.lane.commit(batch, [tombstone], {oldest.session_id: None}, batch.clock_micros)
         assert rows(tmp_path) == {"inbox": 3, "messages": 3, "sessions": 3}
         topics_micros = START + topics_hour * HOUR if topics_hour else 0
         await node.retain(inbox_hour * HOUR, topics_micros, 100)

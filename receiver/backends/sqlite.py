@@ -7,11 +7,11 @@ share the next sync.
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple, Unpack
 
 import orjson
 
@@ -28,6 +28,7 @@ from receiver.reader import Cursor, Reader
 from receiver.session import Session
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 #: One append writes at most this many notifications: a row of some 300 KB, and a few milliseconds for whoever waits
 #: behind it.
@@ -38,6 +39,50 @@ GROUP_MAX = 512
 #: connections all wait for the same sync, and when it is done, they all come back within a few turns.
 _QUIET_TURNS = 4
 _GATHER_SECONDS_MAX = 0.002
+
+
+#: What a router that keeps up may find in memory: half a second of full load, and at most so many bytes of bodies.
+_TAIL_MAX = 10_000
+_TAIL_BYTES_MAX = 16 * 1024 * 1024
+
+#: Sessions whose state is kept in memory, about a kilobyte each: most events of a session come soon after another.
+_RECENT_MAX = 20_000
+
+
+class Tail:
+    """The notifications appended last, so that a router which keeps up need not read them from the file.
+
+    What is taken, or is too much, is gone from here: it is in the file.
+    """
+
+    def __init__(self) -> None:
+        self._rows: deque[tuple[int, Sequence[Notification]]] = deque()
+        self._count = self._bytes = 0
+
+    def add(self, position: int, notifications: Sequence[Notification]) -> None:
+        """Keep what stands in the file from `position` on."""
+        self._rows.append((position, notifications))
+        self._weigh(notifications, 1)
+        while self._count > _TAIL_MAX or self._bytes > _TAIL_BYTES_MAX:
+            self._drop()
+
+    def take(self, position: int, count_max: int) -> list[Notification]:
+        """The notifications from `position` on, whole rows of them; none where they are not here."""
+        while self._rows and self._rows[0][0] < position:
+            self._drop()
+        taken: list[Notification] = []
+        while self._rows and self._rows[0][0] == position + len(taken) and len(taken) < count_max:
+            taken += self._drop()
+        return taken
+
+    def _drop(self) -> Sequence[Notification]:
+        _, notifications = self._rows.popleft()
+        self._weigh(notifications, -1)
+        return notifications
+
+    def _weigh(self, notifications: Sequence[Notification], sign: int) -> None:
+        self._count += sign * len(notifications)
+        self._bytes += sign * sum([len(each.body) for each in notifications])
 
 
 class SqliteInbox:
@@ -59,12 +104,13 @@ class SqliteInbox:
         self._clock_nanos = clock_nanos
         self._began = 0.0
         self._waiting: deque[tuple[Notification, asyncio.Future[None]]] = deque()
-        self._group: list[asyncio.Future[None]] = []
+        self._group: list[tuple[Notification, asyncio.Future[None]]] = []
         self._busy = False
         self._stuck = False
         self._deadline: asyncio.TimerHandle | None = None
         self.trouble = ""
         self.appended = asyncio.Event()
+        self.tail = Tail()
 
     async def append(self, notification: Notification) -> None:
         """See the contract. Many appends share one sync; none waits longer than the time limit."""
@@ -92,10 +138,9 @@ class SqliteInbox:
     def _write(self) -> None:
         loop = asyncio.get_running_loop()
         count = min(len(self._waiting), GROUP_MAX)
-        taken = [self._waiting.popleft() for _ in range(count)]
-        self._group = [kept for _, kept in taken]
+        self._group = [self._waiting.popleft() for _ in range(count)]
         self._deadline = loop.call_later(self._timeout_seconds, self._expire)
-        pack = pack_notifications([notification for notification, _ in taken])
+        pack = pack_notifications([notification for notification, _ in self._group])
         writing = loop.run_in_executor(self._writer, self._file.append, pack, self._clock_nanos() // 1000)
         writing.add_done_callback(self._written)
 
@@ -108,10 +153,12 @@ class SqliteInbox:
         self.trouble = "" if error is None else str(error)
         now = loop.time()
         if error is None:
+            notifications = [notification for notification, _ in self._group]
+            self.tail.add(self._file.end - len(notifications), notifications)
             self.appended.set()
             self._tell(len(self._group), now - self._began)
         self._began = now
-        for kept in self._group:
+        for _, kept in self._group:
             if kept.done():
                 continue
             if error is None:
@@ -127,7 +174,7 @@ class SqliteInbox:
     def _expire(self) -> None:
         self._stuck = True
         self.trouble = f"the disk took longer than {self._timeout_seconds:g} s"
-        for kept in (*self._group, *(kept for _, kept in self._waiting)):
+        for _, kept in (*self._group, *self._waiting):
             if not kept.done():
                 kept.set_exception(Unavailable(self.trouble, reason="timeout"))
         self._waiting.clear()
@@ -136,7 +183,8 @@ class SqliteInbox:
 class SqliteLane:
     """The only lane of an embedded node. `receiver.inbox.Lane` is the contract.
 
-    It keeps where each session's record stands, some 200 bytes a session, and reads the states as they are wanted.
+    It keeps where each session's record stands, some 200 bytes a session, and the states that were wanted last. The
+    others are read as they are wanted.
     """
 
     partition = PARTITION
@@ -158,7 +206,9 @@ class SqliteLane:
         self._writer = writer
         self._reader = reader
         self._committed = self._read_up_to = view.position()
+        self._clock_micros = view.clock_micros()
         self._standing = view.standing()
+        self._recent: OrderedDict[str, Session] = OrderedDict()
 
     @property
     def lag(self) -> int:
@@ -167,14 +217,20 @@ class SqliteLane:
 
     async def read(self, count_max: int) -> Batch:
         """See the contract."""
-        loop = asyncio.get_running_loop()
+        position, clock_micros = self._read_up_to, self._clock_micros
         while True:
             self._inbox.appended.clear()
-            batch = await loop.run_in_executor(self._reader, self._read, count_max)
-            if batch.notifications:
-                self._read_up_to = batch.next_position
-                return batch
+            notifications: Sequence[Notification] = self._inbox.tail.take(position, count_max)
+            next_position = position + len(notifications)
+            if not notifications:
+                notifications, next_position = await self._look(self._view.inbox, position, count_max)
+            if notifications:
+                break
             await self._inbox.appended.wait()
+        sessions = await self._states({each.key for each in notifications})
+        self._read_up_to = next_position
+        positions = range(position, position + len(notifications))
+        return Batch(position, next_position, positions, notifications, sessions, clock_micros)
 
     def rewind(self) -> None:
         """See the contract."""
@@ -182,9 +238,12 @@ class SqliteLane:
 
     async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
         """See the contract."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._oldest, count_max)
+        sessions = await self._look(self._view.oldest_sessions, count_max)
+        return Batch(self._committed, self._committed, (), (), {}, self._clock_micros), sessions
 
-    async def commit(self, batch: Batch, messages: Sequence[Message], clock_micros: int) -> None:
+    async def commit(
+        self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
+    ) -> None:
         """See the contract."""
         loop = asyncio.get_running_loop()
         effects, keys = self._effects(messages)
@@ -194,14 +253,28 @@ class SqliteLane:
             )
         except LaneLost as error:
             # The lock keeps everybody else out, so it was this process: a commit that failed was kept all the same.
-            await loop.run_in_executor(self._reader, self._find_out)
+            await self._look(self._find_out)
             raise Unavailable("an earlier commit turned out to be kept", reason="store") from error
         for position, (key, state) in enumerate(zip(keys, effects.states, strict=True), first):
             if state[-1] is None:
                 self._standing.pop(key, None)
             else:
                 self._standing[key] = position
-        self._committed = batch.next_position
+        for key, session in sessions.items():
+            self._recent.pop(key, None)
+            if session is not None:
+                self._recent[key] = session
+        while len(self._recent) > _RECENT_MAX:
+            self._recent.popitem(last=False)
+        self._committed, self._clock_micros = batch.next_position, clock_micros
+
+    async def _look(self, call: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, call, *arguments)
+
+    async def _states(self, keys: set[str]) -> dict[str, Session]:
+        states = {key: self._recent[key] for key in keys if key in self._recent}
+        elsewhere = [self._standing[key] for key in keys if key in self._standing and key not in states]
+        return states | await self._look(self._view.sessions, elsewhere) if elsewhere else states
 
     def _effects(self, messages: Sequence[Message]) -> tuple[Effects, Sequence[str]]:
         by_topic: dict[str, list[Message]] = {}
@@ -221,24 +294,9 @@ class SqliteLane:
         )
 
     def _find_out(self) -> None:
-        self._committed, self._standing = self._view.position(), self._view.standing()
-
-    def _read(self, count_max: int) -> Batch:
-        inside = self._view.inbox(self._read_up_to, count_max)
-        standing = self._standing
-        positions = {standing[key] for key in {each.key for each in inside.notifications} if key in standing}
-        return Batch(
-            inside.position,
-            inside.next_position,
-            range(inside.position, inside.position + len(inside.notifications)),
-            inside.notifications,
-            self._view.sessions(positions) if positions else {},
-            inside.clock_micros,
-        )
-
-    def _oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
-        clock_micros = self._view.inbox(self._committed, 0).clock_micros
-        return Batch(self._committed, self._committed, (), (), {}, clock_micros), self._view.oldest_sessions(count_max)
+        self._recent.clear()
+        self._committed, self._clock_micros = self._view.position(), self._view.clock_micros()
+        self._standing = self._view.standing()
 
 
 def _state(message: Message) -> State:

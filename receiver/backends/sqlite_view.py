@@ -1,9 +1,8 @@
 """The reading side of the file of an embedded node. Synchronous; no threads, no loop."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import apsw
 import orjson
@@ -15,15 +14,6 @@ from receiver.message import Message, Record
 from receiver.notification import Notification
 from receiver.router import session_from
 from receiver.session import Session
-
-
-class Inside(NamedTuple):
-    """What one reading of the inbox gives: `next_position` lies behind what was read."""
-
-    position: int
-    next_position: int
-    notifications: Sequence[Notification]
-    clock_micros: int
 
 
 class SqliteView:
@@ -49,15 +39,19 @@ class SqliteView:
         """The position of the first notification not yet committed."""
         return self._one("SELECT position FROM lane")
 
-    def inbox(self, position: int, count_max: int) -> Inside:
-        """The notifications from `position` on: whole rows, so a few more than `count_max` at times.
+    def clock_micros(self) -> int:
+        """The inbox's clock, as of the last commit."""
+        return self._one("SELECT clock_micros FROM lane")
 
-        A row that is damaged comes alone, as one notification that has the damaged bytes for its body.
+    def inbox(self, position: int, count_max: int) -> tuple[list[Notification], int]:
+        """The notifications from `position` on, and the position behind them.
+
+        Whole rows, so a few more than `count_max` at times. A row that is damaged comes alone, as one notification that
+        has the damaged bytes for its body.
         """
         notifications: list[Notification] = []
         at = position
         with failing("the inbox can't be read"):
-            (clock_micros,) = only_row(self._connection, "SELECT clock_micros FROM lane")
             for first, count, written_micros, crc, blob in self._connection.execute(
                 "SELECT position, count, written_micros, crc, pack FROM inbox WHERE position >= ? ORDER BY position",
                 (position,),
@@ -73,7 +67,7 @@ class SqliteView:
                 at = first + count
                 if len(notifications) >= count_max:
                     break
-        return Inside(position, at, notifications, clock_micros)
+        return notifications, at
 
     def sessions(self, positions: Iterable[int]) -> dict[str, Session]:
         """The states of the sessions whose records stand at these positions, by key."""

@@ -56,9 +56,8 @@ class History:
 
     def record(self, view: SqliteView) -> None:
         """Take down what is there now. Raises Violation where it is not what it was."""
-        seen = view.inbox(0, _EVERYTHING)
-        first = seen.next_position - len(seen.notifications)
-        for position, notification in enumerate(seen.notifications, first):
+        notifications, next_position = view.inbox(0, _EVERYTHING)
+        for position, notification in enumerate(notifications, next_position - len(notifications)):
             if self.inbox.setdefault(position, notification) != notification:
                 raise Violation(f"position {position} of the inbox was something else before")
         for topic in view.topics():

@@ -4,7 +4,7 @@ Each is a mistake that somebody made elsewhere, that much advice leads to, or th
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -71,9 +71,12 @@ class _RemovesWhatIsNotRouted(NodeFile):
 
 
 class _KeepsNoStates(SqliteLane):
-    async def commit(self, batch: Batch, messages: Sequence[Message], clock_micros: int) -> None:
+    async def commit(
+        self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
+    ) -> None:
+        del sessions
         kept = [each for each in messages if each.value is None or not each.topic.endswith(".sessions")]
-        await super().commit(batch, kept, clock_micros)
+        await super().commit(batch, kept, {}, clock_micros)
 
 
 class _NeverRewinds(SqliteLane):

@@ -315,7 +315,7 @@ def view_of_inbox(disk: Disk) -> Sequence[object]:
     vfs = SimVFS(disk.copy(), Faults(), Random(0), Counter(), lambda: 0.0)
     file = NodeFile(vfs, None)
     try:
-        return NodeView(file).inbox(0, 1_000_000).notifications
+        return NodeView(file).inbox(0, 1_000_000)[0]
     finally:
         file.close()
         vfs.unregister()
