@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from starlette.applications import Starlette
@@ -43,8 +44,8 @@ Authenticate = Callable[[bytes | None], Awaitable[str]]
 
 #: CAMARA Commonalities, CAMARA_common.yaml, XCorrelator. A value outside it is dropped, not refused.
 _CORRELATOR = re.compile(rb"[a-zA-Z0-9\-_:;./<>{}]{1,256}")
-#: W3C Trace Context.
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+#: W3C Trace Context: the version ff and ids of zeros alone are invalid.
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 _ONCE = {b"host": "Host", b"authorization": "Authorization", b"content-type": "Content-Type"}
 _WANTED = frozenset({*_ONCE, b"content-length", b"x-correlator", b"traceparent"})
@@ -121,8 +122,10 @@ class Edge:
 
     async def _take(self, line: Fields, scope: Scope, receive: Receive) -> None:
         """Take a notification in, and write into its line what is known of it."""
-        headers = _headers(scope["headers"])
+        headers, fault = _headers(scope["headers"])
         line["correlator"] = _text(headers, b"x-correlator", _CORRELATOR) or next(self._correlators)
+        if fault:
+            raise Refused(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", fault, reason="bad_request")
         authorization = headers.get(b"authorization")
         if authorization is None and self._limits.query_tokens:
             authorization = _query_token(scope["query_string"])
@@ -138,6 +141,8 @@ class Edge:
             if message["type"] == "http.request" and not message.get("more_body"):
                 # Nearly all arrive in one piece.
                 body: bytes = message["body"]
+                if len(body) > self._limits.body_bytes_max:
+                    raise _too_large(self._limits.body_bytes_max)
             else:
                 body = await _rest_of_body(message, receive, self._limits.body_bytes_max)
             line["body_bytes"] = len(body)
@@ -234,21 +239,18 @@ async def _http_exception(_: Request, error: Exception) -> Response:
     return _error(status, status.name, "there is nothing here; see the notificationUrl that was registered")
 
 
-def _headers(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The headers that matter here, each of them once: two readers of a doubled one may see two different requests."""
+def _headers(headers: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], str]:
+    """The headers that matter here, and what is wrong with them: two readers of a doubled one may see two requests."""
     found: dict[bytes, bytes] = {}
+    fault = ""
     for name, value in headers:
         if name in _WANTED:
             if name in found and name in _ONCE:
-                raise _bad_request(f"more than one {_ONCE[name]} header")
+                fault = f"more than one {_ONCE[name]} header"
             found[name] = value
     if b"host" not in found:
-        raise _bad_request("no Host header")
-    return found
-
-
-def _bad_request(message: str) -> Refused:
-    return Refused(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", message, reason="bad_request")
+        fault = "no Host header"
+    return found, fault
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes, pattern: re.Pattern[bytes]) -> str:
@@ -298,5 +300,5 @@ def _query_token(query_string: bytes) -> bytes | None:
     for part in query_string.split(b"&"):
         name, _, value = part.partition(b"=")
         if name in (b"access_token", b"apikey"):
-            return b"Bearer " + value
+            return b"Bearer " + unquote_to_bytes(value)
     return None

@@ -108,12 +108,12 @@ class EdgeSettings(_Section):
     connections_max: int = Field(
         default=2000, ge=1, le=1_000_000, description="Connections at a time; more are closed at once"
     )
-    in_flight_max: int = Field(default=5000, ge=1, le=1_000_000, description="Requests at a time; more get 503")
+    in_flight_max: int = Field(default=5000, ge=1, le=1_000_000, description="Requests at a time; more get 429")
     in_flight_bytes_max: int = Field(
         default=64 * 1024 * 1024,
         ge=1024,
         le=64 * 1024**3,
-        description="Bytes of all bodies in memory at a time; more get 503",
+        description="Bytes of all bodies in memory at a time; more get 429",
     )
     rate_per_second: float = Field(
         default=0, ge=0, le=1_000_000, description="Notifications per second from one sender; 0 is no limit"

@@ -1,0 +1,147 @@
+"""What is let in at a time. A row is a story: what happens, one step after the other, and what each step comes to."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from receiver.admission import Admission
+from receiver.errors import Refused
+
+#: `+5` asks to enter with 5 bytes, `-5` leaves with 5.
+_STEP = re.compile(r"(?P<sign>[+-])(?P<bytes>\d+)")
+
+
+def entered(admission: Admission, *, sender: str = "acme", body_bytes: int = 1, now: float = 0) -> int:
+    """0 where the request got in, else the seconds after which it may come again."""
+    try:
+        admission.enter(sender, body_bytes, now)
+    except Refused as error:
+        refused = error
+    else:
+        return 0
+    assert (refused.status, refused.code, refused.reason) == (429, "TOO_MANY_REQUESTS", "throttled")
+    assert refused.retry_after_seconds
+    return refused.retry_after_seconds
+
+
+@pytest.mark.parametrize(
+    ("steps", "refused"),
+    [
+        ("+1 +1 +1", []),
+        ("+1 +1 +1 +1", [3]),
+        ("+0 +0 +0 +0", [3]),
+        ("+1 +1 +1 +1 -1 +1 +1", [3, 6]),
+        ("+1 +1 +1 -1 -1 -1 +1 +1 +1 +1", [9]),
+        ("+100", []),
+        ("+101", [0]),
+        ("+60 +41", [1]),
+        ("+60 +40", []),
+        ("+60 +41 +40", [1]),
+        ("+60 +41 -60 +41", [1]),
+        ("+60 +40 +0", []),
+        ("+100 +1 -100 +100", [1]),
+        ("+101 +101 +101 +101 +100", [0, 1, 2, 3]),
+    ],
+)
+def test_in_flight(steps: str, refused: list[int]) -> None:
+    """At most 3 requests and 100 bytes are in flight; one refused takes up nothing, one that leaves makes room."""
+    admission = Admission(in_flight_max=3, in_flight_bytes_max=100)
+    found = []
+    for index, step in enumerate(steps.split()):
+        spelled = _STEP.fullmatch(step)
+        assert spelled
+        body_bytes = int(spelled["bytes"])
+        if spelled["sign"] == "-":
+            admission.leave(body_bytes)
+        elif entered(admission, body_bytes=body_bytes):
+            found.append(index)
+    assert found == refused
+
+
+@pytest.mark.parametrize(
+    ("rate_per_second", "rate_burst", "arrivals", "retry_after"),
+    [
+        # A burst, and then the rate.
+        (1, 3, [0, 0, 0, 0], [0, 0, 0, 1]),
+        (1, 3, [0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 0]),
+        (1, 1, [0, 0.5, 0.99, 1, 1.5, 2], [0, 1, 1, 0, 1, 0]),
+        (10, 1, [0, 0.05, 0.1, 0.15, 0.2], [0, 1, 0, 1, 0]),
+        # What is refused is not paid for.
+        (1, 1, [0, *[0.5] * 50, 1], [0, *[1] * 50, 0]),
+        # What is saved up is the burst at most.
+        (1, 2, [0, 1000, 1000, 1000], [0, 0, 0, 1]),
+        (1, 2, [1000, 1000, 1000, 5000, 5000, 5000], [0, 0, 1, 0, 0, 1]),
+        # Retry-After is when one is free again, rounded up.
+        (0.1, 1, [0, 0, 3, 9.5], [0, 10, 7, 1]),
+        (0.3, 1, [0, 0], [0, 4]),
+        # No rate, no limit.
+        (0, 1, [0] * 1000, [0] * 1000),
+    ],
+)
+def test_rate(rate_per_second: float, rate_burst: int, arrivals: list[float], retry_after: list[int]) -> None:
+    """A sender may post its burst at once, and its rate in the long run; else it is told when to come again."""
+    admission = Admission(
+        in_flight_max=2000, in_flight_bytes_max=2000, rate_per_second=rate_per_second, rate_burst=rate_burst
+    )
+    assert [entered(admission, now=now) for now in arrivals] == retry_after
+
+
+def test_each_sender_has_its_own_rate() -> None:
+    """One sender's flood is refused to that sender alone."""
+    admission = Admission(in_flight_max=1000, in_flight_bytes_max=1000, rate_per_second=1, rate_burst=2)
+    assert [entered(admission, sender="flood") for _ in range(5)] == [0, 0, 1, 1, 1]
+    assert [entered(admission, sender="calm") for _ in range(2)] == [0, 0]
+
+
+def test_a_full_house_costs_nobody_its_rate() -> None:
+    """What is refused because too much is in flight does not count against the sender."""
+    admission = Admission(in_flight_max=1, in_flight_bytes_max=10, rate_per_second=1, rate_burst=2)
+    assert entered(admission) == 0
+    assert [entered(admission) for _ in range(10)] == [1] * 10
+    admission.leave(1)
+    assert entered(admission) == 0
+
+
+def test_who_is_throttled_takes_up_no_room() -> None:
+    """What is refused for its rate is not in flight."""
+    admission = Admission(in_flight_max=2, in_flight_bytes_max=10, rate_per_second=1, rate_burst=1)
+    assert entered(admission, sender="flood", body_bytes=5) == 0
+    assert [entered(admission, sender="flood", body_bytes=5) for _ in range(10)] == [1] * 10
+    assert entered(admission, sender="calm", body_bytes=5) == 0
+
+
+def test_many_senders_are_forgotten_in_turn() -> None:
+    """Of more than 10,000 senders those seen longest ago have their burst again, and those seen lately do not."""
+    admission = Admission(in_flight_max=100_000, in_flight_bytes_max=100_000, rate_per_second=0.001, rate_burst=1)
+    for number in range(10_001):
+        assert entered(admission, sender=f"s{number}") == 0
+    assert entered(admission, sender="s10000") > 0
+    assert entered(admission, sender="s1") > 0
+    assert entered(admission, sender="s0") == 0
+
+
+@given(
+    st.lists(st.floats(0, 3), max_size=60),
+    st.sampled_from([0.5, 1.0, 3.0, 7.0]),
+    st.integers(1, 5),
+)
+def test_the_rate_holds_over_any_time(pauses: list[float], rate_per_second: float, rate_burst: int) -> None:
+    """Whenever a sender posts, between any two moments no more gets in than the burst and the rate allow; and whoever
+    comes when it was told to gets in.
+    """
+    admission = Admission(
+        in_flight_max=1000, in_flight_bytes_max=1000, rate_per_second=rate_per_second, rate_burst=rate_burst
+    )
+    now, got_in = 0.0, []
+    for pause in pauses:
+        now += pause
+        retry_after_seconds = entered(admission, now=now)
+        if retry_after_seconds:
+            now += retry_after_seconds + 1e-6  # clocks that are added up are not exact
+            assert entered(admission, now=now) == 0
+        got_in.append(now)
+    for first, begin in enumerate(got_in):
+        for last, end in enumerate(got_in[first:], first):
+            assert last - first + 1 <= rate_burst + (end - begin) * rate_per_second + 1e-6

@@ -1,0 +1,729 @@
+"""What a connection may cost, and what it is told: a real server on a real socket, with clients that send raw bytes."""
+
+import asyncio
+import hashlib
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from receiver.admission import Admission
+from receiver.auth import Credentials, StaticToken
+from receiver.edge import Edge, EdgeApp, Limits
+from receiver.jwks import Authenticator
+from receiver.notification import Notification
+from receiver.service import build_server
+from receiver.settings import EdgeSettings, Settings
+from receiver.telemetry import Telemetry
+from tests.nodes import Node, until
+from tests.samples import SENDER, body, told
+
+TOKEN = "a-token-of-twenty-characters"
+BODY = body(told("A1")[0])
+#: How long a client waits for what should come at once, or at the next sweep after a limit of 0.3 s.
+PATIENCE_SECONDS = 10
+
+BODY_BYTES_MAX = 65_536
+LIMITS: dict[str, Any] = {
+    "header_bytes_max": 2048,
+    "header_timeout_seconds": 0.3,
+    "body_timeout_seconds": 0.3,
+    "idle_timeout_seconds": 0.3,
+}
+#: For what has nothing to do with time, so that a slow machine changes nothing.
+PATIENT: dict[str, Any] = {
+    "header_timeout_seconds": 60,
+    "body_timeout_seconds": 60,
+    "idle_timeout_seconds": 60,
+}
+
+
+class Answer(NamedTuple):
+    """One answer, as it came over the wire."""
+
+    status: int
+    headers: dict[str, str]
+    content: bytes
+
+
+class Client:
+    """One connection, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, *pieces: bytes, pause_seconds: float = 0) -> None:
+        """Send pieces, each of which leaves before the next. That nobody takes them any more is no error."""
+        for piece in pieces:
+            if self._writer.is_closing():
+                return
+            with suppress(ConnectionError):
+                self._writer.write(piece)
+                await asyncio.wait_for(self._writer.drain(), PATIENCE_SECONDS)
+            await asyncio.sleep(pause_seconds)
+
+    async def answer(self, *, head: bool = False) -> Answer | None:
+        """The next answer, None where the connection was closed instead. One to HEAD has no content."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            try:
+                text = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return None
+            first, *lines = text.split("\r\n")[:-2]
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            length = 0 if head else int(headers.get("content-length", 0))
+            return Answer(int(first.split()[1]), headers, await self._reader.readexactly(length))
+
+    async def status(self) -> int | None:
+        """The status of the next answer, None where there is none."""
+        answer = await self.answer()
+        return None if answer is None else answer.status
+
+    async def answers(self) -> list[Answer]:
+        """All answers until the connection is closed."""
+        found = []
+        while (answer := await self.answer()) is not None:
+            found.append(answer)
+        return found
+
+    async def closed(self) -> bool:
+        """Whether nothing more comes before the connection is closed."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            try:
+                return await self._reader.read() == b""
+            except ConnectionError:
+                return True
+
+    def end(self) -> None:
+        """Close it from this side."""
+        self._writer.close()
+
+
+class Served(NamedTuple):
+    """A server, its clients, and the node behind it where it has one."""
+
+    port: int
+    clients: list[Client]
+    node: Node | None
+
+    async def connect(self) -> Client:
+        """A new connection."""
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.clients.append(client)
+        return client
+
+    async def kept(self) -> Sequence[Notification]:
+        """What is in the inbox; to be asked once."""
+        assert self.node is not None
+        return (await self.node.lane.read(1000)).notifications if self.node.lane.lag else []
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, limits: dict[str, Any], node: Node | None = None) -> AsyncIterator[Served]:
+    """Serve an application on a free port, with these limits on its connections."""
+    server = build_server(app, Settings(edge=EdgeSettings(**limits)))
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Its main loop would only ask for the time and for signals, ten times a second.
+        await server.startup([listener])
+        clients: list[Client] = []
+        try:
+            yield Served(listener.getsockname()[1], clients, node)
+        finally:
+            for client in clients:
+                client.end()
+            for each in server.servers:
+                each.close()
+            await until(lambda: not server.server_state.connections and not server.server_state.tasks)
+
+
+def edge_app(node: Node, telemetry: Telemetry) -> EdgeApp:
+    """The application of the public port, with one token."""
+    token = StaticToken(SENDER, hashlib.sha256(TOKEN.encode()).digest())
+    edge = Edge(
+        authenticate=Authenticator(Credentials(tokens=[token]), {}),
+        admission=Admission(in_flight_max=1000, in_flight_bytes_max=64 * 1024 * 1024),
+        inbox=node.inbox,
+        telemetry=telemetry,
+        limits=Limits(BODY_BYTES_MAX),
+    )
+    return EdgeApp(edge, "/notifications")
+
+
+@pytest.fixture
+async def strict(node: Node, telemetry: Telemetry) -> AsyncIterator[Served]:
+    """The edge with limits of 0.3 s and 2 KiB."""
+    async with serving(edge_app(node, telemetry), LIMITS, node) as served:
+        yield served
+
+
+@pytest.fixture
+async def patient(node: Node, telemetry: Telemetry) -> AsyncIterator[Served]:
+    """The edge with a limit of 2 KiB and hardly any on time."""
+    async with serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served:
+        yield served
+
+
+def post(content: bytes = BODY, *lines: str, token: str = TOKEN, framing: str | None = None) -> bytes:
+    """A request. `framing` stands in place of its Content-Length."""
+    length = f"Content-Length: {len(content)}" if framing is None else framing
+    head = [
+        "POST /notifications HTTP/1.1",
+        "Host: localhost",
+        f"Authorization: Bearer {token}",
+        "Content-Type: application/cloudevents+json",
+        length,
+        *lines,
+    ]
+    return "\r\n".join([*head, "", ""]).encode("latin-1") + content
+
+
+def chunked(*chunks: bytes) -> bytes:
+    """A body in chunks, and its end."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+def each_byte(content: bytes) -> list[bytes]:
+    """Pieces of one byte."""
+    return [content[index : index + 1] for index in range(len(content))]
+
+
+def assert_refused(answer: Answer | None, *statuses: int) -> None:
+    """It is CAMARA's error body with one of these statuses, or nothing at all: the connection was closed."""
+    if answer is None:
+        return
+    assert answer.status in statuses
+    assert answer.headers["content-type"] == "application/json"
+    content = orjson.loads(answer.content)
+    assert content.keys() == {"status", "code", "message"}
+    assert content["status"] == answer.status
+    assert content["code"].isupper()
+
+
+# Time.
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([], None),
+        ([b"\r\n"] * 20, None),
+        (each_byte(post())[:20], 408),
+        (each_byte(b"POST /notifications HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100)[:20], 408),
+        ([post()[:60]], 408),
+        ([post()[: -len(BODY)], *each_byte(BODY)[:20]], 408),
+        ([post()[:-1]], 408),
+        ([post(b"", framing="Transfer-Encoding: chunked"), *[b"1\r\nx\r\n"] * 20], 408),
+        ([post(b"", framing="Transfer-Encoding: chunked"), *each_byte(b"0" * 30)[:20]], 408),
+    ],
+    ids=["silence", "blank lines", "slow line", "slow header", "half a head", "slow body", "no end", "chunks", "size"],
+)
+async def test_a_slow_client_is_dropped(strict: Served, pieces: list[bytes], status: int | None) -> None:
+    """A connection that takes longer than its limit is closed, with 408 where a request had begun; nothing is kept."""
+    client = await strict.connect()
+    began = time.monotonic()
+    sending = asyncio.create_task(client.send(*pieces, pause_seconds=0.1))
+    answer = await client.answer()
+    took_seconds = time.monotonic() - began
+    sending.cancel()
+    if status is None:
+        assert answer is None
+    else:
+        assert answer is not None
+        assert_refused(answer, status)
+        assert await client.closed()
+    assert took_seconds > 0.25
+    assert not await strict.kept()
+
+
+async def test_an_idle_connection_is_closed(strict: Served) -> None:
+    """Between requests a connection may be silent for its limit, and is closed without a word after it."""
+    client = await strict.connect()
+    await client.send(post())
+    assert await client.status() == 204
+    began = time.monotonic()
+    assert await client.closed()
+    assert time.monotonic() - began > 0.25
+
+
+async def test_the_slow_harm_nobody(node: Node, telemetry: Telemetry) -> None:
+    """Beside 200 slow connections a connection that is kept alive has every request answered, and at once."""
+    async with serving(edge_app(node, telemetry), LIMITS | {"idle_timeout_seconds": 60}, node) as served:
+        slow = [await served.connect() for _ in range(200)]
+        for number, client in enumerate(slow):
+            await client.send(post()[: 40 + number])
+        good = await served.connect()
+        slowest_seconds = 0.0
+        for _ in range(15):
+            began = time.monotonic()
+            await good.send(post())
+            assert await good.status() == 204
+            slowest_seconds = max(slowest_seconds, time.monotonic() - began)
+            await asyncio.sleep(0.1)
+        for client in slow:
+            assert_refused(await client.answer(), 408)
+            assert await client.closed()
+        assert slowest_seconds < 1
+        assert len(await served.kept()) == 15
+
+
+async def test_the_applications_time_is_its_own() -> None:
+    """An answer that takes longer than every limit arrives whole, whether it begins late or comes in pieces."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await asyncio.sleep(0.9)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"o", "more_body": True})
+        await asyncio.sleep(0.9)
+        await send({"type": "http.response.body", "body": b"k"})
+
+    async with serving(app, LIMITS) as served:
+        clients = [await served.connect() for _ in range(2)]
+        for client, request in zip(clients, (post(), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), strict=True):
+            await client.send(request)
+        for client in clients:
+            answer = await client.answer()
+            assert answer is not None
+            assert (answer.status, answer.content) == (200, b"ok")
+
+
+async def test_who_reads_no_answers_is_dropped() -> None:
+    """A client that leaves its answers unread is closed when the limit on silence has passed."""
+    ended = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": b"x" * 1_000_000, "more_body": True})
+        await receive()
+        ended.set()
+
+    async with serving(app, LIMITS) as served:
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
+
+
+# The head.
+
+
+HEADER_8_MIB = b"X: " + b"x" * 8 * 1024 * 1024 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [post(BODY, f"X: {'x' * 2048}")],
+        [post(BODY, *(f"X-{number}: {'x' * 10}" for number in range(200)))],
+        [post(BODY, *(f"X-{number}: {'x' * 10}" for number in range(200)))[:2100], b"x" * 500],
+        [post().replace(b"/notifications", b"/notifications?" + b"x" * 2048)],
+        [post()[:100], b"x" * 1000, b"x" * 1000, b"x" * 1000],
+        [post(b"")[:-2] + b"X:" + b"x" * 2048],
+        each_byte(b"GET / HTTP/1.1\r\nX: " + b"x" * 2200),
+        [post()[: -len(BODY) - 2] + HEADER_8_MIB + b"\r\n" + BODY],
+        [post()[: -len(BODY) - 2], *[HEADER_8_MIB[:65536]] * 128],
+        [post() + post(BODY, f"X: {'x' * 2048}")],
+        [post(b"", framing="Transfer-Encoding: chunked") + b"0\r\n", *[b"X: x\r\n"] * 600],
+        [post(b"", framing="Transfer-Encoding: chunked") + b"1;", *[b"x" * 500] * 6],
+    ],
+    ids=[
+        "one header",
+        "many headers",
+        "two pieces",
+        "query",
+        "four pieces",
+        "unfinished",
+        "bytes",
+        "8 MiB",
+        "8 MiB in pieces",
+        "second request",
+        "trailers",
+        "chunk extension",
+    ],
+)
+async def test_a_long_head_is_refused(patient: Served, pieces: list[bytes]) -> None:
+    """A head beyond the limit gets 431 or a closed connection, in however many pieces it comes, without being kept."""
+    client = await patient.connect()
+    sending = asyncio.create_task(client.send(*pieces))
+    answers = await client.answers()
+    sending.cancel()
+    for answer in answers:
+        if answer.status != 204:
+            assert_refused(answer, 431)
+    assert len(await patient.kept()) == sum(answer.status == 204 for answer in answers) <= 1
+
+
+async def test_a_head_may_be_as_long_as_the_limit(patient: Served) -> None:
+    """A head below the limit is taken in one piece and byte by byte, also right behind a long body."""
+    padding = LIMITS["header_bytes_max"] - len(post(b"", "X: ")) - 40
+    request = post(BODY, f"X: {'x' * padding}")
+    long = post(BODY[:-1] + b',"more":"' + b"x" * 30_000 + b'"}')
+    for pieces in ([request], each_byte(request), [long + request[:500], request[500:1000], request[1000:]]):
+        client = await patient.connect()
+        await client.send(*pieces)
+        for _ in range(2 if pieces[0].startswith(long) else 1):
+            answer = await client.answer()
+            assert answer is not None
+            assert answer.status == 204
+
+
+async def test_nothing_after_a_refusal_is_read(patient: Served) -> None:
+    """Behind a refused head, in the same piece, no request is taken."""
+    client = await patient.connect()
+    await client.send(post(BODY, f"X: {'x' * 4096}") + post())
+    assert_refused(await client.answer(), 431)
+    assert await client.closed()
+    assert not await patient.kept()
+
+
+async def test_trailers_are_no_headers(patient: Served) -> None:
+    """A token in the trailer of a chunked body authenticates nobody."""
+    request = post(b"", framing="Transfer-Encoding: chunked").replace(b"Authorization", b"X-Nothing")
+    trailer = f"0\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+    client = await patient.connect()
+    await client.send(request + chunked(BODY)[: -len(b"0\r\n\r\n")] + trailer)
+    assert_refused(await client.answer(), 401)
+    assert not await patient.kept()
+
+
+# The body.
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [post()],
+        each_byte(post()),
+        [post(chunked(BODY), framing="Transfer-Encoding: chunked")],
+        [post(chunked(*each_byte(BODY)), framing="Transfer-Encoding: chunked")],
+        each_byte(post(chunked(BODY[:100], BODY[100:]), framing="Transfer-Encoding: chunked")),
+        [b"\r\n" + post()],
+        [post().replace(b"Host: localhost", b"Host: x\r\nX-Many: a, b")],
+        [post().replace(b"POST /n", b"POST http://localhost/n")],
+        [post().replace(b"/notifications", b"/%6eotifications/notifications?x=y")],
+        [post(BODY, "X-Latin: \xe9\xff")],
+        [post(BODY, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAA")],
+        each_byte(post(BODY, "Connection: upgrade", "Upgrade: websocket")),
+        [post(chunked(BODY), "Connection: upgrade", "Upgrade: h2c", framing="Transfer-Encoding: chunked")],
+    ],
+    ids=[
+        "whole",
+        "bytes",
+        "one chunk",
+        "many chunks",
+        "chunks and bytes",
+        "blank line",
+        "list",
+        "absolute",
+        "escaped",
+        "latin",
+        "Java's client",
+        "websocket",
+        "chunks and upgrade",
+    ],
+)
+async def test_what_is_sound_is_kept(patient: Served, pieces: list[bytes]) -> None:
+    """However a notification is cut and dressed, it is answered 204 and kept verbatim; the connection goes on."""
+    client = await patient.connect()
+    for _ in range(2):
+        await client.send(*pieces)
+        answer = await client.answer()
+        assert answer is not None
+        assert answer.status == 204
+        assert answer.content == b""
+        assert "content-length" not in answer.headers
+    assert [each.body for each in await patient.kept()] == [BODY, BODY]
+
+
+async def test_an_upgrade_may_be_slow_too(strict: Served) -> None:
+    """What asks for another protocol has the limits of any request."""
+    client = await strict.connect()
+    await client.send(post(BODY, "Connection: upgrade", "Upgrade: h2c")[:-1])
+    assert_refused(await client.answer(), 408)
+    assert await client.closed()
+
+
+@pytest.mark.parametrize(
+    "framing", ["Content-Length: 65537", "Content-Length: 99999999999", f"Content-Length: {2**63}"]
+)
+async def test_a_declared_body_that_is_too_large_is_not_waited_for(patient: Served, framing: str) -> None:
+    """A body that is declared beyond the limit is 413 before any of it came."""
+    client = await patient.connect()
+    await client.send(post(b"", framing=framing))
+    answer = await client.answer()
+    assert answer is not None
+    assert_refused(answer, 413)
+
+
+async def test_a_chunked_body_is_too_large_when_it_is(patient: Served) -> None:
+    """A chunked body is 413 once it is beyond the limit, and a request behind it is answered."""
+    client = await patient.connect()
+    request = post(chunked(*[b"x" * 10_000] * 50), framing="Transfer-Encoding: chunked")
+    await client.send(request, post())
+    for status in (413, 204):
+        assert await client.status() == status
+    assert len(await patient.kept()) == 1
+
+
+async def test_more_than_was_declared_is_another_request(patient: Served) -> None:
+    """What follows behind the declared length is no part of the notification: it is refused as a request."""
+    client = await patient.connect()
+    await client.send(post(BODY + b'{"more": true}', framing=f"Content-Length: {len(BODY)}"))
+    answers = await client.answers()
+    assert [answer.status for answer in answers] in ([204], [204, 400])
+    assert [each.body for each in await patient.kept()] == [BODY]
+
+
+async def test_a_refused_body_has_a_time_limit_too(strict: Served) -> None:
+    """Whoever was answered before the body had come may finish it, but not for ever, and gets no second answer."""
+    client = await strict.connect()
+    await client.send(post(token="wrong")[:-10])
+    assert_refused(await client.answer(), 401)
+    assert await client.closed()
+
+
+async def test_a_body_broken_after_the_answer_gets_no_other(patient: Served) -> None:
+    """A request that was answered is not answered again when the rest of its body is malformed."""
+    client = await patient.connect()
+    await client.send(post(b"", token="wrong", framing="Transfer-Encoding: chunked"))
+    assert_refused(await client.answer(), 401)
+    await client.send(b"no number\r\n")
+    assert await client.closed()
+
+
+async def test_100_continue(patient: Served) -> None:
+    """Who expects 100-continue is told to go on when the body is wanted."""
+    client = await patient.connect()
+    request = post(BODY, "Expect: 100-continue")
+    for _ in range(2):
+        await client.send(request[: -len(BODY)])
+        assert await client.status() == 100
+        await client.send(BODY)
+        assert await client.status() == 204
+
+
+async def test_100_continue_is_not_said_in_vain(patient: Served) -> None:
+    """Who is refused without the body is not told to go on, and a request in its place is never taken for the body."""
+    client = await patient.connect()
+    await client.send(post(BODY, "Expect: 100-continue", token="wrong")[: -len(BODY)])
+    assert_refused(await client.answer(), 401)
+    await client.send(post())
+    assert await client.closed()
+
+
+# Malformed requests.
+
+_HEAD = "POST /notifications HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + TOKEN + "\r\n"
+_LENGTH = f"Content-Length: {len(BODY)}\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        _HEAD + _LENGTH + "Transfer-Encoding: chunked\r\n\r\n",
+        _HEAD + "Transfer-Encoding: chunked\r\n" + _LENGTH + "\r\n",
+        (_HEAD + _LENGTH + "\r\n").replace("\r\n", "\n"),
+        (_HEAD + _LENGTH).replace("\r\n", "\n", 1) + "\r\n",
+        _HEAD + _LENGTH + "X: a\r\n b\r\n\r\n",
+        _HEAD + _LENGTH + "X: a\r\n\tb\r\n\r\n",
+        _HEAD + _LENGTH + _LENGTH + "\r\n",
+        _HEAD + _LENGTH + "Content-Length: 5\r\n\r\n",
+        _HEAD + f"Content-Length: {len(BODY)}, {len(BODY)}\r\n\r\n",
+        _HEAD + f"Content-Length: +{len(BODY)}\r\n\r\n",
+        _HEAD + f"Content-Length: -{len(BODY)}\r\n\r\n",
+        _HEAD + f"Content-Length: 0x{len(BODY):x}\r\n\r\n",
+        _HEAD + "Content-Length: 1_0\r\n\r\n",
+        _HEAD + "Content-Length: \r\n\r\n",
+        _HEAD + f"Content-Length: {'9' * 30}\r\n\r\n",
+        _HEAD + f"Content-Length : {len(BODY)}\r\n\r\n",
+        _HEAD + "Transfer-Encoding: xchunked\r\n\r\n",
+        _HEAD + "Transfer-Encoding: \x0bchunked\r\n\r\n",
+        _HEAD + "Transfer-Encoding: chunked, identity\r\n\r\n",
+        _HEAD + "Transfer-Encoding: identity\r\n\r\n",
+        _HEAD + "Transfer-Encoding : chunked\r\n\r\n",
+        _HEAD + "X: a\0b\r\n" + _LENGTH + "\r\n",
+        _HEAD + "X\0: a\r\n" + _LENGTH + "\r\n",
+        _HEAD + "X y: a\r\n" + _LENGTH + "\r\n",
+        _HEAD + ": a\r\n" + _LENGTH + "\r\n",
+        _HEAD + "no colon\r\n" + _LENGTH + "\r\n",
+        _HEAD.replace("/notifications", "notifications") + _LENGTH + "\r\n",
+        _HEAD.replace("/notifications", "*") + _LENGTH + "\r\n",
+        _HEAD.replace("/notifications", "//[") + _LENGTH + "\r\n",
+        _HEAD.replace("/notifications", "/notific\0ations") + _LENGTH + "\r\n",
+        _HEAD.replace("/notifications", "/notific\xe4tions") + _LENGTH + "\r\n",
+        _HEAD.replace("/notifications", "/a b") + _LENGTH + "\r\n",
+        _HEAD.replace("HTTP/1.1", "HTTP/1.9") + _LENGTH + "\r\n",
+        _HEAD.replace("HTTP/1.1", "HTTP/3") + _LENGTH + "\r\n",
+        _HEAD.replace("POST", "PoST") + _LENGTH + "\r\n",
+        _HEAD.replace("POST", "CONNECT") + _LENGTH + "\r\n",
+        _HEAD.replace("POST /notifications", "CONNECT localhost:80") + "Connection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        _HEAD.replace("Host: localhost\r\n", "") + _LENGTH + "\r\n",
+        _HEAD + "Host: localhost\r\n" + _LENGTH + "\r\n",
+        _HEAD + "Authorization: Bearer other\r\n" + _LENGTH + "\r\n",
+        _HEAD + "Content-Type: text/json\r\nContent-Type: application/json\r\n" + _LENGTH + "\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        "\0" * 100,
+        "{}\r\n\r\n",
+    ],
+)
+async def test_malformed_heads(patient: Served, head: str) -> None:
+    """A head that two readers could read in two ways gets a clear 4xx or a closed connection, and nothing is kept."""
+    content = head.encode("latin-1") + BODY
+    for pieces in ([content], each_byte(content)):
+        client = await patient.connect()
+        await client.send(*pieces)
+        assert_refused(await client.answer(), 400, 404, 405, 413)
+    assert not await patient.kept()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"x\r\n",
+        b"-5\r\nhello\r\n0\r\n\r\n",
+        b"0x5\r\nhello\r\n0\r\n\r\n",
+        b"5 \r\nhello\r\n0\r\n\r\n",
+        b"5\nhello\n0\n\n",
+        b"5\r\nhelloX\r\n0\r\n\r\n",
+        b"5\r\nhello0\r\n\r\n",
+        b"5\r\nhello\n0\r\n\r\n",
+        b"fffffffffffffffffffff\r\nhello",
+        b"5;\0\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n0\r\nbad trailer\r\n\r\n",
+        b"5\r\nhello\r\n0\r\n: x\r\n\r\n",
+    ],
+)
+async def test_malformed_chunks(patient: Served, content: bytes) -> None:
+    """A chunked body that is not one gets a clear 4xx or a closed connection, and nothing is kept."""
+    request = post(content, framing="Transfer-Encoding: chunked")
+    for pieces in ([request], each_byte(request)):
+        client = await patient.connect()
+        await client.send(*pieces)
+        assert_refused(await client.answer(), 400)
+        assert await client.closed()
+    assert not await patient.kept()
+
+
+# More requests than one.
+
+
+async def test_pipelined_requests_are_answered_in_order(patient: Served) -> None:
+    """Requests that did not wait for each other's answers get them in order, and are kept in order."""
+    client = await patient.connect()
+    posts = [post(body(told(f"A{number}")[0]), f"x-correlator: {number}") for number in range(10)]
+    await client.send(b"".join(posts), b"GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    answers = await client.answers()
+    assert [answer.status for answer in answers] == [204] * 10 + [404]
+    assert [answer.headers.get("x-correlator") for answer in answers[:-1]] == [str(number) for number in range(10)]
+    assert [each.correlator for each in await patient.kept()] == [str(number) for number in range(10)]
+
+
+@pytest.mark.parametrize("behind", [b"\0", b"GET / HTTP/1.1\r\nbad\r\n\r\n", post(BODY, f"X: {'x' * 4096}")])
+async def test_a_refusal_does_not_overtake_an_answer(patient: Served, behind: bytes) -> None:
+    """What is malformed behind a sound request, in the same piece, doesn't change what that is answered."""
+    client = await patient.connect()
+    await client.send(post() + behind)
+    answers = await client.answers()
+    assert answers[0].status == 204
+    for answer in answers[1:]:
+        assert_refused(answer, 400, 431)
+    assert len(await patient.kept()) == 1
+
+
+async def test_a_slow_request_behind_another_does_not_change_its_answer() -> None:
+    """While one request is being answered, the one behind it gets no answer in its place, however slow it is."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await asyncio.sleep(1.1)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(app, LIMITS) as served:
+        client = await served.connect()
+        await client.send(post() + post()[:50])
+        answers = await client.answers()
+        assert answers[0].status == 204
+        for answer in answers[1:]:
+            assert_refused(answer, 408)
+
+
+async def test_a_connection_queues_few_requests(patient: Served) -> None:
+    """Thousands of requests that wait for no answer do not all wait in memory: the connection is closed."""
+    client = await patient.connect()
+    sending = asyncio.create_task(client.send(*[b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" * 2_000] * 10))
+    answers = await client.answers()
+    sending.cancel()
+    assert len(answers) < 2_000
+    assert {answer.status for answer in answers} <= {404}
+
+
+async def test_connections_have_a_limit(node: Node, telemetry: Telemetry) -> None:
+    """A connection too many is told 503 and closed; those that are open go on, and one that ends makes room."""
+    async with serving(edge_app(node, telemetry), LIMITS | PATIENT | {"connections_max": 3}, node) as served:
+        first, *others = [await served.connect() for _ in range(3)]
+        for client in (first, *others):
+            await client.send(post())
+            assert await client.status() == 204
+        for _ in range(5):
+            answer = await (await served.connect()).answer()
+            assert_refused(answer, 503)
+            if answer is not None:
+                assert int(answer.headers["retry-after"]) > 0
+        others[0].end()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                client = await served.connect()
+                await client.send(post())
+                answer = await client.answer()
+                if answer is not None and answer.status == 204:
+                    break
+        await first.send(post())
+        assert await first.status() == 204
+
+
+async def test_http_1_0(patient: Served) -> None:
+    """A request of HTTP/1.0 is answered, and its connection closed."""
+    client = await patient.connect()
+    await client.send(post().replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert [answer.status for answer in await client.answers()] == [204]
+    assert len(await patient.kept()) == 1
+
+
+async def test_head(patient: Served) -> None:
+    """HEAD is answered without content, and the connection goes on."""
+    client = await patient.connect()
+    for path, status in ((b"/notifications", 204), (b"/nothing", 404), (b"/notifications", 204)):
+        await client.send(b"HEAD " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = await client.answer(head=True)
+        assert answer is not None
+        assert answer.status == status
+
+
+async def test_connection_close(patient: Served) -> None:
+    """Who asks for the connection to be closed gets its answer first."""
+    client = await patient.connect()
+    await client.send(post(BODY, "Connection: close"))
+    (answer,) = await client.answers()
+    assert (answer.status, answer.headers["connection"]) == (204, "close")
+
+
+async def test_who_goes_away_in_the_middle_leaves_nothing(patient: Served) -> None:
+    """A sender that disconnects before its body has arrived is not kept, and harms nobody."""
+    client = await patient.connect()
+    await client.send(post()[:-1])
+    client.end()
+    other = await patient.connect()
+    await other.send(post())
+    assert await other.status() == 204
+    assert len(await patient.kept()) == 1
