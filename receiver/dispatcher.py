@@ -42,6 +42,7 @@ class Dispatcher:
         self._router = router
         self._telemetry = telemetry
         self._batch_max = batch_max
+        telemetry.lane_opened(lane)
 
     @staticmethod
     def _loop_seconds() -> float:

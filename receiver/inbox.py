@@ -3,7 +3,7 @@
 The inbox is an ordered log in partitions. All notifications of a session are in one partition, in the order in which
 they were appended. Positions start at 0 in each partition and have no gaps.
 
-Durability   `append` returns when the notification would survive the death of this process and a power cut of its
+Durability   `append` is done when the notification would survive the death of this process and a power cut of its
              host, not before.
 Order        within a partition, positions are the order; there is none between partitions.
 Repetition   the inbox keeps what it is given, repetitions included: telling them apart is the router's work.
@@ -11,6 +11,7 @@ Failure      `append` raises Unavailable when it is not *known* that the notific
              all the same: the sender will post it again, and the router sees a duplicate.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -38,8 +39,8 @@ class Batch(NamedTuple):
 class Inbox(Protocol):
     """Where the edge puts what it answers 204 for."""
 
-    async def append(self, notification: Notification) -> None:
-        """Keep a notification; see the module for what that means. Raises Unavailable."""
+    def append(self, notification: Notification) -> asyncio.Future[None]:
+        """Keep a notification; see the module for what that means. What is returned raises Unavailable."""
         ...
 
     @property

@@ -7,8 +7,8 @@ They are fetched when a token wants one that is not at hand, and again once they
 import asyncio
 import math
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Coroutine, Mapping
+from typing import Any, NamedTuple
 
 import httpx2
 import jwt
@@ -32,7 +32,7 @@ class KeySource(NamedTuple):
 
 
 class Authenticator:
-    """Authenticates with keys that it fetches as they are wanted. Call it with the value of Authorization."""
+    """Authenticates with keys that it fetches as they are wanted."""
 
     def __init__(self, credentials: Credentials, sources: Mapping[str, KeySource]) -> None:
         self._credentials = credentials
@@ -41,12 +41,17 @@ class Authenticator:
         self._fetched = dict.fromkeys(sources, float("-inf"))
         self._locks = {issuer: asyncio.Lock() for issuer in sources}
 
-    async def __call__(self, authorization: bytes | None) -> str:
-        """The sender's name. Raises Refused and Unavailable."""
+    def __call__(self, authorization: bytes | None) -> str | Coroutine[Any, Any, str]:
+        """The name of the sender with this value of Authorization, at once where the keys are at hand.
+
+        Raises Refused, and Unavailable where it is awaited.
+        """
         try:
             return authenticate(authorization, self._credentials, time.time())
         except KeysWanted as wanted:
-            issuer = wanted.issuer
+            return self._with_keys_of(wanted.issuer, authorization)
+
+    async def _with_keys_of(self, issuer: str, authorization: bytes | None) -> str:
         current = await self._refresh(issuer)
         try:
             return authenticate(authorization, self._credentials, time.time(), keys_current=current)

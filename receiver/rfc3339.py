@@ -8,11 +8,18 @@ _EPOCH_ALONE = _EPOCH.replace(tzinfo=None)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-@lru_cache(256)  # one event's time stands in several places of its messages
 def render(micros: int) -> str:
     """The time `micros` microseconds after 1970 began, as `2026-11-24T10:00:00.25Z`; exact, without idle zeros."""
-    text = (_EPOCH_ALONE + timedelta(microseconds=micros)).isoformat()
-    return f"{text.rstrip('0')}Z" if "." in text else f"{text}Z"
+    seconds, rest = divmod(micros, 1_000_000)
+    if not rest:
+        return f"{_second(seconds)}Z"
+    fraction = f"{rest:06d}".rstrip("0")
+    return f"{_second(seconds)}.{fraction}Z"
+
+
+@lru_cache(256)  # most times that are written lie close together
+def _second(seconds: int) -> str:
+    return (_EPOCH_ALONE + timedelta(seconds=seconds)).isoformat()
 
 
 def micros(text: str) -> int:

@@ -6,7 +6,7 @@ So a crash, a replica and a replay decide alike.
 """
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -163,20 +163,21 @@ def _memory(session: Session) -> list[tuple[str, str]]:
     return memory
 
 
-def session_from(value: bytes | str, headers: Sequence[tuple[str, str]]) -> Session:
+def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:
     """The session that a record of the sessions topic tells of: the inverse of what `decide` wrote."""
-    told, hidden = orjson.loads(value), dict(headers)
+    told = orjson.loads(value)
+    since, cut = told.get("availableSince"), headers.get("marks-cut")
     return Session(
-        session_id=told["sessionId"],
-        sender=told["sender"],
-        qos_status=QosStatus(told["qosStatus"]),
-        status_info=told.get("statusInfo"),
-        time_micros=rfc3339.micros(told["time"]),
-        touched_micros=int(hidden["touched"]),
-        available_micros=rfc3339.micros(told["availableSince"]) if "availableSince" in told else None,
-        available_seconds=told.get("availableSeconds"),
-        marks=tuple(hidden["marks"].split(",")),
-        marks_cut_micros=int(hidden["marks-cut"]) if "marks-cut" in hidden else None,
+        told["sessionId"],
+        told["sender"],
+        QosStatus(told["qosStatus"]),
+        told.get("statusInfo"),
+        rfc3339.micros(told["time"]),
+        int(headers["touched"]),
+        None if since is None else rfc3339.micros(since),
+        told.get("availableSeconds"),
+        tuple(headers["marks"].split(",")),
+        None if cut is None else int(cut),
     )
 
 

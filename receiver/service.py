@@ -31,6 +31,7 @@ from receiver.connection import ConnectionLimits, guarded
 from receiver.dispatcher import Dispatcher
 from receiver.edge import Edge, EdgeApp, Limits
 from receiver.errors import Unavailable
+from receiver.express import express
 from receiver.jwks import Authenticator, KeySource
 from receiver.ops import OpsApp
 from receiver.replay import DeadLetters
@@ -245,7 +246,7 @@ def build_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
         uvicorn.Config(
             app,
             interface="asgi3",
-            http=guarded(limits),
+            http=express(limits, app.edge, app.paths) if isinstance(app, EdgeApp) else guarded(limits),
             ws="none",
             lifespan="off",
             log_config=None,

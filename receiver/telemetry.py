@@ -136,13 +136,16 @@ class Telemetry:
         self._append_seconds.observe(seconds)
         self._append_size.observe(count)
 
+    def lane_opened(self, lane: Lane) -> None:
+        """This process owns a lane: from now on its lag is told as it is at the moment of asking."""
+        self._lag.labels(lane.partition).set_function(lambda: lane.lag)
+
     def batch(self, lane: Lane, batch: Batch, verdicts: Sequence[Verdict], messages_count: int, seconds: float) -> None:
         """A batch was committed."""
         tally = Tally(verdicts)
         for verdict, count in tally.items():
             self._verdicts.labels(verdict).inc(count)
         self._messages.inc(messages_count)
-        self._lag.labels(lane.partition).set(lane.lag)
         self._batch_size.observe(len(verdicts))
         self._batch_seconds.observe(seconds)
         self._log.info(
@@ -160,6 +163,10 @@ class Telemetry:
     def undecidable(self, trace: str, error: Exception) -> None:
         """The router itself failed on a notification."""
         self._log.error("undecidable", inbox=trace, exc_info=error)
+
+    def edge_failed(self, correlator: str, error: BaseException) -> None:
+        """The edge itself failed on a request."""
+        self._log.error("edge_failed", correlator=correlator, exc_info=error)
 
     def lane_failed(self, partition: int, reason: str) -> None:
         """A batch could not be read or committed."""

@@ -63,7 +63,7 @@ LAYERS = (
     {"admission", "auth", "inbox", "reader", "routes"},
     {"jwks", "router", "telemetry"},
     {"connection", "dispatcher", "edge", "replay"},
-    {"ops"},
+    {"express", "ops"},
     {"backends.packing"},
     {"backends.sqlite_schema"},
     {"backends.sqlite_file", "backends.sqlite_view"},

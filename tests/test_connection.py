@@ -144,10 +144,10 @@ async def serving(app: ASGIApp, limits: dict[str, Any], node: Node | None = None
             await until(lambda: not server.server_state.connections and not server.server_state.tasks)
 
 
-def edge_app(node: Node, telemetry: Telemetry) -> EdgeApp:
+def edge_app(node: Node, telemetry: Telemetry, edge_class: type[Edge] = Edge) -> EdgeApp:
     """The application of the public port, with one token."""
     token = StaticToken(SENDER, hashlib.sha256(TOKEN.encode()).digest())
-    edge = Edge(
+    edge = edge_class(
         authenticate=Authenticator(Credentials(tokens=[token]), {}),
         admission=Admission(in_flight_max=1000, in_flight_bytes_max=64 * 1024 * 1024),
         inbox=node.inbox,

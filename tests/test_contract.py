@@ -98,7 +98,7 @@ async def test_appended_together_each_is_kept_once(node: Node) -> None:
 
 async def test_a_sender_that_went_away_harms_nobody(node: Node) -> None:
     """An append that its caller gave up on leaves the others that share its sync kept."""
-    appends = [asyncio.create_task(node.inbox.append(each)) for each in numbered(3)]
+    appends = [node.inbox.append(each) for each in numbered(3)]
     await asyncio.sleep(0)
     appends[1].cancel()
     await asyncio.gather(appends[0], appends[2])

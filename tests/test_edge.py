@@ -374,7 +374,7 @@ async def test_an_inbox_that_cannot_keep_is_503(backend: SqliteBackend, telemetr
                 assert (answer.status, answer.headers["retry-after"]) == (503, "5")
             for method in ("GET", "HEAD", "OPTIONS"):
                 assert (await edge.answer(method=method)).status == 503
-        assert edge.outcomes() == {("unavailable", SENDER): 3}
+        assert edge.outcomes() == {("unavailable", SENDER): 3, ("probe", ""): 3}
         await until(lambda: not node.inbox.trouble)
         assert (await edge.answer(bare("s-1"))).status == 204
         assert (await edge.answer(method="GET")).status == 204

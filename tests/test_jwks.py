@@ -123,6 +123,15 @@ def server() -> Iterator[KeyServer]:
         yield running
 
 
+class Asked(Authenticator):
+    """An authenticator that is always awaited."""
+
+    async def __call__(self, authorization: bytes | None) -> str:
+        """The sender's name."""
+        sender = super().__call__(authorization)
+        return sender if isinstance(sender, str) else await sender
+
+
 def authenticator(
     server: KeyServer | str,
     *,
@@ -130,14 +139,14 @@ def authenticator(
     age_max: float = LONG,
     timeout: float = LONG,
     sender: str | None = None,
-) -> Authenticator:
+) -> Asked:
     """An authenticator whose one issuer has its keys on a server, and may be asked again after `pause` seconds."""
     credentials = Credentials(issuers=[Issuer(ISSUER, AUDIENCE, ["ES256"], sender)])
     url = server if isinstance(server, str) else server.url
-    return Authenticator(credentials, {ISSUER: KeySource(url, pause, age_max, timeout)})
+    return Asked(credentials, {ISSUER: KeySource(url, pause, age_max, timeout)})
 
 
-async def refusal(authenticate: Authenticator, authorization: bytes) -> Refused:
+async def refusal(authenticate: Asked, authorization: bytes) -> Refused:
     """The 401 for a token."""
     with pytest.raises(Refused) as caught:
         await authenticate(authorization)
@@ -145,7 +154,7 @@ async def refusal(authenticate: Authenticator, authorization: bytes) -> Refused:
     return caught.value
 
 
-async def unavailability(authenticate: Authenticator, authorization: bytes) -> Unavailable:
+async def unavailability(authenticate: Asked, authorization: bytes) -> Unavailable:
     """The 503 for a token."""
     with pytest.raises(Unavailable) as caught:
         await authenticate(authorization)
@@ -400,7 +409,7 @@ async def test_issuers_do_not_wait_for_each_other(server: KeyServer) -> None:
     credentials = Credentials(issuers=[Issuer(issuer, AUDIENCE, ["ES256"]) for issuer in (ISSUER, other)])
     with serving() as well:
         sources = {ISSUER: KeySource(server.url, LONG, LONG, 0.5), other: KeySource(well.url, LONG, LONG, LONG)}
-        authenticate = Authenticator(credentials, sources)
+        authenticate = Asked(credentials, sources)
         waiting = asyncio.create_task(unavailability(authenticate, bearer("k-1")))
         await until_asked(server, 1)
         assert await authenticate(bearer("k-1", issuer=other)) == "acme"
@@ -412,7 +421,7 @@ async def test_issuers_do_not_wait_for_each_other(server: KeyServer) -> None:
 
 
 @contextlib.asynccontextmanager
-async def kept_fresh(authenticate: Authenticator) -> AsyncIterator[None]:
+async def kept_fresh(authenticate: Asked) -> AsyncIterator[None]:
     """While this lasts, the keys are kept fresh."""
     task = asyncio.create_task(authenticate.keep_fresh())
     try:

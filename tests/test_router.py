@@ -347,7 +347,7 @@ def test_a_session_is_read_back_as_it_was_written(texts: list[str], marks_max: i
         for decision in decisions(Router(prefix="qod", forget_after_seconds=1e6), list(map(posted, texts))):
             for message in decision.messages:
                 if message.topic == "qod.sessions":
-                    assert session_from(message.value or b"", message.headers) == decision.session
+                    assert session_from(message.value or b"", dict(message.headers)) == decision.session
 
 
 @given(st.lists(SPELLED, min_size=1, max_size=12))

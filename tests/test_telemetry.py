@@ -288,6 +288,7 @@ async def test_what_happens_is_measured(telemetry: Telemetry, node: Node, router
     await append(node, posted("A1"), posted("A1"), posted("A2", session_id="s2"))
     batch = await node.lane.read(2)
     verdicts = [decision.verdict for decision in await commit(node.lane, router, batch)]
+    telemetry.lane_opened(node.lane)
     telemetry.batch(node.lane, batch, verdicts, 4, 0.02)
     telemetry.appended(7, 0.003)
     telemetry.lane_failed(0, "why")

@@ -112,18 +112,19 @@ class SqliteInbox:
         self.appended = asyncio.Event()
         self.tail = Tail()
 
-    async def append(self, notification: Notification) -> None:
+    def append(self, notification: Notification) -> asyncio.Future[None]:
         """See the contract. Many appends share one sync; none waits longer than the time limit."""
-        if self._stuck:
-            raise Unavailable(self.trouble, reason="timeout")
         loop = asyncio.get_running_loop()
-        kept = loop.create_future()
+        kept: asyncio.Future[None] = loop.create_future()
+        if self._stuck:
+            kept.set_exception(Unavailable(self.trouble, reason="timeout"))
+            return kept
         self._waiting.append((notification, kept))
         if not self._busy:
             self._busy = True
             self._began = loop.time()
             self._gather(0, 0)
-        await kept
+        return kept
 
     def _gather(self, seen: int, quiet_turns: int) -> None:
         """Write once no more company comes: each write costs a sync and two changes of thread, whatever its size."""

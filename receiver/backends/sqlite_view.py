@@ -73,7 +73,7 @@ class SqliteView:
         """The states of the sessions whose records stand at these positions, by key."""
         with failing("the sessions can't be read"):
             return {
-                key: session_from(value, _pairs(headers))
+                key: session_from(value, dict(orjson.loads(headers)))
                 for key, headers, value in self._connection.execute(
                     "SELECT key, headers, value FROM sessions WHERE position IN (SELECT value FROM json_each(?))",
                     (orjson.dumps(list(positions)).decode(),),
@@ -160,7 +160,7 @@ class SqliteView:
     def _sessions(self, where: str, bindings: tuple[str | int, ...]) -> list[Session]:
         with failing("the sessions can't be read"):
             return [
-                session_from(value, _pairs(headers))
+                session_from(value, dict(orjson.loads(headers)))
                 for value, headers in self._connection.execute(
                     f"SELECT value, headers FROM sessions {where}",  # noqa: S608  # written above, not by a user
                     bindings,

@@ -5,6 +5,7 @@ Each is a mistake that somebody made elsewhere, that much advice leads to, or th
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import apsw
@@ -24,18 +25,20 @@ _NO_EFFECTS = Effects((), (), ())
 
 
 class _AnswersFirst(SqliteInbox):
-    async def append(self, notification: Notification) -> None:
-        keeping = asyncio.create_task(super().append(notification))
-        keeping.add_done_callback(lambda kept: kept.cancelled() or kept.exception())
-        await asyncio.sleep(0)
+    def append(self, notification: Notification) -> asyncio.Future[None]:
+        super().append(notification).add_done_callback(lambda kept: kept.cancelled() or kept.exception())
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answered.set_result(None)
+        return answered
 
 
 class _IgnoresFailures(SqliteInbox):
-    async def append(self, notification: Notification) -> None:
-        try:
-            await super().append(notification)
-        except Unavailable:
-            return
+    def append(self, notification: Notification) -> asyncio.Future[None]:
+        return asyncio.ensure_future(self._append(super().append(notification)))
+
+    async def _append(self, kept: asyncio.Future[None]) -> None:
+        with suppress(Unavailable):
+            await kept
 
 
 class _SyncsAtCheckpoints(NodeFile):

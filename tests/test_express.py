@@ -1,0 +1,161 @@
+"""The short way through the edge: what goes it, and that nobody can tell from outside."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from receiver.edge import Edge, RawHeaders, Taken
+from receiver.notification import Notification
+from receiver.telemetry import Telemetry
+from tests.nodes import Node, SqliteBackend
+from tests.samples import bare, body, told
+from tests.test_connection import BODY, LIMITS, PATIENT, Answer, Served, chunked, edge_app, post, serving
+
+OTHER = body(told("U2:N", session_id="another")[0])
+UNKNOWN = body(told("A1")[0], type="org.camaraproject.qos-booking.v0.status-changed")
+
+
+class Watched(Edge):
+    """An edge that counts what went the short way."""
+
+    short = 0
+
+    def take(self, raw_headers: RawHeaders, content: bytes) -> Taken | None:
+        """As the edge does."""
+        taken = super().take(raw_headers, content)
+        type(self).short += taken is not None
+        return taken
+
+
+@pytest.fixture
+async def served(node: Node, telemetry: Telemetry) -> AsyncIterator[Served]:
+    """A server of the edge."""
+    Watched.short = 0
+    async with serving(edge_app(node, telemetry, Watched), LIMITS | PATIENT, node) as found:
+        yield found
+
+
+SHORT = {
+    "a notification": post(),
+    "another kind of type": post(BODY, "X-More: 1"),
+    "its own correlator": post(BODY, "X-Correlator: abc-1"),
+    "a bad correlator": post(BODY, "X-Correlator: a b"),
+    "a trace": post(BODY, "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    "an unknown type": post(UNKNOWN),
+    "an old dialect": post(bare()).replace(b"POST /notifications ", b"POST /notifications/notifications "),
+    "keep-alive": post(BODY, "Connection: keep-alive"),
+}
+LONG = {
+    "a wrong token": post(token="wrong-token-of-twenty-characters"),
+    "no notification": post(b"{"),
+    "an empty body": post(b""),
+    "two authorizations": post(BODY, "Authorization: Bearer x"),
+    "a text": post().replace(b"application/cloudevents+json", b"text/plain"),
+    "too large": post(BODY[:-1] + b" " * 70_000 + b"}"),
+    "chunks": post(chunked(BODY), framing="Transfer-Encoding: chunked"),
+    "connection: close": post(BODY, "Connection: close"),
+    "an upgrade": post(BODY, "Connection: Upgrade", "Upgrade: h2c"),
+    "1.0": post().replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "another method": post().replace(b"POST", b"PUT"),
+    "another path": post().replace(b"/notifications", b"/nowhere"),
+    "a query": post().replace(b"/notifications", b"/notifications?a=b"),
+}
+
+
+@pytest.mark.parametrize("request_", [*SHORT.values(), *LONG.values()], ids=[*SHORT, *LONG])
+async def test_nobody_can_tell_the_way(served: Served, request_: bytes) -> None:
+    """A request that comes in one piece is answered and kept as it is when it comes in two."""
+    answers: list[Answer | None] = []
+    for pieces in ((request_,), (request_[:-1], request_[-1:])):
+        client = await served.connect()
+        await client.send(*pieces, pause_seconds=0.05)
+        answers.append(await client.answer())
+    whole, pieced = answers
+    assert whole is not None
+    assert pieced is not None
+    made = re.compile(r"^[0-9a-f]{12}-[0-9a-f]+$")  # a correlator of ours
+    for answer in (whole, pieced):
+        answer.headers["x-correlator"] = made.sub("made", answer.headers.get("x-correlator", ""))
+    assert whole == pieced
+    kept = [each._replace(received_micros=0, correlator=made.sub("", each.correlator)) for each in await served.kept()]
+    assert kept[1:] == kept[:-1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "count"), [(each, 1) for each in SHORT.values()] + [(each, 0) for each in LONG.values()]
+)
+async def test_what_goes_the_short_way(served: Served, request_: bytes, count: int) -> None:
+    """Only what is simply kept goes the short way, and all of that does where it comes in one piece."""
+    client = await served.connect()
+    await client.send(request_)
+    await client.answer()
+    assert Watched.short == count
+
+
+async def test_one_after_the_other(served: Served) -> None:
+    """On a connection that is kept alive every request has its answer, whatever way the one before went."""
+    client = await served.connect()
+    statuses = []
+    requests = [post(), post(b"{"), post(OTHER), post(token="wrong-token-of-twenty-characters"), post()] * 3
+    for number, request in enumerate(requests):
+        await client.send(*((request,) if number % 2 else (request[:50], request[50:])), pause_seconds=0.01)
+        statuses.append(await client.status())
+    assert statuses == [204, 400, 204, 401, 204] * 3
+
+
+@pytest.mark.parametrize("behind", [post(OTHER), post(b"{"), post(OTHER)[:90], post(OTHER) * 3])
+async def test_what_comes_before_the_answer_waits_for_it(
+    backend: SqliteBackend, telemetry: Telemetry, behind: bytes
+) -> None:
+    """A sender that doesn't wait for an answer gets all of them, in order."""
+    async with backend.opened() as node, serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served:
+        client = await served.connect()
+        with backend.stalled():
+            await client.send(post(), behind, pause_seconds=0.1)
+        if not behind.endswith(b"}"):
+            await client.send(post(OTHER)[90:])
+        assert await client.status() == 204
+        for _ in range(max(1, behind.count(b"POST"))):
+            assert await client.status() == (400 if behind.endswith(b"{") else 204)
+
+
+async def test_what_cannot_be_kept_is_503(backend: SqliteBackend, telemetry: Telemetry) -> None:
+    """A notification that went the short way and was not kept is 503 with CAMARA's body, and the connection goes on."""
+    async with (
+        backend.opened(append_timeout_seconds=0.2) as node,
+        serving(edge_app(node, telemetry, Watched), LIMITS | PATIENT, node) as served,
+    ):
+        client = await served.connect()
+        Watched.short = 0
+        with backend.stalled():
+            await client.send(post())
+            answer = await client.answer()
+        assert Watched.short == 1
+        assert answer is not None
+        assert answer.status == 503
+        assert int(answer.headers["retry-after"]) > 0
+        assert b'"code":"UNAVAILABLE"' in answer.content
+        async with asyncio.timeout(60):
+            status = None
+            while status != 204:
+                await client.send(post(OTHER))
+                status = await client.status()
+
+
+async def test_a_sender_that_goes_away_is_kept(backend: SqliteBackend, telemetry: Telemetry) -> None:
+    """A notification that was taken is kept although its sender did not wait for the answer."""
+    async with backend.opened() as node, serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served:
+        client = await served.connect()
+        with backend.stalled():
+            await client.send(post())
+            await asyncio.sleep(0.1)
+            client.end()
+            await asyncio.sleep(0.1)
+        kept: list[Notification] = []
+        async with asyncio.timeout(60):
+            while not kept:
+                kept += await served.kept()
+                await asyncio.sleep(0.01)
+        assert [each.body for each in kept] == [BODY]
