@@ -1,13 +1,5 @@
 """The operations port: health, metrics, topics and sessions. Never the public port.
 
-    GET  /livez           200 while the loop turns
-    GET  /readyz          200 while a notification can be kept, else 503 and what is wrong
-    GET  /metrics         Prometheus
-    GET  /topics          the names of the topics
-    GET  /topics/{topic}  records from a position on, as JSON; with Accept: text/event-stream, as they come
-    GET  /sessions        the sessions, last touched first
-    POST /replay          send dead letters through today's parser again
-
 Beyond loopback all but the two health checks want a token. Errors are problem details (RFC 9457).
 """
 
@@ -36,6 +28,15 @@ from receiver.replay import DeadLetters
 from receiver.router import session_value
 from receiver.session import Session
 from receiver.telemetry import Telemetry
+
+_PATHS = """\
+GET  /livez           200 while the loop turns
+GET  /readyz          200 while a notification can be kept, else 503 and what is wrong
+GET  /metrics         Prometheus
+GET  /topics          the names of the topics
+GET  /topics/{topic}  records from a position on (from, session, limit), as JSON; as text/event-stream, as they come
+GET  /sessions        the sessions (qos_status, limit), last touched first
+POST /replay          send dead letters through today's parser again"""
 
 _COUNT_DEFAULT = 100
 _COUNT_MAX = 10_000
@@ -74,6 +75,7 @@ class OpsApp(Starlette):
         self._streams = 0
         super().__init__(
             routes=[
+                Route("/", self._root),
                 Route("/livez", self._livez),
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
@@ -86,6 +88,9 @@ class OpsApp(Starlette):
             exception_handlers={HTTPException: _problem, Unavailable: _unavailable},
             max_body_size=65_536,
         )
+
+    async def _root(self, _: Request) -> Response:
+        return PlainTextResponse(f"{_PATHS}\n")
 
     async def _livez(self, _: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -105,6 +110,7 @@ class OpsApp(Starlette):
         return _json({"topics": await self._reader.topics()})
 
     async def _topic(self, request: Request) -> Response:
+        _no_parameters_but(request, "from", "session", "limit")
         topic = request.path_params["topic"]
         if not topic.startswith(f"{self._prefix}."):
             topic = f"{self._prefix}.{topic}"
@@ -169,6 +175,7 @@ class OpsApp(Starlette):
             self._streams -= 1
 
     async def _sessions(self, request: Request) -> Response:
+        _no_parameters_but(request, "qos_status", "limit")
         status = request.query_params.get("qos_status")
         try:
             qos_status = None if status is None else QosStatus(status.upper())
@@ -209,6 +216,13 @@ class _TokenWanted:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _no_parameters_but(request: Request, *names: str) -> None:
+    """Refuse a parameter that would have no effect: whoever misspells one would take all for what was asked for."""
+    for name in request.query_params:
+        if name not in names:
+            raise HTTPException(400, f"there is no parameter {name!r}; there are {', '.join(names)}")
 
 
 def _count(request: Request) -> int:

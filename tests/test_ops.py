@@ -100,6 +100,13 @@ async def routed(ops: Ops, router: Router) -> Ops:
 # Health.
 
 
+async def test_the_paths_are_told(ops: Ops) -> None:
+    """The root tells every path that there is."""
+    told = (await ops.client.get("/")).text
+    for path in ("/livez", "/readyz", "/metrics", "/topics", "/topics/{topic}", "/sessions", "/replay"):
+        assert f" {path} " in told
+
+
 async def test_livez(ops: Ops) -> None:
     """It lives whatever is wrong: restarting would not help."""
     ops.troubles["inbox"] = "the disk is full"
@@ -418,6 +425,8 @@ def assert_problem(response: httpx2.Response, status_code: int) -> None:
         ("/sessions?limit=0", 400),
         ("/sessions?qos_status=GONE", 400),
         ("/sessions?qos_status=", 400),
+        ("/sessions?status=AVAILABLE", 400),
+        ("/topics/status?session_id=s1", 400),
         ("/replay", 405),
     ],
     ids=lambda value: str(value)[:40],
