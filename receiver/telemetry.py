@@ -10,6 +10,7 @@ import logging
 import sys
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, Literal, TextIO
 
@@ -139,6 +140,15 @@ class Telemetry:
     def lane_opened(self, lane: Lane) -> None:
         """This process owns a lane: from now on its lag is told as it is at the moment of asking."""
         self._lag.labels(lane.partition).set_function(lambda: lane.lag)
+
+    def lane_closed(self, partition: int) -> None:
+        """This process doesn't own the lane any more; its lag is another's to tell."""
+        with suppress(KeyError):
+            self._lag.remove(partition)
+
+    def membership_failed(self, reason: str) -> None:
+        """This process is not a member of the routers' group, and tries again."""
+        self._log.warning("membership_failed", reason=reason)
 
     def batch(self, lane: Lane, batch: Batch, verdicts: Sequence[Verdict], messages_count: int, seconds: float) -> None:
         """A batch was committed."""

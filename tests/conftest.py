@@ -7,18 +7,20 @@ from hypothesis import settings
 
 from receiver.router import Router
 from receiver.telemetry import Telemetry
+from tests.kafka_fixtures import kafka, kafka_cluster, topic_prefix
 from tests.nodes import Node, SqliteBackend
+
+__all__ = ["kafka", "kafka_cluster", "topic_prefix"]
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("receiver", deadline=None, database=None, print_blob=True)
 settings.load_profile("receiver")
 
 
-@pytest.fixture(params=[SqliteBackend])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> SqliteBackend:
-    """A backend that is empty, one after the other: the contract holds for each of them."""
-    made: SqliteBackend = request.param(tmp_path)
-    return made
+@pytest.fixture
+def backend(tmp_path: Path) -> SqliteBackend:
+    """A backend that is empty."""
+    return SqliteBackend(tmp_path)
 
 
 @pytest.fixture

@@ -1,24 +1,36 @@
 """The backends as the contract tests open them. What differs from one backend to another stands here alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import apsw
+import pytest
+from aiokafka import TopicPartition
 
+from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.inbox import KafkaInbox
+from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.backends.kafka.reader import KafkaReader
+from receiver.backends.kafka.topics import Plan, create
 from receiver.backends.sqlite import SqliteNode, SqliteReader
 from receiver.backends.sqlite_schema import FILE_NAME
 from receiver.inbox import Batch, Inbox, Lane
-from receiver.message import Record
+from receiver.message import Message, Record
 from receiver.notification import Notification
 from receiver.reader import Reader
 from receiver.router import Decision, Router
 from receiver.session import Session
+from tests.kafka_cluster import Brokers, Cluster
 
 SESSIONS_TOPIC = "qod.sessions"
 COUNT_MAX = 10_000
+
+
+async def _nothing() -> None:
+    """What was appended is known."""
 
 
 class Node(NamedTuple):
@@ -27,10 +39,33 @@ class Node(NamedTuple):
     inbox: Inbox
     lane: Lane
     reader: Reader
+    prefix: str = "qod"
+    settle: Callable[[], Awaitable[None]] = _nothing
+    """Let the lane know all that was appended: one over a network knows it only when it asks."""
+
+    def topic(self, name: str) -> str:
+        """The full name of a topic."""
+        return f"{self.prefix}.{name}"
+
+
+class Backend(Protocol):
+    """What the contract tests ask of a backend: to be opened, again and again, and to be made to stand still."""
+
+    prefix: str
+
+    def opened(self, *, append_timeout_seconds: float = 30) -> AbstractAsyncContextManager[Node]:
+        """Open it. What was kept is there again."""
+        ...
+
+    def stalled(self) -> AbstractContextManager[None]:
+        """While this lasts, nothing is kept."""
+        ...
 
 
 class SqliteBackend:
     """A directory, as the embedded backend serves it."""
+
+    prefix = "qod"
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -59,6 +94,82 @@ class SqliteBackend:
             other.close(force=True)
 
 
+class _AskingLane(KafkaLane):
+    """A lane that asks for the end of the inbox before it reads, and reads up to there."""
+
+    async def settle(self) -> None:
+        assert self._consumer is not None
+        (self._end,) = (await self._consumer.end_offsets([self._inbox])).values()
+
+    async def commit(
+        self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
+    ) -> None:
+        await super().commit(batch, messages, sessions, clock_micros)
+        assert self._consumer is not None
+        written = [TopicPartition(topic, 0) for topic in {message.topic for message in messages}]
+        async with self._connection.consumer(isolation_level="read_committed") as consumer:
+            # A transaction is committed a moment before the markers are there that make it visible.
+            while await consumer.end_offsets(written) != await self._consumer.end_offsets(written):  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.002)
+
+    async def read(self, count_max: int) -> Batch:
+        await self.settle()
+        batch = await super().read(count_max)
+        while len(batch.notifications) < count_max and batch.next_position < self._end:
+            more = await super().read(count_max - len(batch.notifications))
+            batch = batch._replace(
+                next_position=more.next_position,
+                positions=[*batch.positions, *more.positions],
+                notifications=[*batch.notifications, *more.notifications],
+                sessions=batch.sessions | more.sessions,
+            )
+        return batch
+
+
+class KafkaBackend:
+    """Topics of its own on a real cluster, with one partition."""
+
+    def __init__(self, cluster: Brokers, prefix: str) -> None:
+        self.prefix = prefix
+        self._cluster = cluster
+        self._connection = Connection([cluster.bootstrap], Security().options())
+        self._made = False
+
+    @asynccontextmanager
+    async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
+        """Take the lane, with an inbox and a reader beside."""
+        names = [f"{self.prefix}.{name}" for name in ("dead-letter", "sessions", "status", "unavailable")]
+        plan = Plan(self.prefix, names, 1, None, 168, 168)
+        if not self._made:
+            await create(self._connection, plan)
+            self._made = True
+        inbox = KafkaInbox(self._connection, plan.inbox, append_timeout_seconds=append_timeout_seconds)
+        running = asyncio.create_task(inbox.run())
+        lane = _AskingLane(self._connection, Topics(plan.inbox, f"{self.prefix}.sessions", f"{self.prefix}.router"), 0)
+        reader = KafkaReader(self._connection, self.prefix)
+        try:
+            async with asyncio.timeout(60):
+                await inbox.connected.wait()
+                await lane.open()
+            yield Node(inbox, lane, reader, self.prefix, lane.settle)
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+            await lane.close()
+            await reader.close()
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """While this lasts, the broker stands still."""
+        if not isinstance(self._cluster, Cluster):
+            pytest.skip("the cluster of KAFKA_BOOTSTRAP_SERVERS is not ours to disturb")
+        self._cluster.pause(0)
+        try:
+            yield
+        finally:
+            self._cluster.resume(0)
+
+
 async def until(done: Callable[[], bool]) -> None:
     """Wait for what nobody tells of: a minute at most."""
     async with asyncio.timeout(60):
@@ -70,6 +181,7 @@ async def append(node: Node, *notifications: Notification) -> None:
     """Append one after the other, so that their order is known."""
     for notification in notifications:
         await node.inbox.append(notification)
+    await node.settle()
 
 
 def decide(router: Router, batch: Batch) -> list[Decision]:
@@ -105,6 +217,7 @@ async def forget(lane: Lane, router: Router, batch: Batch, session: Session) -> 
 async def route(node: Node, router: Router) -> list[Decision]:
     """Decide on all that is in the inbox."""
     made: list[Decision] = []
+    await node.settle()
     while node.lane.lag:
         made += await commit(node.lane, router, await node.lane.read(COUNT_MAX))
     return made

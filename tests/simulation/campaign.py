@@ -16,6 +16,7 @@ WANTED = (
     "unsynced write lost",
     "sector torn",
     "size change lost",
+    "shortening lost",
     "creation or deletion lost",
     "crash in append",
     "crash in commit",

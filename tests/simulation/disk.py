@@ -33,11 +33,13 @@ class SimFile:
         self.durable = bytearray()
         self.versions: dict[int, list[bytes]] = {}
         self.sizes: list[int] = []
+        self.unshrunk: SimFile | None = None  # as it was before it was first shortened, if that is not synced yet
 
     def copy(self) -> "SimFile":
         """The same file, apart from this one."""
         other = SimFile()
         other.content, other.durable = self.content[:], self.durable[:]
+        other.unshrunk = self.unshrunk and self.unshrunk.copy()
         other.versions = {page: versions[:] for page, versions in self.versions.items()}
         other.sizes = self.sizes[:]
         return other
@@ -52,8 +54,12 @@ class SimFile:
         self._changed(offset, end)
 
     def truncate(self, size: int) -> None:
-        """Change the size."""
+        """Change the size. To shorten a file is all or nothing, and what is written behind it is in new places."""
         before = len(self.content)
+        if size < before:
+            self.unshrunk = self.unshrunk or self.copy()
+            del self.durable[size:]
+            self.versions = {page: versions for page, versions in self.versions.items() if page * PAGE < size}
         del self.content[size:]
         self.content.extend(bytes(size - len(self.content)))
         self.sizes.append(size)
@@ -64,21 +70,23 @@ class SimFile:
         for page in self.versions:
             _put(self.durable, page * PAGE, bytes(self.content[page * PAGE : (page + 1) * PAGE]))
         _resize(self.durable, len(self.content))
-        self.versions.clear()
-        self.sizes.clear()
+        self._settle()
 
     def fail_sync(self, random: Random, tally: Counter[str]) -> None:
         """What Linux makes of a sync that failed."""
         self.durable = self._survivors(random, tally)
-        self.versions.clear()
-        self.sizes.clear()
+        self._settle()
 
     def cut(self, random: Random, tally: Counter[str]) -> None:
         """The power is gone and comes back."""
         self.durable = self._survivors(random, tally)
         self.content = self.durable[:]
+        self._settle()
+
+    def _settle(self) -> None:
         self.versions.clear()
         self.sizes.clear()
+        self.unshrunk = None
 
     def _changed(self, begin: int, end: int) -> None:
         for page in range(begin // PAGE, -(-end // PAGE)):
@@ -86,6 +94,9 @@ class SimFile:
             self.versions.setdefault(page, []).append(now)
 
     def _survivors(self, random: Random, tally: Counter[str]) -> bytearray:
+        if self.unshrunk is not None and random.random() < 0.5:
+            tally["shortening lost"] += 1
+            return self.unshrunk._survivors(random, tally)  # noqa: SLF001  # of this class
         sector = random.choice(_SECTORS)
         # Independent coins would hardly ever let a whole transaction through, or none of it.
         share = random.choice((0.0, 0.05, 0.5, 0.95, 1.0))

@@ -1,0 +1,138 @@
+"""How to reach a cluster, and what must be so with every client of it.
+
+aiokafka waits without a limit in many places: for a coordinator, for a commit, for its own end. So each call that may
+wait is made within `limited`, and a client that did not end in time is left behind with its sockets closed.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.consumer import fetcher
+from aiokafka.errors import IllegalOperation, KafkaError
+
+from receiver.errors import Unavailable
+
+T = TypeVar("T")
+
+#: What aiokafka raises when something is wrong with the cluster or with itself: its states are kept by assertions.
+KAFKA_FAILURES = (KafkaError, IllegalOperation, AssertionError, TimeoutError, OSError, AttributeError)
+
+_FETCH_WAIT_MILLIS = 50
+
+_CLOSE_SECONDS_MAX = 3.0
+_CANCELS_MAX = 10
+
+
+class Connection(NamedTuple):
+    """Where the cluster is and how to log in. `options` are aiokafka's, the same for all of its clients."""
+
+    bootstrap_servers: Sequence[str]
+    options: dict[str, Any]
+
+    def producer(self, **options: Any) -> AIOKafkaProducer:  # noqa: ANN401  # aiokafka's own
+        """A producer that is not started yet."""
+        return AIOKafkaProducer(bootstrap_servers=list(self.bootstrap_servers), **self.options, **options)
+
+    def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:  # noqa: ANN401  # aiokafka's own
+        """A consumer that is not started yet."""
+        return AIOKafkaConsumer(
+            *topics,
+            bootstrap_servers=list(self.bootstrap_servers),
+            enable_auto_commit=False,
+            # Whatever else is asked waits behind a fetch that waits for records.
+            fetch_max_wait_ms=_FETCH_WAIT_MILLIS,
+            **self.options,
+            **options,
+        )
+
+    @asynccontextmanager
+    async def admin(self, timeout_seconds: float) -> AsyncIterator[AIOKafkaAdminClient]:
+        """An admin client, for as long as the block lasts. Raises Unavailable where the cluster is away."""
+        client = AIOKafkaAdminClient(bootstrap_servers=list(self.bootstrap_servers), **self.options)
+        try:
+            await limited(client.start(), timeout_seconds, "Kafka does not answer")
+            yield client
+        finally:
+            await ended(client.close())
+
+
+class Security(NamedTuple):
+    """What a listener wants of its clients."""
+
+    protocol: str = "PLAINTEXT"
+    tls: ssl.SSLContext | None = None
+    mechanism: str | None = None
+    username: str | None = None
+    password: str | None = None
+    tokens: AbstractTokenProvider | None = None
+
+    def options(self) -> dict[str, Any]:
+        """The same as aiokafka's options."""
+        options: dict[str, Any] = {"security_protocol": self.protocol}
+        if self.tls is not None:
+            options["ssl_context"] = self.tls
+        if self.mechanism is not None:
+            options["sasl_mechanism"] = self.mechanism
+            options["sasl_plain_username"] = self.username
+            options["sasl_plain_password"] = self.password
+            options["sasl_oauth_token_provider"] = self.tokens
+        return options
+
+
+async def limited(call: Awaitable[T], seconds: float, what: str) -> T:
+    """The outcome of a call, within a time limit. Raises Unavailable, with `what` for a message."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await call
+    except KAFKA_FAILURES as error:
+        raise Unavailable(f"{what}: {type(error).__name__}", reason="kafka") from error
+
+
+async def ended(call: Awaitable[object]) -> None:
+    """Wait for a client's end, but not for ever, and whatever it says."""
+    task = asyncio.ensure_future(call)
+    done, _ = await asyncio.wait({task}, timeout=_CLOSE_SECONDS_MAX)
+    if not done:
+        task.cancel()
+    elif not task.cancelled():
+        task.exception()
+
+
+async def end_producer(producer: AIOKafkaProducer) -> None:
+    """Close a producer whatever state it is in: its own `stop` may wait for ever for batches that nobody takes."""
+    producer._closed = True  # noqa: SLF001
+    await ended(producer.client.close())
+    sender = producer._sender.sender_task  # noqa: SLF001
+    for _ in range(_CANCELS_MAX):
+        if sender is None or sender.done():
+            break
+        sender.cancel()  # it ends its tasks one by one, each with a cancellation of its own
+        await asyncio.wait({sender}, timeout=_CLOSE_SECONDS_MAX / _CANCELS_MAX)
+    # What failed is known to whoever ends it; asyncio would complain that nobody asked these.
+    transaction = producer._txn_manager and producer._txn_manager._transaction_waiter  # noqa: SLF001
+    for future in (sender, transaction):
+        if future is not None and future.done() and not future.cancelled():
+            future.exception()
+
+
+def _tolerate_empty_control_batches() -> None:
+    # The log cleaner keeps the last batch of a producer although it is empty (apache/kafka 10914); aiokafka would fail
+    # on it for ever, and with it the restoring of the sessions.
+    original = fetcher.PartitionRecords._contains_abort_marker  # noqa: SLF001
+
+    def contains_abort_marker(self: Any, batch: Any) -> bool:  # noqa: ANN401  # aiokafka's
+        try:
+            return bool(original(self, batch))
+        except KafkaError:
+            return False
+
+    fetcher.PartitionRecords._contains_abort_marker = contains_abort_marker  # noqa: SLF001
+
+
+_tolerate_empty_control_batches()

@@ -1,0 +1,314 @@
+"""A partition of the inbox, and the right to decide on it.
+
+The right is a transactional id of the partition's own. Who opens a lane starts a producer with that id, and this fences
+whoever had it before: nothing of theirs can be committed any more. Only then is there anything worth reading. So a lane
+is opened in this order, which is the only one that neither loses nor repeats:
+
+    1  start the transactional producer; what the owner before left open is ended by that
+    2  restore the sessions up to the end of their partition
+    3  read the committed position
+    4  read on from there
+
+A commit is one transaction: the messages, the states among them, and the position. A commit does not look at sends that
+failed (aiokafka), so each is awaited before it. After any failure nobody can tell what became of it: the lane is lost,
+and whoever opens it next finds out by these same steps.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.transaction import (
+    AddOffsetsToTxnRequest,
+    AddPartitionsToTxnRequest,
+    EndTxnRequest,
+    TxnOffsetCommitRequest,
+)
+from aiokafka.structs import OffsetAndMetadata
+
+from receiver.backends.kafka.connection import (
+    KAFKA_FAILURES,
+    Connection,
+    end_producer,
+    ended,
+    limited,
+)
+from receiver.backends.kafka.inbox import BATCH_BYTES_MAX
+from receiver.backends.kafka.records import notification_of, output_record, record_of
+from receiver.errors import Unavailable
+from receiver.inbox import Batch, LaneLost
+from receiver.message import Message
+from receiver.notification import Notification
+from receiver.router import session_from
+from receiver.session import Session
+
+T = TypeVar("T")
+
+#: While a transaction is open, nothing behind it is visible to others; a router that died leaves it open this long.
+_TRANSACTION_TIMEOUT_MILLIS = 15_000
+#: Below the time after which aiokafka would send the end of a transaction a second time, which could end a later one
+#: (KAFKA-17754).
+_COMMIT_SECONDS_MAX = 10.0
+_REQUEST_TIMEOUT_MILLIS = 20_000
+_OPEN_SECONDS_MAX = 30.0
+_RESTORE_SECONDS_MAX = 300.0
+_POLL_MILLIS = 100
+_RETRY_SECONDS = 0.2
+#: So long may there be records that a consumer doesn't bring, before it is taken for stuck (aiokafka 1154, 847).
+_STUCK_SECONDS = 30.0
+_FETCH_BYTES_MAX = 16 * 1024 * 1024
+
+_TRANSACTION_REQUESTS = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
+
+
+class Topics(NamedTuple):
+    """The names that a lane reads and writes, besides those in its messages."""
+
+    inbox: str
+    sessions: str
+    group: str
+
+
+class KafkaLane:
+    """`receiver.inbox.Lane` is the contract. Open it with `opened`; close it whatever happens."""
+
+    def __init__(self, connection: Connection, topics: Topics, partition: int) -> None:
+        self.partition = partition
+        self.sessions: OrderedDict[str, Session] = OrderedDict()  # in the order in which they were last touched
+        self._topics = topics
+        self._inbox = TopicPartition(topics.inbox, partition)
+        self._states = TopicPartition(topics.sessions, partition)
+        self._connection = connection
+        self._producer: AIOKafkaProducer | None = None
+        self._consumer: AIOKafkaConsumer | None = None
+        self._committed = self._read_up_to = 0
+        self._clock_micros = 0
+        self._waiting: list[Any] = []
+        self._indefinite = False
+        self._end = 0
+        self._looked_at = 0.0
+
+    async def open(self) -> None:
+        """Take the right to the partition from whoever has it. Raises Unavailable."""
+        try:
+            await self._take()
+            await self._restore()
+            await self._stand()
+        except KAFKA_FAILURES as error:
+            raise Unavailable(
+                f"lane {self.partition} can't be opened: {type(error).__name__}", reason="kafka"
+            ) from error
+
+    async def close(self) -> None:
+        """Give it back. What was not committed is nowhere."""
+        producer, self._producer = self._producer, None
+        consumer, self._consumer = self._consumer, None
+        if producer is not None:
+            await end_producer(producer)
+        if consumer is not None:
+            await ended(consumer.stop())
+
+    @property
+    def lag(self) -> int:
+        """See the contract."""
+        known = self._consumer and self._consumer.highwater(self._inbox)
+        return max(self._end, known or 0, self._read_up_to) - self._committed
+
+    async def read(self, count_max: int) -> Batch:
+        """See the contract."""
+        consumer = self._opened(self._consumer)
+        position, clock_micros = self._read_up_to, self._clock_micros
+        records: Sequence[Any] = ()
+        since = time.monotonic()
+        while not records:
+            if consumer.assignment() and (await self._known(consumer.position(self._inbox))) != position:
+                consumer.seek(self._inbox, position)
+            found = await self._known(
+                consumer.getmany(self._inbox, timeout_ms=_POLL_MILLIS, max_records=count_max), "read"
+            )
+            records = [each for each in found.get(self._inbox, ()) if each.offset >= position]
+            if not records:
+                since = await self._look_for_the_end(consumer, position, since)
+        notifications: list[Notification] = list(map(notification_of, records))
+        keys = {each.key for each in notifications}
+        self._read_up_to = records[-1].offset + 1
+        return Batch(
+            position,
+            self._read_up_to,
+            [each.offset for each in records],
+            notifications,
+            {key: self.sessions[key] for key in keys if key in self.sessions},
+            clock_micros,
+        )
+
+    def rewind(self) -> None:
+        """See the contract."""
+        self._read_up_to = self._committed
+
+    async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
+        """See the contract."""
+        sessions = [session for session, _ in zip(self.sessions.values(), range(count_max), strict=False)]
+        return Batch(self._committed, self._committed, (), (), {}, self._clock_micros), sessions
+
+    async def commit(
+        self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
+    ) -> None:
+        """See the contract. Raises LaneLost whatever fails: nobody can tell then what became of it."""
+        if batch.position != self._committed:
+            raise LaneLost(f"the lane of partition {self.partition} does not stand at {batch.position}")
+        try:
+            async with asyncio.timeout(_COMMIT_SECONDS_MAX):
+                await self._transact(batch.next_position, messages, clock_micros)
+        except BaseException as error:
+            producer, self._producer = self._producer, None
+            if producer is not None:
+                await end_producer(producer)
+            if isinstance(error, KAFKA_FAILURES):
+                raise LaneLost(f"partition {self.partition}: {type(error).__name__}") from error
+            raise
+        for message in messages:
+            if message.topic == self._topics.sessions:
+                self.sessions.pop(message.key, None)
+                if (session := sessions[message.key]) is not None:
+                    self.sessions[message.key] = session
+        self._committed, self._clock_micros = batch.next_position, clock_micros
+        if self._indefinite:
+            # A request of this transaction may still be on its way, and would end the next one: no next one, then.
+            raise LaneLost(f"partition {self.partition}: a request went astray")
+
+    async def _transact(self, next_position: int, messages: Sequence[Message], clock_micros: int) -> None:
+        producer = self._opened(self._producer)
+        await producer.begin_transaction()
+        sending = [
+            _retrieved(await producer.send_batch(batch, topic, partition=self.partition))
+            for topic, batches in self._batches(producer, messages).items()
+            for batch in batches
+        ]
+        # Produced before the offsets, which alone would be waited for five times as long (BACKOFF_OVERRIDE).
+        await asyncio.gather(*sending)
+        offsets = {self._inbox: OffsetAndMetadata(next_position, str(clock_micros))}
+        await producer.send_offsets_to_transaction(offsets, self._topics.group)
+        await producer.commit_transaction()
+
+    def _batches(self, producer: AIOKafkaProducer, messages: Sequence[Message]) -> Mapping[str, Sequence[BatchBuilder]]:
+        batches: dict[str, list[BatchBuilder]] = {}
+        for message in messages:
+            some = batches.get(message.topic)
+            if some is None:
+                some = batches[message.topic] = [producer.create_batch()]
+            key, value, timestamp_millis, headers = output_record(message)
+            if some[-1].append(timestamp=timestamp_millis, key=key, value=value, headers=headers) is None:
+                some.append(producer.create_batch())
+                some[-1].append(timestamp=timestamp_millis, key=key, value=value, headers=headers)
+        return batches
+
+    async def _take(self) -> None:
+        producer = self._connection.producer(
+            transactional_id=f"{self._topics.group}-{self.partition}",
+            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MILLIS,
+            request_timeout_ms=_REQUEST_TIMEOUT_MILLIS,
+            max_batch_size=BATCH_BYTES_MAX,
+            max_request_size=2 * BATCH_BYTES_MAX,
+            retry_backoff_ms=20,
+        )
+        self._producer = producer
+        send = producer.client.send
+
+        async def watched(node_id: int, request: Any, **options: Any) -> Any:  # noqa: ANN401  # aiokafka's
+            try:
+                return await send(node_id, request, **options)
+            except BaseException:
+                self._indefinite |= isinstance(request, _TRANSACTION_REQUESTS)
+                raise
+
+        producer.client.send = watched
+        await limited(producer.start(), _OPEN_SECONDS_MAX, f"the lane of partition {self.partition} can't be taken")
+
+    async def _restore(self) -> None:
+        consumer = self._connection.consumer(isolation_level="read_committed", auto_offset_reset="earliest")
+        try:
+            await limited(consumer.start(), _OPEN_SECONDS_MAX, "Kafka does not answer")
+            consumer.assign([self._states])
+            # Asked only now: an open transaction of the owner before would have held it down.
+            (end,) = (
+                await limited(consumer.end_offsets([self._states]), _OPEN_SECONDS_MAX, "no end of the sessions")
+            ).values()
+            await limited(consumer.seek_to_beginning(self._states), _OPEN_SECONDS_MAX, "no beginning of the sessions")
+            async with asyncio.timeout(_RESTORE_SECONDS_MAX):
+                while await consumer.position(self._states) < end:
+                    found = await consumer.getmany(self._states, timeout_ms=_POLL_MILLIS)
+                    for each in found.get(self._states, ()):
+                        self._restore_one(each)
+        finally:
+            await ended(consumer.stop())
+
+    def _restore_one(self, record: Any) -> None:  # noqa: ANN401  # aiokafka's
+        message = record_of(record).message
+        self.sessions.pop(message.key, None)
+        if message.value is not None:
+            headers = dict(message.headers)
+            self.sessions[message.key] = session = session_from(message.value, headers)
+            # Should the group's offset be gone, this is how far the lane came at least.
+            self._committed = max(self._committed, int(headers["inbox"].rpartition("-")[2]) + 1)
+            self._clock_micros = max(self._clock_micros, session.touched_micros)
+
+    async def _stand(self) -> None:
+        committed = await limited(self._ask_committed(), _OPEN_SECONDS_MAX, "no committed position")
+        if committed is not None and committed.offset >= 0:
+            self._committed = max(self._committed, committed.offset)
+            if committed.metadata.isdecimal():
+                self._clock_micros = max(self._clock_micros, int(committed.metadata))
+        consumer = self._connection.consumer(
+            auto_offset_reset="earliest", fetch_max_bytes=_FETCH_BYTES_MAX, max_partition_fetch_bytes=_FETCH_BYTES_MAX
+        )
+        self._consumer = consumer
+        await limited(consumer.start(), _OPEN_SECONDS_MAX, "Kafka does not answer")
+        consumer.assign([self._inbox])
+        beginning = await limited(consumer.beginning_offsets([self._inbox]), _OPEN_SECONDS_MAX, "no beginning")
+        self._committed = max(self._committed, beginning[self._inbox])
+        self._read_up_to = self._committed
+        consumer.seek(self._inbox, self._committed)
+        self._end = (await limited(consumer.end_offsets([self._inbox]), _OPEN_SECONDS_MAX, "no end"))[self._inbox]
+
+    async def _ask_committed(self) -> OffsetAndMetadata | None:
+        async with self._connection.admin(_OPEN_SECONDS_MAX) as admin:
+            while True:
+                try:
+                    told = await admin.list_consumer_group_offsets(self._topics.group, partitions=[self._inbox])
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    await asyncio.sleep(_RETRY_SECONDS)  # a new cluster makes the topic for it only now
+                else:
+                    return told.get(self._inbox)
+
+    async def _look_for_the_end(self, consumer: AIOKafkaConsumer, position: int, since: float) -> float:
+        """Ask now and then whether there is something that the consumer doesn't bring. Raises LaneLost."""
+        now = time.monotonic()
+        if now - self._looked_at > _STUCK_SECONDS / 3:
+            self._looked_at = now
+            self._end = (await self._known(consumer.end_offsets([self._inbox])))[self._inbox]
+        if self._end <= position:
+            return now
+        if now - since > _STUCK_SECONDS:
+            raise LaneLost(f"partition {self.partition}: the consumer is stuck at {position} of {self._end}")
+        return since
+
+    async def _known(self, call: Awaitable[T], what: str = "asked") -> T:
+        return await limited(call, _OPEN_SECONDS_MAX, f"partition {self.partition} can't be {what}")
+
+    def _opened(self, client: T | None) -> T:
+        if client is None:
+            raise LaneLost(f"the lane of partition {self.partition} is closed")
+        return client
+
+
+def _retrieved(sent: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """The same; that it failed is no news to anybody where the transaction did already."""
+    sent.add_done_callback(lambda future: future.cancelled() or future.exception())
+    return sent

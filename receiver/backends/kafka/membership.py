@@ -1,0 +1,136 @@
+"""Which lanes are this process's: a member of the routers' consumer group, and a lane for each partition it is given.
+
+The group only shares the partitions out. What keeps two processes from deciding on the same one is the lane's own
+fence, so nothing has to be stopped while partitions are shared out anew: lanes that stay go on, and one that moved is
+fenced by its new owner at the latest.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+
+from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.dispatcher import Dispatcher
+from receiver.errors import Unavailable
+from receiver.inbox import LaneLost
+from receiver.telemetry import Telemetry
+
+SESSION_TIMEOUT_MILLIS = 10_000
+_HEARTBEAT_MILLIS = 2_000
+_JOIN_SECONDS_MAX = 60.0
+_POLL_SECONDS = 1.0
+#: A process that was stopped for a while and is not the owner any more must learn so before it opens a lane again, and
+#: fences the owner: at the next heartbeat it is told.
+_REOPEN_SECONDS = 3.0
+_REOPEN_SECONDS_SOON = 0.5
+
+
+class Membership:
+    """Runs a dispatcher for each lane that this process owns. `run` ends when it is cancelled."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        topics: Topics,
+        telemetry: Telemetry,
+        dispatcher: Callable[[KafkaLane], Dispatcher],
+    ) -> None:
+        self.lanes: dict[int, KafkaLane] = {}
+        self.trouble = "not yet a member of the group"
+        self._connection = connection
+        self._topics = topics
+        self._telemetry = telemetry
+        self._dispatcher = dispatcher
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Be a member, for ever: a membership that fails is begun anew."""
+        try:
+            while True:
+                try:
+                    await self._be_member()
+                except Unavailable as error:
+                    self.trouble = error.message
+                    self._telemetry.membership_failed(error.message)
+                await asyncio.sleep(random.uniform(0.5, 2))  # noqa: S311  # so that not all come back at once
+        finally:
+            await self._share(())
+
+    async def _be_member(self) -> None:
+        consumer = self._connection.consumer(
+            group_id=self._topics.group,
+            session_timeout_ms=SESSION_TIMEOUT_MILLIS,
+            rebalance_timeout_ms=3 * SESSION_TIMEOUT_MILLIS,
+            heartbeat_interval_ms=_HEARTBEAT_MILLIS,
+            partition_assignment_strategy=(StickyPartitionAssignor,),
+            auto_offset_reset="earliest",
+        )
+        listener = _Listener(consumer)
+        consumer.subscribe([self._topics.inbox], listener=listener)
+        try:
+            await limited(consumer.start(), _JOIN_SECONDS_MAX, "the routers' group can't be joined")
+            self.trouble = ""
+            while True:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(listener.changed.wait(), _POLL_SECONDS)
+                if listener.changed.is_set():
+                    listener.changed.clear()
+                    await self._share([each.partition for each in listener.partitions])
+                # Nothing comes, as every partition is paused; but whoever doesn't ask is put out of the group.
+                await limited(consumer.getmany(timeout_ms=0), _JOIN_SECONDS_MAX, "the routers' group was left")
+        finally:
+            await ended(consumer.stop())
+
+    async def _share(self, partitions: Sequence[int]) -> None:
+        """Own these partitions and no others."""
+        leaving = [self._tasks.pop(partition) for partition in list(self._tasks) if partition not in partitions]
+        for task in leaving:
+            task.cancel()
+        if leaving:
+            await asyncio.wait(leaving)
+        for partition in partitions:
+            if partition not in self._tasks:
+                self._tasks[partition] = asyncio.create_task(self._own(partition))
+
+    async def _own(self, partition: int) -> None:
+        """Route a partition, opening its lane again whenever it is lost."""
+        while True:
+            lane = KafkaLane(self._connection, self._topics, partition)
+            pause_seconds = _REOPEN_SECONDS_SOON
+            try:
+                await lane.open()
+                self.lanes[partition] = lane
+                await self._dispatcher(lane).run()
+            except Unavailable as error:
+                self._telemetry.lane_failed(partition, error.message)
+            except LaneLost as error:
+                self._telemetry.lane_failed(partition, str(error))
+                pause_seconds = _REOPEN_SECONDS
+            finally:
+                self.lanes.pop(partition, None)
+                self._telemetry.lane_closed(partition)
+                await lane.close()
+            await asyncio.sleep(pause_seconds * random.uniform(1, 1.5))  # noqa: S311  # not a secret
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """Takes down what the group decided, and no more: no heartbeat is sent while it is called."""
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self.partitions: Sequence[TopicPartition] = ()
+        self.changed = asyncio.Event()
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: object) -> None:
+        """They may come back in a moment; the lanes go on."""
+
+    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        """These are ours, and no others."""
+        self._consumer.pause(*assigned)
+        self.partitions = list(assigned)
+        self.changed.set()

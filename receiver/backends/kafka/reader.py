@@ -1,0 +1,138 @@
+"""Looking on beside the routers: topics by position, and the table of sessions as the compacted topic tells it."""
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.records import record_of
+from receiver.errors import Unavailable
+from receiver.event import QosStatus
+from receiver.message import Record
+from receiver.reader import Cursor, Reader
+from receiver.router import SESSIONS, session_from
+from receiver.session import Session
+
+_SECONDS_MAX = 30.0
+_POLL_MILLIS = 200
+_PAGE = 5_000
+
+
+class KafkaReader(Reader):
+    """`receiver.reader.Reader` is the contract. It connects when it is first asked, and reads what is committed."""
+
+    def __init__(self, connection: Connection, prefix: str) -> None:
+        self._connection = connection
+        self._prefix = prefix
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
+        self._table: OrderedDict[str, Session] = OrderedDict()
+        self._table_cursor: Cursor = {}
+
+    async def close(self) -> None:
+        """Close the connection."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await ended(consumer.stop())
+
+    async def topics(self) -> Sequence[str]:
+        """See the contract."""
+        async with self._lock:
+            names = (await self._metadata(await self._connected())).topics()
+        return sorted(name for name in names if name.startswith(f"{self._prefix}.") and name != f"{self._prefix}.inbox")
+
+    async def beginning(self, topic: str) -> Cursor:
+        """See the contract."""
+        async with self._lock:
+            consumer = await self._connected()
+            return await self._offsets(consumer, consumer.beginning_offsets, topic)
+
+    async def end(self, topic: str) -> Cursor:
+        """See the contract."""
+        async with self._lock:
+            consumer = await self._connected()
+            return await self._offsets(consumer, consumer.end_offsets, topic)
+
+    async def records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
+        """See the contract."""
+        async with self._lock:
+            return await self._records(topic, cursor, count_max)
+
+    async def sessions(self, qos_status: QosStatus | None, count_max: int) -> Sequence[Session]:
+        """See the contract."""
+        async with self._lock:
+            await self._update_table()
+        last_first = list(reversed(self._table.values()))  # within a partition; between them the clock decides
+        newest = sorted(last_first, key=lambda session: -session.touched_micros)
+        return [session for session in newest if qos_status in (None, session.qos_status)][:count_max]
+
+    async def session_counts(self) -> dict[QosStatus, int]:
+        """See the contract."""
+        async with self._lock:
+            await self._update_table()
+        counts = Counter(session.qos_status for session in self._table.values())
+        return {qos_status: counts[qos_status] for qos_status in QosStatus}
+
+    async def _connected(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            consumer = self._connection.consumer(isolation_level="read_committed", auto_offset_reset="earliest")
+            try:
+                await limited(consumer.start(), _SECONDS_MAX, "Kafka does not answer")
+            except Unavailable:
+                await ended(consumer.stop())
+                raise
+            self._consumer = consumer
+        return self._consumer
+
+    async def _offsets(self, consumer: AIOKafkaConsumer, ask: Any, topic: str) -> Cursor:  # noqa: ANN401  # aiokafka's
+        numbers = (await self._metadata(consumer)).partitions_for_topic(topic)
+        if numbers is None:
+            raise KeyError(topic)
+        partitions = [TopicPartition(topic, each) for each in sorted(numbers)]
+        found = await limited(ask(partitions), _SECONDS_MAX, "the positions can't be asked")
+        return {each.partition: offset for each, offset in found.items()}
+
+    async def _metadata(self, consumer: AIOKafkaConsumer) -> Any:  # noqa: ANN401  # aiokafka's
+        # What the consumer itself knows of topics ends at those that it was assigned.
+        metadata = consumer._client.fetch_all_metadata()  # noqa: SLF001
+        return await limited(metadata, _SECONDS_MAX, "the topics can't be listed")
+
+    async def _records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
+        """At most `count_max` records from a cursor on; none only where there are none up to the end."""
+        consumer = await self._connected()
+        ends = await self._offsets(consumer, consumer.end_offsets, topic)
+        beginnings = await self._offsets(consumer, consumer.beginning_offsets, topic)
+        for partition, beginning in beginnings.items():
+            cursor[partition] = max(cursor.get(partition, 0), beginning)
+        wanted = [TopicPartition(topic, each) for each, end in ends.items() if cursor[each] < end]
+        if not wanted:
+            return []
+        consumer.assign(wanted)
+        for each in wanted:
+            consumer.seek(each, cursor[each.partition])
+        records: list[Record] = []
+        async with asyncio.timeout(_SECONDS_MAX):
+            while not records and any(cursor[each.partition] < ends[each.partition] for each in wanted):
+                found = await limited(
+                    consumer.getmany(*wanted, timeout_ms=_POLL_MILLIS, max_records=count_max),
+                    _SECONDS_MAX,
+                    "the topic can't be read",
+                )
+                for some in found.values():
+                    records += map(record_of, some)
+                for each in wanted:
+                    # Behind aborted records and the markers of transactions too, which nobody is shown.
+                    cursor[each.partition] = await consumer.position(each)
+        return records
+
+    async def _update_table(self) -> None:
+        topic = f"{self._prefix}.{SESSIONS}"
+        while records := await self._records(topic, self._table_cursor, _PAGE):
+            for record in records:
+                key, value = record.message.key, record.message.value
+                self._table.pop(key, None)
+                if value is not None:
+                    self._table[key] = session_from(value, dict(record.message.headers))

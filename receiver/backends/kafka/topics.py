@@ -1,0 +1,138 @@
+"""The topics: what each must be like, whether it is, and making those that are missing.
+
+All topics that are keyed by session have the same number of partitions, or a session's records would lie in partitions
+of different numbers, and joins of them would miss each other. The number is never changed: keys would move.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+from receiver.backends.kafka.connection import Connection, limited
+from receiver.errors import Unavailable
+from receiver.router import SESSIONS
+
+_ADMIN_SECONDS_MAX = 30.0
+_REPLICAS_WANTED = 3
+_HOUR_MILLIS = 3_600_000
+#: Tombstones of sessions, and the markers of transactions, are kept at least a day: whoever restores reads all of them.
+_DELETE_RETENTION_MILLIS = 24 * _HOUR_MILLIS
+
+INBOX = "inbox"
+
+
+class Plan(NamedTuple):
+    """What the configuration wants of the topics. `replication_factor` None: three, or as many as there are brokers."""
+
+    prefix: str
+    names: Sequence[str]  # with the prefix, without the inbox
+    partitions: int
+    replication_factor: int | None
+    inbox_hours: float
+    topics_hours: float
+
+    @property
+    def inbox(self) -> str:
+        """The name of the inbox topic."""
+        return f"{self.prefix}.{INBOX}"
+
+    def wanted(self, brokers_count: int) -> dict[str, "Wanted"]:
+        """What each topic should be like in a cluster of so many brokers."""
+        replicas = self.replication_factor or min(_REPLICAS_WANTED, brokers_count)
+        in_sync = {"min.insync.replicas": str(2 if replicas >= _REPLICAS_WANTED else 1)}
+        found = {}
+        for name in (self.inbox, *self.names):
+            hours = self.inbox_hours if name == self.inbox else self.topics_hours
+            configs = {"cleanup.policy": "delete", "retention.ms": str(round(hours * _HOUR_MILLIS))}
+            if name == f"{self.prefix}.{SESSIONS}":
+                configs = {"cleanup.policy": "compact", "delete.retention.ms": str(_DELETE_RETENTION_MILLIS)}
+            found[name] = Wanted(self.partitions, replicas, configs | in_sync)
+        return found
+
+
+class Wanted(NamedTuple):
+    """What a topic should be like."""
+
+    partitions: int
+    replication_factor: int
+    configs: Mapping[str, str]
+
+
+class Difference(NamedTuple):
+    """Something about a topic that is not as it should be. `fatal`: nothing may run like that."""
+
+    topic: str
+    what: str
+    fatal: bool
+
+
+async def create(connection: Connection, plan: Plan) -> list[str]:
+    """Make the topics that are missing, and return their names. Raises Unavailable."""
+    async with connection.admin(_ADMIN_SECONDS_MAX) as admin:
+        existing = set(await limited(admin.list_topics(), _ADMIN_SECONDS_MAX, "the topics can't be listed"))
+        wanted = plan.wanted(await _brokers_count(admin))
+        missing = [name for name in wanted if name not in existing]
+        if missing:
+            new = [
+                NewTopic(
+                    name, wanted[name].partitions, wanted[name].replication_factor, topic_configs=wanted[name].configs
+                )
+                for name in missing
+            ]
+            answer = await limited(admin.create_topics(new), _ADMIN_SECONDS_MAX, "the topics can't be made")
+            for name, code, *message in answer.topic_errors:
+                error = for_code(code)
+                if code and error is not TopicAlreadyExistsError:
+                    told = message[0] if message and message[0] else error.__name__
+                    raise Unavailable(f"the topic {name} can't be made: {told}", reason="kafka")
+    return missing
+
+
+async def check(connection: Connection, plan: Plan) -> list[Difference]:
+    """All that differs from the plan. Raises Unavailable."""
+    differences: list[Difference] = []
+    async with connection.admin(_ADMIN_SECONDS_MAX) as admin:
+        wanted = plan.wanted(await _brokers_count(admin))
+        described = await limited(admin.describe_topics(list(wanted)), _ADMIN_SECONDS_MAX, "the topics can't be read")
+        partitions = {each["topic"]: each["partitions"] for each in described if not each["error_code"]}
+        counts = {name: len(some) for name, some in partitions.items()}
+        differences += [Difference(name, "does not exist", fatal=True) for name in wanted if name not in partitions]
+        inbox_count = counts.get(plan.inbox, plan.partitions)
+        for name, count in counts.items():
+            if count != inbox_count:
+                what = f"has {count} partitions, {plan.inbox} has {inbox_count}"
+                differences.append(Difference(name, what, fatal=True))
+            elif count != wanted[name].partitions:
+                what = f"has {count} partitions, the configuration says {wanted[name].partitions}"
+                differences.append(Difference(name, what, fatal=False))
+            replicas = min(len(each["replicas"]) for each in partitions[name])
+            if replicas != wanted[name].replication_factor:
+                what = f"has {replicas} replicas, {wanted[name].replication_factor} are wanted"
+                differences.append(Difference(name, what, fatal=False))
+        for name, configs in (await _configs(admin, list(partitions))).items():
+            for key, value in wanted[name].configs.items():
+                if configs.get(key) != value:
+                    # A sessions topic that forgets by age would let the router forget, too.
+                    fatal = key == "cleanup.policy" and name == f"{plan.prefix}.{SESSIONS}"
+                    differences.append(Difference(name, f"has {key}={configs.get(key)}, {value} is wanted", fatal))
+    return differences
+
+
+async def _brokers_count(admin: AIOKafkaAdminClient) -> int:
+    told = await limited(admin.describe_cluster(), _ADMIN_SECONDS_MAX, "the cluster can't be described")
+    return len(told["brokers"])
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    answers = await limited(admin.describe_configs(resources), _ADMIN_SECONDS_MAX, "the topics' settings can't be read")
+    return {
+        name: {entry[0]: entry[1] for entry in entries}
+        for answer in answers
+        for _, _, _, name, entries in answer.resources
+    }

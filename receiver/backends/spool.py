@@ -1,0 +1,214 @@
+"""An inbox before the inbox: it keeps on disk what Kafka cannot take now, and drains it in order when it can again.
+
+While nothing is wrong it is not there: appends go straight to Kafka. The first that fails goes to the disk, and so
+does all that comes behind it until the disk is empty again, so that no notification of a session overtakes an older
+one. What failed may have arrived all the same, and is then there twice; the router knows repetitions.
+
+The disk is the embedded node's: the same file, the same syncs, the same care after a failure.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from receiver.backends.sqlite import SqliteInbox
+from receiver.backends.sqlite_file import Effects, Lock, SqliteFile
+from receiver.backends.sqlite_view import SqliteView
+from receiver.errors import Unavailable
+from receiver.inbox import Inbox, LaneLost
+from receiver.notification import Notification
+
+_NO_EFFECTS = Effects((), (), ())
+#: What is sent at a time: enough for a few batches, few enough to be sent again when one of them fails.
+_DRAIN_MAX = 2_000
+_BACKOFF_SECONDS_FIRST = 0.2
+_BACKOFF_SECONDS_MAX = 5.0
+_RETAIN_ROWS_MAX = 10_000
+
+
+class Gauges(Protocol):
+    """What is told of a spool."""
+
+    def spooled(self, notifications_count: int, spool_bytes: int) -> None:
+        """So much waits on the disk."""
+        ...
+
+    def spool_failed(self, reason: str) -> None:
+        """Draining did not succeed."""
+        ...
+
+
+class Spool:
+    """`receiver.inbox.Inbox` is the contract. `run` drains, for ever.
+
+    It takes at most about `bytes_max` bytes; beyond that an append is Unavailable.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        inbox: Inbox,
+        gauges: Gauges,
+        *,
+        bytes_max: int,
+        append_timeout_seconds: float,
+        appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(directory)
+        try:
+            self._file = SqliteFile(directory, "")
+            self._file.open()
+            self._view = SqliteView(directory, "")
+        except BaseException:
+            self._lock.release()
+            raise
+        self._writer, self._reader = ThreadPoolExecutor(1, "spool-writer"), ThreadPoolExecutor(1, "spool-reader")
+        self._disk = SqliteInbox(
+            self._file, self._writer, append_timeout_seconds=append_timeout_seconds, appended=appended
+        )
+        self._inbox = inbox
+        self._gauges = gauges
+        self._bytes_max = bytes_max
+        self._position = self._view.position()
+        self._bytes = self._view.inbox_bytes(self._position)
+        self._writing = 0
+        self._filled = asyncio.Event()
+        self._is_open = self._file.end > self._position
+        if self._is_open:
+            self._filled.set()
+        self._tell()
+
+    @property
+    def count(self) -> int:
+        """How many notifications wait on the disk."""
+        return self._file.end - self._position
+
+    @property
+    def notice(self) -> str:
+        """Why notifications go to the disk, in words for an operator; empty while they don't."""
+        return f"{self.count} notifications wait on disk: {self._inbox.trouble or 'draining'}" if self._is_open else ""
+
+    @property
+    def trouble(self) -> str:
+        """See the contract: empty as long as the disk can take what Kafka can't."""
+        if not self._is_open:
+            return ""
+        if self._bytes >= self._bytes_max:
+            return self._full()
+        return self._disk.trouble
+
+    def append(self, notification: Notification) -> asyncio.Future[None]:
+        """See the contract."""
+        if self._is_open:
+            return self._keep(notification)
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.append(notification).add_done_callback(lambda sent: self._sent(sent, notification, kept))
+        return kept
+
+    async def run(self) -> None:
+        """Drain whatever comes to lie here."""
+        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        while True:
+            await self._filled.wait()
+            try:
+                await self._drain()
+            except LaneLost:
+                # A commit that failed was kept all the same.
+                self._position = self._view.position()
+            except Unavailable as error:
+                self._gauges.spool_failed(error.message)
+                await asyncio.sleep(backoff_seconds)
+                backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
+            else:
+                backoff_seconds = _BACKOFF_SECONDS_FIRST
+
+    def close(self) -> None:
+        """Finish what is being written. What waits here is drained after the next start."""
+        self._writer.shutdown()
+        self._reader.shutdown()
+        self._view.close()
+        self._file.close()
+        self._lock.release()
+
+    def _sent(self, sent: asyncio.Future[None], notification: Notification, kept: asyncio.Future[None]) -> None:
+        if sent.cancelled() or sent.exception() is not None:
+            self._is_open = True
+            self._filled.set()
+            self._keep(notification).add_done_callback(lambda written: _pass_on(written, kept))
+        elif not kept.done():
+            kept.set_result(None)
+
+    def _keep(self, notification: Notification) -> asyncio.Future[None]:
+        if self._bytes >= self._bytes_max:
+            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refused.set_exception(Unavailable(self._full(), reason="spool"))
+            return refused
+        # What it takes on disk, its index and SQLite's own included, is seldom more.
+        size = len(notification.body) + 512
+        self._bytes += size
+        self._writing += 1
+        written = self._disk.append(notification)
+        written.add_done_callback(lambda done: self._written(done, size))
+        return written
+
+    def _written(self, written: asyncio.Future[None], size: int) -> None:
+        self._writing -= 1
+        if written.cancelled() or written.exception() is not None:
+            self._bytes -= size
+        self._tell()
+
+    async def _drain(self) -> None:
+        """Send what lies here until nothing does, then let appends go straight again. Raises Unavailable."""
+        loop = asyncio.get_running_loop()
+        while self.count or self._writing:
+            if not self.count:
+                await asyncio.sleep(0.001)
+                continue
+            notifications, next_position = await loop.run_in_executor(
+                self._reader, self._view.inbox, self._position, _DRAIN_MAX
+            )
+            await self._send(notifications)
+            now_micros = time.time_ns() // 1000
+            await loop.run_in_executor(
+                self._writer, self._file.commit, self._position, next_position, _NO_EFFECTS, now_micros
+            )
+            self._position = next_position
+            self._bytes = max(0, self._bytes - sum(len(each.body) + 512 for each in notifications))
+            await loop.run_in_executor(self._writer, self._file.retain, now_micros, now_micros, _RETAIN_ROWS_MAX)
+            self._tell()
+        self._bytes = 0
+        self._is_open = False
+        self._filled.clear()
+        self._tell()
+
+    async def _send(self, notifications: Sequence[Notification]) -> None:
+        """Send these in order, each again and again until it is kept; those behind a failure wait for it."""
+        unsent = list(notifications)
+        outcomes = await asyncio.gather(*map(self._inbox.append, unsent), return_exceptions=True)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if failed:
+            raise Unavailable(f"Kafka took {len(unsent) - len(failed)} of {len(unsent)}: {failed[0]}", reason="kafka")
+
+    def _full(self) -> str:
+        return f"the spool is full: {self._bytes_max} bytes wait for Kafka"
+
+    def _tell(self) -> None:
+        self._gauges.spooled(self.count + self._writing, self._bytes)
+
+
+def _pass_on(written: asyncio.Future[None], kept: asyncio.Future[None]) -> None:
+    if kept.done():
+        return
+    with contextlib.suppress(asyncio.CancelledError):
+        error = written.exception()
+        if error is None:
+            kept.set_result(None)
+        else:
+            kept.set_exception(error)
+        return
+    kept.cancel()

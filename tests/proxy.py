@@ -1,0 +1,166 @@
+"""A TCP proxy between a client and a server that does to their connections what networks do."""
+
+import asyncio
+import random
+import socket
+import struct
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+_CHUNK_BYTES = 64 * 1024
+_CHUNKS_MAX = 256  # that wait for their time in one direction; then the proxy reads no more, as a full pipe would
+
+
+class Proxy:
+    """Listens on one address and connects to another. It does nothing to what passes until it is told to.
+
+    `faults` counts what was done: `reset` connections, and chunks that were `delayed`, `held`, `swallowed` or were an
+    `answer lost`.
+    """
+
+    def __init__(self, listen: tuple[str, int], target: tuple[str, int], *, seed: int = 0) -> None:
+        self.listen, self.target = listen, target
+        self.faults: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._delay_seconds = self._jitter_seconds = 0.0
+        self._swallowing = False
+        self._cut_after_seconds: float | None = None  # while answers are lost
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+
+    async def __aenter__(self) -> Self:
+        await self.up()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.down()
+
+    def delay(self, seconds: float, jitter_seconds: float = 0) -> None:
+        """Let each chunk take so long in each direction, and up to the jitter more; their order stays."""
+        self._delay_seconds, self._jitter_seconds = seconds, jitter_seconds
+
+    def cut(self) -> None:
+        """Reset all connections now."""
+        for writers in list(self._connections.values()):
+            self._reset(writers)
+
+    async def down(self) -> None:
+        """Reset all connections and refuse new ones until `up`."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        tasks = list(self._connections)
+        self.cut()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def up(self) -> None:
+        """Take connections."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accept, *self.listen)
+            self.listen = self._server.sockets[0].getsockname()  # it was port 0, perhaps
+
+    def hold(self) -> None:
+        """Let nothing through in either direction until `heal`, which delivers all of it: a short partition."""
+        self._flowing.clear()
+
+    def black_hole(self) -> None:
+        """Swallow all that is sent in either direction, and its end, until `heal`, which resets all connections."""
+        self._swallowing = True
+        self._flowing.clear()
+
+    def lose_answers(self, cut_after_seconds: float = 0) -> None:
+        """Deliver what clients send and drop what servers answer, until `heal`.
+
+        A connection is reset so long after the first answer that it lost. New ones fare the same: no client can do
+        more on them than its first request.
+        """
+        self._cut_after_seconds = cut_after_seconds
+
+    async def heal(self) -> None:
+        """Do nothing more to what passes, and take connections."""
+        self._delay_seconds = self._jitter_seconds = 0
+        self._cut_after_seconds = None
+        if self._swallowing:  # bytes are missing from the middle of streams
+            self._swallowing = False
+            self.cut()
+        self._flowing.set()
+        await self.up()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        writers = self._connections[task] = [writer]
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self.target)
+            writers.append(far_writer)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, far_writer, writers, answers=False))
+                pumps.create_task(self._pump(far_reader, writer, writers, answers=True))
+        except (OSError, ExceptionGroup):  # one end is gone: so is the other
+            self._reset(writers)
+        except asyncio.CancelledError:  # `down` has reset it; the server would log the cancellation
+            self._reset(writers)
+        finally:
+            del self._connections[task]
+            for each in writers:
+                each.close()
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        writers: list[asyncio.StreamWriter],
+        *,
+        answers: bool,
+    ) -> None:
+        """Carry one direction of a connection to its end."""
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_MAX)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._deliver(waiting, writer))
+            lost = False
+            chunk = b"-"
+            while chunk:
+                chunk = await reader.read(_CHUNK_BYTES)
+                if chunk and self._swallowing:
+                    self.faults["swallowed"] += 1
+                elif chunk and answers and self._cut_after_seconds is not None:
+                    self.faults["answer lost"] += 1
+                    if not lost:
+                        lost = True
+                        loop.call_later(self._cut_after_seconds, self._reset, writers)
+                else:
+                    seconds = self._delay_seconds + self._random.uniform(0, self._jitter_seconds)
+                    self.faults["delayed"] += seconds > 0
+                    await waiting.put((loop.time() + seconds, chunk))
+
+    async def _deliver(self, waiting: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+        """Write each chunk when its time has come; an empty one ends the direction."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due, chunk = await waiting.get()
+            await asyncio.sleep(due - loop.time())
+            self.faults["held"] += not self._flowing.is_set()
+            await self._flowing.wait()
+            if not chunk:
+                writer.write_eof()
+                return
+            writer.write(chunk)
+            await writer.drain()
+
+    def _reset(self, writers: list[asyncio.StreamWriter]) -> None:
+        """End a connection at both ends with a reset, once."""
+        for writer in writers:
+            connection = writer.get_extra_info("socket")
+            if connection.fileno() != -1 and not writer.is_closing():
+                self.faults["reset"] += writer is writers[0]
+                # To linger for no time is what makes the kernel send a reset instead of an orderly end.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
