@@ -134,6 +134,7 @@ def _make_archive() -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Nobody else on this machine makes the path meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -144,7 +145,6 @@ def jars() -> Path:
     directory = _jars_directory()
     if directory.exists():
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
     with _locked(directory):
         if not directory.exists():
             with tempfile.TemporaryDirectory(dir=directory.parent) as unfinished:
