@@ -95,6 +95,14 @@ class Telemetry:
         self._sessions = Gauge(
             "qod_receiver_sessions", "Sessions remembered, by status.", ["qos_status"], registry=registry
         )
+        self._spooled = Gauge(
+            "qod_receiver_spool_notifications",
+            "Notifications that wait on disk until Kafka takes them.",
+            registry=registry,
+        )
+        self._spool_bytes = Gauge(
+            "qod_receiver_spool_bytes", "Bytes that the notifications on disk take, about.", registry=registry
+        )
         self._ready = Gauge(
             "qod_receiver_ready", "Whether a notification can be kept now: 1 or 0, as on /readyz.", registry=registry
         )
@@ -145,6 +153,15 @@ class Telemetry:
         """This process doesn't own the lane any more; its lag is another's to tell."""
         with suppress(KeyError):
             self._lag.remove(partition)
+
+    def spooled(self, notifications_count: int, spool_bytes: int) -> None:
+        """So much waits on the disk for Kafka."""
+        self._spooled.set(notifications_count)
+        self._spool_bytes.set(spool_bytes)
+
+    def spool_failed(self, reason: str) -> None:
+        """What waits on the disk could not be sent."""
+        self._log.warning("spool_failed", reason=reason)
 
     def membership_failed(self, reason: str) -> None:
         """This process is not a member of the routers' group, and tries again."""

@@ -1,0 +1,191 @@
+"""Routers that share the work through Kafka alone, and an edge that goes on without it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.inbox import KafkaInbox
+from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.backends.kafka.membership import Membership
+from receiver.backends.kafka.reader import KafkaReader
+from receiver.backends.kafka.topics import Plan, create
+from receiver.backends.spool import Spool
+from receiver.dispatcher import Dispatcher
+from receiver.errors import Unavailable
+from receiver.message import Record
+from receiver.router import Router
+from receiver.telemetry import Telemetry
+from tests.kafka_cluster import Brokers, Cluster
+from tests.nodes import COUNT_MAX
+from tests.samples import posted
+
+PARTITIONS = 4
+
+
+class Site:
+    """Topics of its own on the cluster, and whatever runs on them."""
+
+    def __init__(self, brokers: Brokers, prefix: str) -> None:
+        self.connection = Connection([brokers.bootstrap], Security().options())
+        self.router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
+        self.plan = Plan(prefix, self.router.topics, PARTITIONS, None, 168, 168)
+        self.topics = Topics(self.plan.inbox, f"{prefix}.sessions", f"{prefix}.router")
+        self.prefix = prefix
+
+    @asynccontextmanager
+    async def inbox(self, append_timeout_seconds: float = 30) -> AsyncIterator[KafkaInbox]:
+        """An inbox that is at work."""
+        inbox = KafkaInbox(self.connection, self.plan.inbox, append_timeout_seconds=append_timeout_seconds)
+        async with _running(inbox.run()):
+            async with asyncio.timeout(60):
+                await inbox.connected.wait()
+            yield inbox
+
+    @asynccontextmanager
+    async def routing(self, telemetry: Telemetry) -> AsyncIterator[Membership]:
+        """A router process's part."""
+
+        def dispatcher(lane: KafkaLane) -> Dispatcher:
+            return Dispatcher(lane, self.router, telemetry, batch_max=100)
+
+        membership = Membership(self.connection, self.topics, telemetry, dispatcher)
+        async with _running(membership.run()):
+            yield membership
+
+    async def records(self, name: str, enough: Callable[[Sequence[Record]], bool]) -> Sequence[Record]:
+        """All records of a topic, once there are enough."""
+        reader, topic = KafkaReader(self.connection, self.prefix), f"{self.prefix}.{name}"
+        found: list[Record] = []
+        try:
+            async with asyncio.timeout(60):
+                cursor = await reader.beginning(topic)
+                while not enough(found):
+                    found += await reader.records(topic, cursor, COUNT_MAX)
+                    await asyncio.sleep(0.02)
+        finally:
+            await reader.close()
+        return found
+
+
+@asynccontextmanager
+async def _running(call: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(call)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@pytest.fixture
+async def site(kafka: Brokers, topic_prefix: str) -> Site:
+    """Four partitions that nothing was ever written to."""
+    made = Site(kafka, topic_prefix)
+    await create(made.connection, made.plan)
+    return made
+
+
+async def until(done: Callable[[], bool]) -> None:
+    """Wait for what nobody tells of: a minute at most."""
+    async with asyncio.timeout(60):
+        while not done():  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0.02)
+
+
+async def test_routers_share_the_partitions(site: Site, telemetry: Telemetry) -> None:
+    """Two routers have each partition once; when one ends the other has all, and nothing is lost or repeated."""
+    sessions = [f"s{number:03}" for number in range(60)]
+    async with site.inbox() as inbox, site.routing(telemetry) as first:
+        await asyncio.gather(*(inbox.append(posted("A1", session_id=each)) for each in sessions))
+        await until(lambda: len(first.lanes) == PARTITIONS)
+        async with site.routing(Telemetry()) as second:
+            await until(lambda: bool(second.lanes) and len(first.lanes) + len(second.lanes) == PARTITIONS)
+            await asyncio.gather(*(inbox.append(posted("U2:N", session_id=each)) for each in sessions))
+            await site.records("unavailable", lambda found: len(found) >= len(sessions))
+        await until(lambda: len(first.lanes) == PARTITIONS)
+        await asyncio.gather(*(inbox.append(posted("A1", session_id=f"t{each}")) for each in sessions))
+        records = await site.records("status", lambda found: len(found) >= 3 * len(sessions))
+    told = [(record.message.key, dict(record.message.headers)["verdict"]) for record in records]
+    assert len(told) == 3 * len(sessions)
+    for each in sessions:
+        assert [verdict for key, verdict in told if key == each] == ["accepted", "accepted"]
+        assert [verdict for key, verdict in told if key == f"t{each}"] == ["accepted"]
+
+
+async def test_the_spool_keeps_what_kafka_cannot(
+    site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path
+) -> None:
+    """While the broker stands still appends are kept on disk; then they are routed, once each, in order per session."""
+    async with site.inbox(append_timeout_seconds=0.5) as inbox:
+        spool = _spool(tmp_path, inbox, telemetry)
+        try:
+            async with _running(spool.run()):
+                await spool.append(posted("A1", session_id="s"))
+                assert spool.notice == ""
+                kafka_cluster.pause(0)
+                try:
+                    await spool.append(posted("U2", session_id="s"))
+                    for number in range(3, 20):
+                        await spool.append(posted(f"{'AU'[number % 2 == 0]}{number}", session_id="s"))
+                    assert "wait on disk" in spool.notice
+                    assert spool.trouble == ""
+                finally:
+                    kafka_cluster.resume(0)
+                await until(lambda: not spool.notice)
+        finally:
+            spool.close()
+        async with site.routing(telemetry):
+            records = await site.records("status", lambda found: len(found) >= 19)
+    assert [record.message.value is not None and b'"late":true' in record.message.value for record in records] == (
+        [False] * 19
+    )
+
+
+async def test_a_spool_is_drained_after_a_restart(
+    site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path
+) -> None:
+    """What waited on the disk when the process ended goes to Kafka after the next start."""
+    async with site.inbox(append_timeout_seconds=0.5) as inbox:
+        spool = _spool(tmp_path, inbox, telemetry)
+        kafka_cluster.pause(0)
+        try:
+            await spool.append(posted("A1", session_id="s"))
+        finally:
+            spool.close()
+            kafka_cluster.resume(0)
+    async with site.inbox() as inbox:
+        spool = _spool(tmp_path, inbox, telemetry)
+        try:
+            assert spool.count == 1
+            async with _running(spool.run()), site.routing(telemetry):
+                (record,) = await site.records("status", bool)
+            assert record.message.key == "s"
+        finally:
+            spool.close()
+
+
+async def test_a_full_spool_refuses(site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path) -> None:
+    """Beyond its bytes the spool takes nothing more, and says so."""
+    async with site.inbox(append_timeout_seconds=0.5) as inbox:
+        spool = _spool(tmp_path, inbox, telemetry, bytes_max=4_000)
+        kafka_cluster.pause(0)
+        try:
+            outcomes = await asyncio.gather(
+                *(spool.append(posted("A1", session_id=f"s{number}")) for number in range(20)), return_exceptions=True
+            )
+            refused = [each for each in outcomes if isinstance(each, Unavailable)]
+            assert 0 < len(refused) < 20
+            assert {each.reason for each in refused} == {"spool"}
+            assert "full" in spool.trouble
+        finally:
+            spool.close()
+            kafka_cluster.resume(0)
+
+
+def _spool(directory: Path, inbox: KafkaInbox, telemetry: Telemetry, bytes_max: int = 1 << 30) -> Spool:
+    return Spool(directory / "spool", inbox, telemetry, bytes_max=bytes_max, append_timeout_seconds=30)
