@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from receiver import rfc3339
+from receiver.backends.kafka.topics import Difference
 from receiver.event import EXPECTED_ENDS, QosStatus
 from receiver.layers import Layers, SettingPath
 from receiver.message import Record
@@ -125,6 +126,16 @@ def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
     return table
 
 
+def differences_table(differences: Iterable[Difference]) -> Table:
+    """What differs between the topics and the configuration, in red what nothing may run with."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("topic", no_wrap=True)
+    table.add_column("difference", overflow="fold")
+    for each in differences:
+        table.add_row(Text(each.topic), Text(each.what, style=UNEXPECTED_STYLE if each.fatal else "yellow"))
+    return table
+
+
 def settings_text(settings: Settings, layers: Layers[Settings]) -> Text:
     """The tree in force as TOML, each value with its place, and no secret in it."""
     text = Text()
@@ -136,7 +147,7 @@ def settings_text(settings: Settings, layers: Layers[Settings]) -> Text:
     return text
 
 
-def first_steps(edge_url: str, token: str, data: Path, now: float) -> str:
+def first_steps(edge_url: str, token: str, settings: Settings, now: float) -> str:
     """What a newcomer does next: a token, a notification to post, and where to see what became of it."""
     body = json.dumps(
         {
@@ -166,8 +177,8 @@ curl -i {shlex.quote(edge_url)} \\
   -d {shlex.quote(body)}
 
 See what came of it, in another terminal; and mint more tokens:
-{program()} tail status --from beginning{data_option(data)}
-{program()} token mint --sender NAME{data_option(data)}
+{program()} tail status --from beginning{place_option(settings)}
+{program()} token mint --sender NAME{data_option(settings.data)}
 """
 
 
@@ -183,6 +194,12 @@ def data_option(data: Path) -> str:
     """The option that another command needs to look at the same directory."""
     default = Settings.model_fields["data"].default
     return "" if data == default else f" --data {shlex.quote(str(data))}"
+
+
+def place_option(settings: Settings) -> str:
+    """The option that another command needs to see the same topics."""
+    brokers = ",".join(settings.kafka.bootstrap_servers)
+    return f" --kafka {shlex.quote(brokers)}" if brokers else data_option(settings.data)
 
 
 def _caption(shown: int, counts: Mapping[QosStatus, int]) -> Text:

@@ -6,7 +6,7 @@ Beyond loopback all but the two health checks want a token. Errors are problem d
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -52,7 +52,7 @@ class OpsApp(Starlette):
     """The application of the operations port.
 
     `troubles` tells by part of the program what is wrong with it now, in words for an operator; all is well where
-    every one of them is empty.
+    every one of them is empty. `notices` tells what an operator should know although the program does its work.
     """
 
     def __init__(
@@ -61,7 +61,9 @@ class OpsApp(Starlette):
         reader: Reader,
         dead_letters: DeadLetters,
         telemetry: Telemetry,
+        session_counts: Callable[[], Awaitable[Mapping[QosStatus, int]]],
         troubles: Callable[[], Mapping[str, str]],
+        notices: Callable[[], Mapping[str, str]],
         stopping: asyncio.Event,
         prefix: str,
         token_sha256: str | None,
@@ -69,7 +71,9 @@ class OpsApp(Starlette):
         self._reader = reader
         self._dead_letters = dead_letters
         self._telemetry = telemetry
+        self._session_counts = session_counts
         self._troubles = troubles
+        self._notices = notices
         self._stopping = stopping
         self._prefix = prefix
         self._streams = 0
@@ -98,11 +102,11 @@ class OpsApp(Starlette):
     async def _readyz(self, _: Request) -> Response:
         troubles = self._troubles()
         ready = not any(troubles.values())
-        checks = {name: trouble or "ok" for name, trouble in troubles.items()}
+        checks = {name: told or "ok" for name, told in {**self._notices(), **troubles}.items()}
         return _json({"ready": ready, "checks": checks}, 200 if ready else 503)
 
     async def _metrics(self, _: Request) -> Response:
-        self._telemetry.sessions(await self._reader.session_counts())
+        self._telemetry.sessions(await self._session_counts())
         self._telemetry.ready(ready=not any(self._troubles().values()))
         return Response(generate_latest(self._telemetry.registry), media_type=CONTENT_TYPE_LATEST)
 

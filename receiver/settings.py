@@ -35,6 +35,7 @@ OPTIONS = {
     "edge.port": "--port",
     "ops.port": "--ops-port",
     "log.level": "--log-level",
+    "kafka.bootstrap_servers": "--kafka",
 }
 
 
@@ -54,8 +55,15 @@ def _one_or_more(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def _comma_separated(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(part for part in (each.strip() for each in value.split(",")) if part)
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Host = Annotated[str, _text(r"^[^\s/]+$", "an address or a host name, such as 127.0.0.1")]
+HostPort = Annotated[str, _text(r"^[^\s/,]+:[0-9]{1,5}$", "brokers such as 127.0.0.1:9092")]
 SenderName = Annotated[
     str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "1 to 64 letters, digits, dots, hyphens and underscores")
 ]
@@ -237,6 +245,52 @@ class RetentionSettings(_Section):
     )
 
 
+class KafkaSettings(_Section):
+    """The cluster that keeps everything; without bootstrap servers it is one file in the data directory."""
+
+    bootstrap_servers: Annotated[tuple[HostPort, ...], BeforeValidator(_comma_separated)] = Field(
+        default=(), description="Brokers to begin with"
+    )
+    group: Topic = Field(default="router", description="Name of the routers' consumer group, behind the prefix")
+    append_timeout_seconds: float = Field(
+        default=2, ge=0.1, le=60, description="Time for Kafka to keep a notification before the disk does"
+    )
+    spool_bytes_max: int = Field(
+        default=1024**3, ge=1024 * 1024, le=1024**5, description="Most that waits on disk for Kafka, in bytes"
+    )
+    create_topics: bool = Field(default=True, description="Make topics that are missing when `serve` starts")
+    partitions: int = Field(default=12, ge=1, le=10_000, description="Partitions of each topic that is made")
+    replication_factor: int | None = Field(
+        default=None, ge=1, le=15, description="Replicas of each topic that is made; else 3, or as many as brokers"
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="How to talk to the brokers"
+    )
+    tls_ca_file: Path | None = Field(
+        default=None, description="Certificates (PEM) that sign the brokers'; else the system's"
+    )
+    tls_certificate_file: Path | None = Field(default=None, description="Our own certificate (PEM), for mutual TLS")
+    tls_key_file: Path | None = Field(default=None, description="Its key (PEM)")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        default="PLAIN", description="How to log in, where the protocol begins with SASL"
+    )
+    sasl_username: str | None = Field(default=None, min_length=1, description="Who logs in")
+    sasl_password: SecretStr | None = Field(default=None, description="With what")
+    oauth_token_url: Annotated[str, _text(r"^https?://\S+$", "an http or https URL")] | None = Field(
+        default=None, description="Where tokens for OAUTHBEARER come from (client credentials)"
+    )
+    oauth_client_id: str | None = Field(default=None, min_length=1, description="Who asks for them")
+    oauth_client_secret: SecretStr | None = Field(default=None, description="With what")
+    oauth_scope: str | None = Field(default=None, min_length=1, description="For what")
+
+    @field_validator("tls_key_file")
+    @classmethod
+    def _with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("tls_certificate_file") is None):
+            raise ValueError("both kafka.tls_certificate_file and kafka.tls_key_file, or neither")
+        return value
+
+
 class RouterSettings(_Section):
     """How the router works through the inbox."""
 
@@ -294,6 +348,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     ops: OpsSettings = OpsSettings()
     retention: RetentionSettings = RetentionSettings()
+    kafka: KafkaSettings = KafkaSettings()
     router: RouterSettings = RouterSettings()
     routes: tuple[RouteSettings, ...] = Field(default=(), description="Additional topics")
     log: LogSettings = LogSettings()

@@ -98,10 +98,14 @@ class Telemetry:
         self._spooled = Gauge(
             "qod_receiver_spool_notifications",
             "Notifications that wait on disk until Kafka takes them.",
+            ["spool"],
             registry=registry,
         )
         self._spool_bytes = Gauge(
-            "qod_receiver_spool_bytes", "Bytes that the notifications on disk take, about.", registry=registry
+            "qod_receiver_spool_bytes",
+            "Bytes that the notifications on disk take, about.",
+            ["spool"],
+            registry=registry,
         )
         self._ready = Gauge(
             "qod_receiver_ready", "Whether a notification can be kept now: 1 or 0, as on /readyz.", registry=registry
@@ -154,14 +158,18 @@ class Telemetry:
         with suppress(KeyError):
             self._lag.remove(partition)
 
-    def spooled(self, notifications_count: int, spool_bytes: int) -> None:
+    def spooled(self, spool: str, notifications_count: int, spool_bytes: int) -> None:
         """So much waits on the disk for Kafka."""
-        self._spooled.set(notifications_count)
-        self._spool_bytes.set(spool_bytes)
+        self._spooled.labels(spool).set(notifications_count)
+        self._spool_bytes.labels(spool).set(spool_bytes)
 
     def spool_failed(self, reason: str) -> None:
         """What waits on the disk could not be sent."""
         self._log.warning("spool_failed", reason=reason)
+
+    def cluster_failed(self, reason: str) -> None:
+        """Kafka is away, or its topics are not as they must be; asked again in a while."""
+        self._log.warning("cluster_failed", reason=reason)
 
     def membership_failed(self, reason: str) -> None:
         """This process is not a member of the routers' group, and tries again."""
@@ -214,6 +222,13 @@ class Telemetry:
         self._ready.set(ready)
 
 
+def log_format_of(wanted: Literal["auto", "json", "console"]) -> Literal["json", "console"]:
+    """The format of the log where `auto` may be wanted: people read a terminal, programs all else."""
+    if wanted == "auto":
+        return "console" if sys.stderr.isatty() else "json"
+    return wanted
+
+
 def configure_log(level: str, log_format: Literal["json", "console"], stream: TextIO = sys.stderr) -> None:
     """Send the log of the program and of its libraries to `stream`, in one format."""
     before: list[Any] = [
@@ -237,6 +252,8 @@ def configure_log(level: str, log_format: Literal["json", "console"], stream: Te
     # uvicorn tells at INFO what our own lines tell better.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    # aiokafka tells as an error what it tries again in a moment; what is an error to us is told by us.
+    logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -17,7 +17,7 @@ from receiver.auth import Credentials, StaticToken
 from receiver.edge import Edge, EdgeApp, Limits
 from receiver.jwks import Authenticator
 from receiver.notification import Notification
-from receiver.service import build_server
+from receiver.server import build_server
 from receiver.settings import EdgeSettings, Settings
 from receiver.telemetry import Telemetry
 from tests.nodes import Node, until

@@ -12,6 +12,7 @@ from receiver.event import QosStatus
 from receiver.message import Message, Record
 from receiver.router import Router
 from receiver.session import Session
+from receiver.settings import Settings
 from tests.samples import SECOND, START, bare, decisions, posted
 
 SESSION_ID = "3f2b8c1e-0d5a-4b7e-9c64-1a2b3c4d5e6f"
@@ -97,7 +98,7 @@ def test_no_piece_lets_a_sender_command_the_terminal(router: Router) -> None:
 def test_the_first_steps_fit_a_terminal() -> None:
     """What a newcomer is to do is short enough that its beginning is in sight on a terminal of 80 times 24."""
     token = "t" * 160
-    lines = first_steps("http://127.0.0.1:8080/notifications", token, Path("qod-data"), 0).splitlines()
+    lines = first_steps("http://127.0.0.1:8080/notifications", token, Settings(), 0).splitlines()
     urls, cursor = 2, 1
     assert urls + sum(max(1, -(-len(line) // 80)) for line in lines) + cursor <= 24
 

@@ -38,6 +38,7 @@ class Ops(NamedTuple):
     node: Node
     telemetry: Telemetry
     troubles: dict[str, str]
+    notices: dict[str, str]
     stopping: asyncio.Event
 
     async def json(self, path: str, **params: str) -> Any:  # noqa: ANN401  # what JSON is
@@ -51,12 +52,15 @@ class Ops(NamedTuple):
 async def serving(node: Node, telemetry: Telemetry, token: str | None = None) -> AsyncIterator[Ops]:
     """Serve the operations port on a free port of the loopback interface."""
     troubles: dict[str, str] = {"inbox": ""}
+    notices: dict[str, str] = {}
     stopping = asyncio.Event()
     app = OpsApp(
         reader=node.reader,
         dead_letters=DeadLetters(node.reader, node.inbox, "qod"),
         telemetry=telemetry,
+        session_counts=node.reader.session_counts,
         troubles=lambda: troubles,
+        notices=lambda: notices,
         stopping=stopping,
         prefix="qod",
         token_sha256=None if token is None else hashlib.sha256(token.encode()).hexdigest(),
@@ -73,7 +77,7 @@ async def serving(node: Node, telemetry: Telemetry, token: str | None = None) ->
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
-                yield Ops(client, node, telemetry, troubles, stopping)
+                yield Ops(client, node, telemetry, troubles, notices, stopping)
         finally:
             stopping.set()
             for each in server.servers:

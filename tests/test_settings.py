@@ -22,7 +22,7 @@ NAMED = "1 to 100 lower-case letters, digits, dots and hyphens"
 URL = "an https URL (http on the loopback interface only)"
 ALGORITHMS = "one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 ROUTE = "a table of topic, sender, qos_status, status_info, unexpected, event_type"
-SECTIONS = "prefix, data, edge, auth, ops, retention, router, routes, log"
+SECTIONS = "prefix, data, edge, auth, ops, retention, kafka, router, routes, log"
 
 
 @pytest.fixture(autouse=True)

@@ -33,8 +33,8 @@ _RETAIN_ROWS_MAX = 10_000
 class Gauges(Protocol):
     """What is told of a spool."""
 
-    def spooled(self, notifications_count: int, spool_bytes: int) -> None:
-        """So much waits on the disk."""
+    def spooled(self, spool: str, notifications_count: int, spool_bytes: int) -> None:
+        """So much waits on the disk, in the spool of that name."""
         ...
 
     def spool_failed(self, reason: str) -> None:
@@ -59,6 +59,7 @@ class Spool:
         appended: Callable[[int, float], None] = lambda _count, _seconds: None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self._name = directory.name
         self._lock = Lock(directory)
         try:
             self._file = SqliteFile(directory, "")
@@ -198,7 +199,7 @@ class Spool:
         return f"the spool is full: {self._bytes_max} bytes wait for Kafka"
 
     def _tell(self) -> None:
-        self._gauges.spooled(self.count + self._writing, self._bytes)
+        self._gauges.spooled(self._name, self.count + self._writing, self._bytes)
 
 
 def _pass_on(written: asyncio.Future[None], kept: asyncio.Future[None]) -> None:

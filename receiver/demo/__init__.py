@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.live import Live
 
-from receiver import auth, service
+from receiver import auth, embedded, service
 from receiver.demo.screen import Lines, Screen, summary
 from receiver.demo.sender import DIALECTS, plan
 from receiver.demo.tally import Tally
@@ -56,7 +56,7 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
             serving, addresses = await _serve(settings)
             stack.push_async_callback(_stop, serving)
             client = await stack.enter_async_context(httpx2.AsyncClient(timeout=30))
-            reader = stack.enter_context(contextlib.closing(service.open_reader(settings)))
+            reader = stack.enter_context(contextlib.closing(embedded.open_reader(settings)))
             tally = Tally(plan(sessions, seconds - _REST_SECONDS, datetime.now(UTC), _SEED))
             now = time.time()
             tokens = {name: auth.mint(mint_secret(settings), name, _TOKEN_SECONDS, now) for name in DIALECTS}

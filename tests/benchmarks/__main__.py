@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx2
 import uvloop
 
-from receiver import auth, service
+from receiver import auth, embedded, server, service
 from receiver.backends.packing import pack_notifications
 from receiver.backends.sqlite_file import SqliteFile
 from receiver.dispatcher import Dispatcher
@@ -104,11 +104,11 @@ def router(count: int, sessions_touched: int) -> None:
 
 
 async def _drain(settings: Settings) -> float:
-    node = service.open_node(settings)
+    node = embedded.open_node(settings)
     count = node.lane.lag
     dispatcher = Dispatcher(node.lane, service.build_router(settings), Telemetry(), batch_max=settings.router.batch_max)
     began = time.perf_counter()
-    with service.garbage_kept_off():
+    with server.garbage_kept_off():
         routing = asyncio.create_task(dispatcher.run())
         while node.lane.lag and not routing.done():  # noqa: ASYNC110  # to tell of it would cost what is measured
             await asyncio.sleep(0.01)
@@ -120,7 +120,7 @@ async def _drain(settings: Settings) -> float:
 
 
 def _fill(settings: Settings, count: int, sessions_count: int) -> None:
-    service.open_node(settings).close()
+    embedded.open_node(settings).close()
     file = SqliteFile(settings.data, f"{settings.prefix}.sessions")
     now = time.time_ns() // 1000
     for first in range(0, count, 64):

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver import service
+from receiver import embedded, server, service
 from receiver.telemetry import Telemetry, configure_log
 from tests.benchmarks.__main__ import settings_of
 
@@ -47,15 +47,15 @@ async def _edge(directory: Path) -> None:
     settings = settings_of(directory)
     configure_log("info", "json")
     telemetry = Telemetry()
-    node = service.open_node(settings, telemetry.appended)
-    app, _ = service.build_edge(settings, node, telemetry)
-    await _serve(service.build_server(app, settings))
+    node = embedded.open_node(settings, telemetry.appended)
+    app, _ = service.build_edge(settings, node.inbox, telemetry)
+    await _serve(server.build_server(app, settings))
 
 
-async def _serve(server: uvicorn.Server) -> None:
-    with service.listening("127.0.0.1", 0) as listener, service.garbage_kept_off():
+async def _serve(served: uvicorn.Server) -> None:
+    with server.listening("127.0.0.1", 0) as listener, server.garbage_kept_off():
         print(f"http://127.0.0.1:{listener.getsockname()[1]}/notifications -", flush=True)
-        await server.serve([listener])
+        await served.serve([listener])
 
 
 async def _all(directory: Path) -> None:

@@ -16,7 +16,7 @@ and whoever opens it next finds out by these same steps.
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +41,7 @@ from receiver.backends.kafka.connection import (
 from receiver.backends.kafka.inbox import BATCH_BYTES_MAX
 from receiver.backends.kafka.records import notification_of, output_record, record_of
 from receiver.errors import Unavailable
+from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
 from receiver.message import Message
 from receiver.notification import Notification
@@ -80,6 +81,7 @@ class KafkaLane:
     def __init__(self, connection: Connection, topics: Topics, partition: int) -> None:
         self.partition = partition
         self.sessions: OrderedDict[str, Session] = OrderedDict()  # in the order in which they were last touched
+        self.session_counts: Counter[QosStatus] = Counter()
         self._topics = topics
         self._inbox = TopicPartition(topics.inbox, partition)
         self._states = TopicPartition(topics.sessions, partition)
@@ -173,9 +175,7 @@ class KafkaLane:
             raise
         for message in messages:
             if message.topic == self._topics.sessions:
-                self.sessions.pop(message.key, None)
-                if (session := sessions[message.key]) is not None:
-                    self.sessions[message.key] = session
+                self._remember(message.key, sessions[message.key])
         self._committed, self._clock_micros = batch.next_position, clock_micros
         if self._indefinite:
             # A request of this transaction may still be on its way, and would end the next one: no next one, then.
@@ -249,13 +249,24 @@ class KafkaLane:
 
     def _restore_one(self, record: Any) -> None:  # noqa: ANN401  # aiokafka's
         message = record_of(record).message
-        self.sessions.pop(message.key, None)
-        if message.value is not None:
+        if message.value is None:
+            self._remember(message.key, None)
+        else:
             headers = dict(message.headers)
-            self.sessions[message.key] = session = session_from(message.value, headers)
+            session = session_from(message.value, headers)
+            self._remember(message.key, session)
             # Should the group's offset be gone, this is how far the lane came at least.
             self._committed = max(self._committed, int(headers["inbox"].rpartition("-")[2]) + 1)
             self._clock_micros = max(self._clock_micros, session.touched_micros)
+
+    def _remember(self, key: str, session: Session | None) -> None:
+        """The newest state of a session, None for its end."""
+        before = self.sessions.pop(key, None)
+        if before is not None:
+            self.session_counts[before.qos_status] -= 1
+        if session is not None:
+            self.sessions[key] = session
+            self.session_counts[session.qos_status] += 1
 
     async def _stand(self) -> None:
         committed = await limited(self._ask_committed(), _OPEN_SECONDS_MAX, "no committed position")

@@ -1,0 +1,108 @@
+"""`replay`: dead letters through today's parser again."""
+
+import asyncio
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated
+
+import httpx2
+import typer
+
+from receiver import service
+from receiver.cli.options import (
+    ConfigOption,
+    DataOption,
+    Failed,
+    KafkaOption,
+    reading,
+    s,
+    settings_of,
+    start_text,
+)
+from receiver.console import console, letters_table
+from receiver.replay import REPLAYABLE, letters, revived
+from receiver.router import DEAD_LETTER
+from receiver.settings import Settings
+
+
+class ReplayableVerdict(StrEnum):
+    """Verdicts that make a dead letter."""
+
+    MALFORMED = "malformed"
+    UNRECOGNIZED = "unrecognized"
+    CONFLICT = "conflict"
+
+
+def replay(
+    *,
+    data: DataOption = None,
+    kafka: KafkaOption = None,
+    verdict: Annotated[
+        list[ReplayableVerdict] | None,
+        typer.Option(
+            help="Only letters that are malformed, unrecognized or conflict; may be repeated.",
+            show_default=False,
+            metavar="VERDICT",
+        ),
+    ] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="beginning or the position of a letter.",
+            metavar="WHERE",
+            callback=start_text,
+        ),
+    ] = "beginning",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent again.")] = False,
+    ops_token: Annotated[
+        str,
+        # No setting, so its variable must not look like one's.
+        typer.Option(help="Token of the operations port.", envvar="QOD_OPS_TOKEN", show_default=False, metavar="TOKEN"),
+    ] = "",
+    config: ConfigOption = None,
+) -> None:
+    """Send dead letters through today's parser again."""
+    settings = settings_of(config, data=data, kafka=kafka)
+    verdicts = [str(one) for one in verdict or REPLAYABLE]
+    if dry_run:
+        asyncio.run(_list_letters(settings, verdicts, start))
+    elif settings.kafka.bootstrap_servers:
+        count = asyncio.run(service.replay(settings, verdicts, start))
+        typer.echo(f"{count} dead letter{s(count)} went into the inbox again")
+    elif (serving := service.served_at(settings.data)) is not None:
+        count = _ask(serving.ops_url, ops_token, {"verdicts": verdicts, "from": start})
+        typer.echo(f"{count} dead letter{s(count)} went into the inbox again")
+    else:
+        count = asyncio.run(_replay_unserved(settings, verdicts, start))
+        typer.echo(f"{count} dead letter{s(count)} went into the inbox again, for the next `serve` to route")
+
+
+async def _replay_unserved(settings: Settings, verdicts: list[str], start: str) -> int:
+    async with reading(settings):  # a directory that nothing was received in is not one to make
+        return await service.replay(settings, verdicts, start)
+
+
+async def _list_letters(settings: Settings, verdicts: Sequence[str], start: str) -> None:
+    async with reading(settings) as reader:
+        topic = f"{settings.prefix}.{DEAD_LETTER}"
+        found = [(record, revived(record) is not None) async for record in letters(reader, topic, verdicts, start)]
+    if found:
+        console().print(letters_table(found))
+    would = sum(readable for _, readable in found)
+    typer.echo(f"{would} of {len(found)} dead letter{s(len(found))} would be sent again")
+
+
+def _ask(ops_url: str, ops_token: str, wanted: dict[str, object]) -> int:
+    """Have the process that serves the directory replay. Returns how many letters it did."""
+    headers = {"authorization": f"Bearer {ops_token}"} if ops_token else {}
+    try:
+        response = httpx2.post(f"{ops_url}/replay", json=wanted, headers=headers, timeout=60)
+        told = response.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        raise Failed(
+            f"the process that serves this directory did not answer at {ops_url}: {type(error).__name__}"
+        ) from error
+    if response.status_code != httpx2.codes.OK:
+        raise Failed(f"the process that serves this directory refused: {told.get('detail', response.status_code)}")
+    return int(told["replayed"])

@@ -1,0 +1,74 @@
+"""`topics`: the topics in a Kafka cluster."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from receiver import service
+from receiver.backends.kafka import topics
+from receiver.cli.options import ConfigOption, Failed, KafkaOption, s, settings_of
+from receiver.clustered import connection_of, plan_of
+from receiver.console import console, differences_table
+from receiver.settings import Settings
+
+
+def create(
+    *,
+    kafka: KafkaOption = None,
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=10_000, help="Partitions of each. \\[default: 12]", show_default=False, metavar="COUNT"
+        ),
+    ] = None,
+    replication_factor: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=15,
+            help="Replicas of each. \\[default: 3, or as many as brokers]",
+            show_default=False,
+            metavar="COUNT",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make the topics that are missing in the Kafka cluster; those that exist are left alone."""
+    settings = _settings(config, kafka, partitions, replication_factor)
+    made = asyncio.run(topics.create(connection_of(settings), plan_of(settings, service.build_router(settings))))
+    for name in made:
+        typer.echo(name)
+    typer.echo(f"{len(made)} topic{s(len(made))} made")
+    _check(settings)
+
+
+def check(
+    *,
+    kafka: KafkaOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Name each difference between the topics in the Kafka cluster and what the configuration says."""
+    _check(_settings(config, kafka))
+    typer.echo("the topics are as the configuration says")
+
+
+def _settings(
+    config: ConfigOption, kafka: str | None, partitions: int | None = None, replication_factor: int | None = None
+) -> Settings:
+    settings = settings_of(
+        config, kafka=kafka, kafka__partitions=partitions, kafka__replication_factor=replication_factor
+    )
+    if not settings.kafka.bootstrap_servers:
+        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    """Raises Failed where something differs."""
+    plan = plan_of(settings, service.build_router(settings))
+    differences = asyncio.run(topics.check(connection_of(settings), plan))
+    if differences:
+        console().print(differences_table(differences))
+        fatal = sum(each.fatal for each in differences)
+        raise Failed(f"{len(differences)} difference{s(len(differences))}, {fatal} of which no receiver runs with")

@@ -1,0 +1,259 @@
+"""What a process is made of where a Kafka cluster keeps everything: an edge with its spool, routers' lanes, or both."""
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.inbox import KafkaInbox
+from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.backends.kafka.membership import Membership
+from receiver.backends.kafka.oauth import ClientCredentials
+from receiver.backends.kafka.reader import KafkaReader
+from receiver.backends.kafka.topics import Plan, check, create
+from receiver.backends.spool import Spool
+from receiver.dispatcher import Dispatcher
+from receiver.errors import Unavailable
+from receiver.event import QosStatus
+from receiver.inbox import Inbox
+from receiver.router import SESSIONS, Router
+from receiver.settings import Settings
+from receiver.telemetry import Telemetry
+
+SPOOL = "spool"
+
+#: At the start the cluster has so long to answer; after that the edge takes notifications without it.
+_FIRST_SECONDS_MAX = 5.0
+_AGAIN_SECONDS = 5.0
+_CONNECT_SECONDS_MAX = 15.0
+
+
+class Part(NamedTuple):
+    """What of the whole a process is: its role, and which of how many edges of this machine."""
+
+    role: Literal["all", "edge", "router"] = "all"
+    worker: int = 0
+    workers_count: int = 1
+
+    @property
+    def receives(self) -> bool:
+        """Whether senders can post here."""
+        return self.role != "router"
+
+    @property
+    def routes(self) -> bool:
+        """Whether it decides on what was received."""
+        return self.role != "edge"
+
+
+WHOLE = Part()
+
+
+def connection_of(settings: Settings) -> Connection:
+    """How to reach the cluster of the settings. Raises Unavailable where a certificate can't be used."""
+    kafka = settings.kafka
+    tls = None
+    if kafka.security_protocol in {"SSL", "SASL_SSL"}:
+        try:
+            tls = ssl.create_default_context(cafile=kafka.tls_ca_file)
+            if kafka.tls_certificate_file is not None:
+                tls.load_cert_chain(kafka.tls_certificate_file, kafka.tls_key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise Unavailable(f"a certificate of kafka's settings can't be used: {error}", reason="kafka") from error
+    mechanism, tokens = None, None
+    if kafka.security_protocol.startswith("SASL"):
+        mechanism = kafka.sasl_mechanism
+        if kafka.sasl_mechanism == "OAUTHBEARER":
+            tokens = ClientCredentials(
+                kafka.oauth_token_url or "",
+                kafka.oauth_client_id or "",
+                kafka.oauth_client_secret.get_secret_value() if kafka.oauth_client_secret else "",
+                kafka.oauth_scope,
+            )
+    password = None if kafka.sasl_password is None else kafka.sasl_password.get_secret_value()
+    security = Security(kafka.security_protocol, tls, mechanism, kafka.sasl_username, password, tokens)
+    return Connection(kafka.bootstrap_servers, security.options())
+
+
+def plan_of(settings: Settings, router: Router) -> Plan:
+    """What the settings want of the topics."""
+    return Plan(
+        settings.prefix,
+        router.topics,
+        settings.kafka.partitions,
+        settings.kafka.replication_factor,
+        settings.retention.inbox_hours,
+        settings.retention.topics_hours,
+    )
+
+
+class ClusteredNode:
+    """`receiver.service.Node`, over a cluster, which may be away. Raises Unavailable where the spool can't be had."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry, router: Router, part: Part) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._connection = connection_of(settings)
+        self._plan = plan_of(settings, router)
+        self._prepared = False
+        self._kafka_inbox = KafkaInbox(
+            self._connection,
+            self._plan.inbox,
+            append_timeout_seconds=settings.kafka.append_timeout_seconds,
+            appended=telemetry.appended,
+        )
+        self._membership = self._member(router) if part.routes else None
+        self._spools: list[Spool] = []
+        try:
+            for directory in _spool_directories(settings.data / SPOOL, part) if part.receives else ():
+                self._spools.append(self._spool(directory))
+        except BaseException:
+            self._close_spools()
+            raise
+        self.inbox: Inbox = self._spools[0] if self._spools else self._kafka_inbox
+        self.reader = KafkaReader(self._connection, settings.prefix)
+
+    async def prepare(self, seconds_max: float | None = None) -> None:
+        """Make sure of the topics. Raises Unavailable, with the reason `topics` where these are at fault."""
+        try:
+            async with asyncio.timeout(seconds_max):
+                await prepare(self._connection, self._plan, create_missing=self._settings.kafka.create_topics)
+        except (Unavailable, TimeoutError) as error:
+            why = str(error) or f"Kafka did not answer within {seconds_max:g} s"
+            self._telemetry.cluster_failed(why)
+            self._kafka_inbox.trouble = why
+            if self._membership is not None:
+                self._membership.trouble = why
+            if isinstance(error, Unavailable):
+                raise
+        else:
+            self._prepared = True
+
+    def jobs(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """See Node."""
+        return self._connect(), *(spool.run() for spool in self._spools)
+
+    def troubles(self) -> Mapping[str, str]:
+        """See Node. What an edge answers 204 for is kept, be it in the spool; so it is ready without Kafka."""
+        return {"inbox": self.inbox.trouble} if self._spools else self._router_trouble()
+
+    def notices(self) -> Mapping[str, str]:
+        """See Node."""
+        if not self._spools:
+            return {}
+        spool = "; ".join(filter(None, (spool.notice for spool in self._spools)))
+        return {"kafka": self._kafka_inbox.trouble, "spool": spool, **self._router_trouble()}
+
+    async def session_counts(self) -> Mapping[QosStatus, int]:
+        """See Node: those of the lanes that this process owns."""
+        counts = Counter(dict.fromkeys(QosStatus, 0))
+        if self._membership is not None:
+            for lane in self._membership.lanes.values():
+                counts.update(lane.session_counts)
+        return counts
+
+    async def close(self) -> None:
+        """Close what is open. What waits in a spool is sent after the next start."""
+        self._close_spools()
+        await self.reader.close()
+
+    async def _connect(self) -> None:
+        """Make sure of the topics, however long that takes; then keep inbox and lanes connected, for ever."""
+        while not self._prepared:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            with suppress(Unavailable):
+                await self.prepare()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._kafka_inbox.run())
+            if self._membership is not None:
+                tasks.create_task(self._membership.run())
+
+    def _router_trouble(self) -> Mapping[str, str]:
+        return {} if self._membership is None else {"router": self._membership.trouble}
+
+    def _member(self, router: Router) -> Membership:
+        settings = self._settings
+        group = f"{settings.prefix}.{settings.kafka.group}"
+
+        def dispatcher(lane: KafkaLane) -> Dispatcher:
+            return Dispatcher(lane, router, self._telemetry, batch_max=settings.router.batch_max)
+
+        topics = Topics(self._plan.inbox, f"{settings.prefix}.{SESSIONS}", group)
+        return Membership(self._connection, topics, self._telemetry, dispatcher)
+
+    def _spool(self, directory: Path) -> Spool:
+        return Spool(
+            directory,
+            self._kafka_inbox,
+            self._telemetry,
+            bytes_max=self._settings.kafka.spool_bytes_max,
+            append_timeout_seconds=self._settings.edge.append_timeout_seconds,
+        )
+
+    def _close_spools(self) -> None:
+        for spool in self._spools:
+            spool.close()
+
+
+@asynccontextmanager
+async def clustered(
+    settings: Settings, telemetry: Telemetry, router: Router, part: Part
+) -> AsyncIterator[ClusteredNode]:
+    """A node of the settings' cluster, for as long as the block lasts.
+
+    Raises Unavailable where the topics can't be used as they are, or the spool can't be had. A cluster that is away is
+    waited for, beside the rest.
+    """
+    node = ClusteredNode(settings, telemetry, router, part)
+    try:
+        try:
+            await node.prepare(_FIRST_SECONDS_MAX)
+        except Unavailable as error:
+            if error.reason == "topics":
+                raise
+        yield node
+    finally:
+        await node.close()
+
+
+@asynccontextmanager
+async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[KafkaInbox]:
+    """The inbox of the settings' cluster, connected, without a spool. Raises Unavailable where that fails."""
+    inbox = KafkaInbox(
+        connection_of(settings),
+        plan_of(settings, router).inbox,
+        append_timeout_seconds=settings.kafka.append_timeout_seconds,
+    )
+    running = asyncio.create_task(inbox.run())
+    try:
+        try:
+            await asyncio.wait_for(inbox.connected.wait(), _CONNECT_SECONDS_MAX)
+        except TimeoutError:
+            raise Unavailable(inbox.trouble, reason="kafka") from None
+        yield inbox
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def prepare(connection: Connection, plan: Plan, *, create_missing: bool) -> None:
+    """Make the topics that are missing, where that is allowed, and refuse what nothing may run on.
+
+    Raises Unavailable, with the reason `topics` where these are at fault.
+    """
+    if create_missing:
+        await create(connection, plan)
+    fatal = [f"{each.topic} {each.what}" for each in await check(connection, plan) if each.fatal]
+    if fatal:
+        raise Unavailable("; ".join(fatal), reason="topics")
+
+
+def _spool_directories(directory: Path, part: Part) -> Sequence[Path]:
+    """The spool of this edge first, then those that edges left which are no more: there were more workers once."""
+    left = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
+    mine = sorted(n for n in left if n >= part.workers_count and n % part.workers_count == part.worker)
+    return [directory / str(number) for number in (part.worker, *mine)]

@@ -1,0 +1,134 @@
+"""The ports of a process: sockets, servers with their limits, signals, and the order in which it all ends."""
+
+import asyncio
+import contextlib
+import gc
+import math
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from receiver.connection import ConnectionLimits, guarded
+from receiver.edge import EdgeApp
+from receiver.express import express
+from receiver.settings import Settings
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: two servers stop here, in an order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def build_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
+    """A server for one port, with the limits of the settings on its connections."""
+    edge = settings.edge
+    limits = ConnectionLimits(
+        edge.header_bytes_max,
+        edge.header_timeout_seconds,
+        edge.body_timeout_seconds,
+        edge.idle_timeout_seconds,
+        edge.connections_max,
+    )
+    return _Server(
+        uvicorn.Config(
+            app,
+            interface="asgi3",
+            http=express(limits, app.edge, app.paths) if isinstance(app, EdgeApp) else guarded(limits),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=math.ceil(settings.edge.shutdown_timeout_seconds),
+        )
+    )
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens there; 0 is a free port. Raises OSError with a message that names the place."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(error.errno, f"can't listen on {host} port {port}: {os.strerror(error.errno or 0)}") from error
+    with listener:
+        yield listener
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """The URL of a socket that listens, without a path."""
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.contextmanager
+def signals(stopping: asyncio.Event, stop_when: int | None = None) -> Iterator[None]:
+    """Set `stopping` at SIGTERM, at SIGINT, and when the file descriptor `stop_when` comes to its end."""
+    loop = asyncio.get_running_loop()
+    if stop_when is not None:
+        loop.add_reader(stop_when, _stop, stop_when, stopping)
+    wanted = signal.SIGTERM, signal.SIGINT
+    for number in wanted:
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            loop.remove_signal_handler(number)
+        if stop_when is not None:
+            loop.remove_reader(stop_when)
+
+
+def _stop(stop_when: int, stopping: asyncio.Event) -> None:
+    asyncio.get_running_loop().remove_reader(stop_when)
+    stopping.set()
+
+
+@contextlib.contextmanager
+def garbage_kept_off() -> Iterator[None]:
+    """Let the collector look at a request's objects rarely: they are freed by their counts, and nothing else is old.
+
+    At its defaults it stops the loop for milliseconds under load, which is what the slowest answers wait for.
+    """
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
+async def serve(
+    jobs: Iterable[Coroutine[Any, Any, None]],
+    servers: Sequence[tuple[uvicorn.Server, socket.socket]],
+    stopping: asyncio.Event,
+    ready: Callable[[], object],
+) -> None:
+    """Serve until `stopping`; then end the servers, the last first: those within its requests need the jobs."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(job) for job in jobs]
+        serving = [(server, tasks.create_task(server.serve([listener]))) for server, listener in servers]
+        ready()
+        await stopping.wait()
+        (ops_server, _), *edges = serving
+        for server, served in edges:
+            server.should_exit = True
+            await served
+        for task in running:
+            task.cancel()
+        ops_server.should_exit = True
