@@ -20,7 +20,7 @@ from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Inbox
-from receiver.router import SESSIONS, Router
+from receiver.router import DEAD_LETTER, SESSIONS, Router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
@@ -182,7 +182,8 @@ class ClusteredNode:
         def dispatcher(lane: KafkaLane) -> Dispatcher:
             return Dispatcher(lane, router, self._telemetry, batch_max=settings.router.batch_max)
 
-        topics = Topics(self._plan.inbox, f"{settings.prefix}.{SESSIONS}", group)
+        prefix = settings.prefix
+        topics = Topics(self._plan.inbox, f"{prefix}.{SESSIONS}", f"{prefix}.{DEAD_LETTER}", group)
         return Membership(self._connection, topics, self._telemetry, dispatcher)
 
     def _spool(self, directory: Path) -> Spool:

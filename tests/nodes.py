@@ -145,7 +145,8 @@ class KafkaBackend:
             self._made = True
         inbox = KafkaInbox(self._connection, plan.inbox, append_timeout_seconds=append_timeout_seconds)
         running = asyncio.create_task(inbox.run())
-        lane = _AskingLane(self._connection, Topics(plan.inbox, f"{self.prefix}.sessions", f"{self.prefix}.router"), 0)
+        topics = Topics(plan.inbox, *(f"{self.prefix}.{name}" for name in ("sessions", "dead-letter", "router")))
+        lane = _AskingLane(self._connection, topics, 0)
         reader = KafkaReader(self._connection, self.prefix)
         try:
             async with asyncio.timeout(60):

@@ -34,7 +34,7 @@ class Site:
         self.connection = Connection([brokers.bootstrap], Security().options())
         self.router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
         self.plan = Plan(prefix, self.router.topics, PARTITIONS, None, 168, 168)
-        self.topics = Topics(self.plan.inbox, f"{prefix}.sessions", f"{prefix}.router")
+        self.topics = Topics(self.plan.inbox, *(f"{prefix}.{name}" for name in ("sessions", "dead-letter", "router")))
         self.prefix = prefix
 
     @asynccontextmanager
@@ -115,6 +115,24 @@ async def test_routers_share_the_partitions(site: Site, telemetry: Telemetry) ->
     for each in sessions:
         assert [verdict for key, verdict in told if key == each] == ["accepted", "accepted"]
         assert [verdict for key, verdict in told if key == f"t{each}"] == ["accepted"]
+
+
+async def test_a_dead_letter_that_was_appended_twice_dies_once(site: Site, telemetry: Telemetry) -> None:
+    """An append whose answer was lost is made again, maybe after the lane moved; a second request is another letter."""
+    letter = posted("A1", session_id="s")._replace(body=b"no notification")
+    again = letter._replace(received_micros=letter.received_micros + 1)
+    async with site.inbox() as inbox:
+        async with site.routing(telemetry):
+            await inbox.append(letter)
+            await inbox.append(letter)
+            await inbox.append(again)
+            await site.records("dead-letter", lambda found: len(found) >= 2)
+        async with site.routing(Telemetry()):
+            await inbox.append(letter)
+            await inbox.append(posted("A1", session_id="s"))
+            await site.records("status", bool)
+    records = await site.records("dead-letter", bool)
+    assert len(records) == 2
 
 
 async def test_the_spool_keeps_what_kafka_cannot(

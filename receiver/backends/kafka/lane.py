@@ -17,7 +17,7 @@ and whoever opens it next finds out by these same steps.
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -63,6 +63,8 @@ _RETRY_SECONDS = 0.2
 #: So long may there be records that a consumer doesn't bring, before it is taken for stuck (aiokafka 1154, 847).
 _STUCK_SECONDS = 30.0
 _FETCH_BYTES_MAX = 16 * 1024 * 1024
+#: Dead letters that are remembered, the last ones of the partition.
+_LETTERS_MAX = 2_000
 
 _TRANSACTION_REQUESTS = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
 
@@ -72,6 +74,7 @@ class Topics(NamedTuple):
 
     inbox: str
     sessions: str
+    dead_letters: str
     group: str
 
 
@@ -85,6 +88,8 @@ class KafkaLane:
         self._topics = topics
         self._inbox = TopicPartition(topics.inbox, partition)
         self._states = TopicPartition(topics.sessions, partition)
+        self._letters = TopicPartition(topics.dead_letters, partition)
+        self._letters_seen: OrderedDict[int, None] = OrderedDict()
         self._connection = connection
         self._producer: AIOKafkaProducer | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -163,6 +168,7 @@ class KafkaLane:
         """See the contract. Raises LaneLost whatever fails: nobody can tell then what became of it."""
         if batch.position != self._committed:
             raise LaneLost(f"the lane of partition {self.partition} does not stand at {batch.position}")
+        messages = [each for each in messages if each.topic != self._topics.dead_letters or self._is_new(each.value)]
         try:
             async with asyncio.timeout(_COMMIT_SECONDS_MAX):
                 await self._transact(batch.next_position, messages, clock_micros)
@@ -233,19 +239,44 @@ class KafkaLane:
         consumer = self._connection.consumer(isolation_level="read_committed", auto_offset_reset="earliest")
         try:
             await limited(consumer.start(), _OPEN_SECONDS_MAX, "Kafka does not answer")
-            consumer.assign([self._states])
-            # Asked only now: an open transaction of the owner before would have held it down.
-            (end,) = (
-                await limited(consumer.end_offsets([self._states]), _OPEN_SECONDS_MAX, "no end of the sessions")
-            ).values()
-            await limited(consumer.seek_to_beginning(self._states), _OPEN_SECONDS_MAX, "no beginning of the sessions")
-            async with asyncio.timeout(_RESTORE_SECONDS_MAX):
-                while await consumer.position(self._states) < end:
-                    found = await consumer.getmany(self._states, timeout_ms=_POLL_MILLIS)
-                    for each in found.get(self._states, ()):
-                        self._restore_one(each)
+            async for each in self._all(consumer, self._states, None):
+                self._restore_one(each)
+            async for each in self._all(consumer, self._letters, _LETTERS_MAX):
+                self._is_new(each.value)
         finally:
             await ended(consumer.stop())
+
+    async def _all(
+        self, consumer: AIOKafkaConsumer, partition: TopicPartition, count_max: int | None
+    ) -> AsyncIterator[Any]:
+        """The records of a partition up to its end, None for all of them, else about the last so many."""
+        consumer.assign([partition])
+        # Asked only now: an open transaction of the owner before would have held it down.
+        ends = await limited(consumer.end_offsets([partition]), _OPEN_SECONDS_MAX, f"no end of {partition.topic}")
+        begins = await limited(
+            consumer.beginning_offsets([partition]), _OPEN_SECONDS_MAX, f"no beginning of {partition.topic}"
+        )
+        end, begin = ends[partition], begins[partition]
+        consumer.seek(partition, begin if count_max is None else max(begin, end - count_max))
+        async with asyncio.timeout(_RESTORE_SECONDS_MAX):
+            while await consumer.position(partition) < end:
+                found = await consumer.getmany(partition, timeout_ms=_POLL_MILLIS)
+                for each in found.get(partition, ()):
+                    yield each
+
+    def _is_new(self, letter: bytes | None) -> bool:
+        """Whether a dead letter is not among the last ones, to which it is added.
+
+        A notification whose append was not answered is appended again, and may then stand in the inbox twice. Most of
+        these are repetitions that their session tells; what died has no session.
+        """
+        found = hash(letter)
+        if found in self._letters_seen:
+            return False
+        self._letters_seen[found] = None
+        if len(self._letters_seen) > _LETTERS_MAX:
+            self._letters_seen.popitem(last=False)
+        return True
 
     def _restore_one(self, record: Any) -> None:  # noqa: ANN401  # aiokafka's
         message = record_of(record).message
