@@ -18,6 +18,11 @@ from receiver.edge import EdgeApp
 from receiver.express import express
 from receiver.settings import Settings
 
+#: So many new objects may be alive before the collector looks at them. An edge's slowest answers wait for that; a
+#: router has more at a time, all of them in use, and each look at them is in vain.
+OBJECTS_OF_EDGE = 50_000
+OBJECTS_OF_ROUTER = 500_000
+
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: two servers stop here, in an order."""
@@ -97,7 +102,7 @@ def _stop(stop_when: int, stopping: asyncio.Event) -> None:
 
 
 @contextlib.contextmanager
-def garbage_kept_off() -> Iterator[None]:
+def garbage_kept_off(objects_count: int = OBJECTS_OF_EDGE) -> Iterator[None]:
     """Let the collector look at a request's objects rarely: they are freed by their counts, and nothing else is old.
 
     At its defaults it stops the loop for milliseconds under load, which is what the slowest answers wait for.
@@ -105,7 +110,7 @@ def garbage_kept_off() -> Iterator[None]:
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(objects_count, 20, 100)
     try:
         yield
     finally:

@@ -33,7 +33,16 @@ from receiver.replay import DeadLetters
 from receiver.router import Router
 from receiver.routes import Route
 from receiver.secret_file import mint_secret
-from receiver.server import build_server, garbage_kept_off, listening, serve, signals, url_of
+from receiver.server import (
+    OBJECTS_OF_EDGE,
+    OBJECTS_OF_ROUTER,
+    build_server,
+    garbage_kept_off,
+    listening,
+    serve,
+    signals,
+    url_of,
+)
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry, configure_log, log_format_of
 
@@ -94,7 +103,7 @@ async def run(
         if not settings.kafka.bootstrap_servers:
             stack.enter_context(_announced(settings.data, addresses))
         stack.enter_context(signals(stopping, stop_when))
-        stack.enter_context(garbage_kept_off())
+        stack.enter_context(garbage_kept_off(OBJECTS_OF_EDGE if part.receives else OBJECTS_OF_ROUTER))
         await serve(jobs, servers, stopping, lambda: ready and ready(addresses))
         telemetry.flush()
 

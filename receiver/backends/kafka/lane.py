@@ -39,7 +39,7 @@ from receiver.backends.kafka.connection import (
     limited,
 )
 from receiver.backends.kafka.inbox import BATCH_BYTES_MAX
-from receiver.backends.kafka.records import notification_of, output_record, record_of
+from receiver.backends.kafka.records import notification_of, output_records, record_of
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
@@ -203,11 +203,11 @@ class KafkaLane:
 
     def _batches(self, producer: AIOKafkaProducer, messages: Sequence[Message]) -> Mapping[str, Sequence[BatchBuilder]]:
         batches: dict[str, list[BatchBuilder]] = {}
-        for message in messages:
+        for message, record in zip(messages, output_records(messages), strict=True):
             some = batches.get(message.topic)
             if some is None:
                 some = batches[message.topic] = [producer.create_batch()]
-            key, value, timestamp_millis, headers = output_record(message)
+            key, value, timestamp_millis, headers = record
             if some[-1].append(timestamp=timestamp_millis, key=key, value=value, headers=headers) is None:
                 some.append(producer.create_batch())
                 some[-1].append(timestamp=timestamp_millis, key=key, value=value, headers=headers)

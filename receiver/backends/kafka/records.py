@@ -4,7 +4,7 @@ Keys are UTF-8 text, headers are text. A record goes to the partition that the J
 that Kafka Streams and Flink find topics with the same number of partitions co-partitioned.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import unpack_from
 from typing import NamedTuple, Protocol
 
@@ -89,10 +89,14 @@ def notification_of(record: FetchedRecord) -> Notification:
     )
 
 
-def output_record(message: Message) -> RawRecord:
-    """A message as it goes to its topic."""
-    headers = [(name, text.encode()) for name, text in message.headers]
-    return RawRecord(message.key.encode(), message.value, message.timestamp_millis, headers)
+def output_records(messages: Iterable[Message]) -> Iterator[RawRecord]:
+    """Messages as they go to their topics. Those that follow each other may share their headers, which is the cost."""
+    texts: Sequence[tuple[str, str]] = ()
+    headers: list[tuple[str, bytes]] = []
+    for _, key, value, message_headers, timestamp_millis in messages:
+        if message_headers is not texts:
+            texts, headers = message_headers, [(name, text.encode()) for name, text in message_headers]
+        yield RawRecord(key.encode(), value, timestamp_millis, headers)
 
 
 def record_of(record: FetchedRecord) -> Record:

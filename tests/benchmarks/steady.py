@@ -1,0 +1,130 @@
+"""How long answers and topics take at a steady rate, whatever the receiver does: requests are posted when it is time.
+
+The time of an answer counts from when its request was due, so a receiver that stops for a while is seen to.
+"""
+
+import asyncio
+import statistics
+import time
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import orjson
+from aiokafka import AIOKafkaConsumer
+
+_WARM_SECONDS = 3.0
+_WAIT_SECONDS_MAX = 30.0
+_POLL_MILLIS = 100
+
+
+class Latencies(NamedTuple):
+    """Of all that was posted after a warm-up: milliseconds until the answer, and until the record could be read."""
+
+    answers_millis: Sequence[float]
+    records_millis: Sequence[float]
+
+    def __str__(self) -> str:
+        return "   ".join(
+            f"{name} p50 {statistics.median(some):6.1f} ms  p99 {_percentile(some, 0.99):6.1f} ms"
+            for name, some in (("answer", self.answers_millis), ("on the topic", self.records_millis))
+        )
+
+
+class _Load:
+    """Connections that are idle, and when each notification was due, answered and read."""
+
+    def __init__(self, url: str, token: str) -> None:
+        parts = urlsplit(url)
+        self._address = parts.hostname, parts.port
+        self._head = (
+            f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n"
+            "Content-Type: application/cloudevents+json\r\n"
+        )
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.due: dict[str, float] = {}
+        self.answered: dict[str, float] = {}
+        self.read: dict[str, float] = {}
+
+    async def post(self, due: float) -> None:
+        """Post a notification of a session of its own."""
+        event_id, session = str(uuid.uuid4()), str(uuid.uuid4())
+        body = orjson.dumps(
+            {
+                "id": event_id,
+                "source": f"https://api.example.com/qod/v0/sessions/{session}",
+                "specversion": "1.0",
+                "type": "org.camaraproject.qod.v0.qos-status-changed",
+                "time": "2026-11-24T10:00:00.000Z",
+                "data": {"sessionId": session, "qosStatus": "AVAILABLE"},
+            }
+        )
+        connection = self._idle.pop() if self._idle else await asyncio.open_connection(*self._address)
+        reader, writer = connection
+        self.due[event_id] = due
+        writer.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.split(b" ", 2)[1] in {b"200", b"202", b"204"}, head
+        if b"content-length:" in head.lower():
+            await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
+        self.answered[event_id] = time.monotonic()
+        self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for _, writer in self._idle:
+            writer.close()
+
+
+async def steady(url: str, token: str, bootstrap: str, topic: str, *, rate: int, seconds: float) -> Latencies:
+    """Post so many a second for so long, and wait until all of it can be read from the topic."""
+    load = _Load(url, token)
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="latest"
+    )
+    await consumer.start()
+    await consumer.seek_to_end()
+    reading = asyncio.create_task(_read(consumer, load))
+    try:
+        began = time.monotonic()
+        posting = []
+        for number in range(round(rate * (seconds + _WARM_SECONDS))):
+            due = began + number / rate
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            posting.append(asyncio.create_task(load.post(due)))
+        await asyncio.wait_for(asyncio.gather(*posting), _WAIT_SECONDS_MAX)
+        async with asyncio.timeout(_WAIT_SECONDS_MAX):
+            while len(load.read) < len(load.due):  # noqa: ASYNC110  # to tell of it would cost what is measured
+                await asyncio.sleep(0.05)
+    finally:
+        reading.cancel()
+        await asyncio.wait({reading})
+        await consumer.stop()
+        load.close()
+    measured = [event_id for event_id, due in load.due.items() if due - began >= _WARM_SECONDS]
+    return Latencies(
+        [1000 * (load.answered[each] - load.due[each]) for each in measured],
+        [1000 * (load.read[each] - load.due[each]) for each in measured],
+    )
+
+
+async def _read(consumer: AIOKafkaConsumer, load: _Load) -> None:
+    while True:
+        found = await consumer.getmany(timeout_ms=_POLL_MILLIS)
+        now = time.monotonic()
+        for records in found.values():
+            for record in records:
+                load.read.setdefault(_id_of(record.headers, record.value), now)
+
+
+def _id_of(headers: Sequence[tuple[str, bytes]], value: bytes) -> str:
+    """The event's id: a header of ours, a member of the others' values."""
+    for name, text in headers:
+        if name == "ce_id":
+            return text.decode()
+    return str(orjson.loads(value)["id"])
+
+
+def _percentile(values: Sequence[float], part: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * part))]
