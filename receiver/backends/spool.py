@@ -30,6 +30,18 @@ _BACKOFF_SECONDS_MAX = 5.0
 _RETAIN_ROWS_MAX = 10_000
 
 
+class FallibleInbox(Inbox, Protocol):
+    """An inbox that may be away."""
+
+    def append(
+        self,
+        notification: Notification,
+        otherwise: Callable[[Notification, asyncio.Future[None], Unavailable], None] | None = None,
+    ) -> asyncio.Future[None]:
+        """See the contract. Where it fails, `otherwise` settles what was returned, in place of the error."""
+        ...
+
+
 class Gauges(Protocol):
     """What is told of a spool."""
 
@@ -51,7 +63,7 @@ class Spool:
     def __init__(
         self,
         directory: Path,
-        inbox: Inbox,
+        inbox: FallibleInbox,
         gauges: Gauges,
         *,
         bytes_max: int,
@@ -105,11 +117,7 @@ class Spool:
 
     def append(self, notification: Notification) -> asyncio.Future[None]:
         """See the contract."""
-        if self._is_open:
-            return self._keep(notification)
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inbox.append(notification).add_done_callback(lambda sent: self._sent(sent, notification, kept))
-        return kept
+        return self._keep(notification) if self._is_open else self._inbox.append(notification, self._failed)
 
     async def run(self) -> None:
         """Drain whatever comes to lie here."""
@@ -136,13 +144,10 @@ class Spool:
         self._file.close()
         self._lock.release()
 
-    def _sent(self, sent: asyncio.Future[None], notification: Notification, kept: asyncio.Future[None]) -> None:
-        if sent.cancelled() or sent.exception() is not None:
-            self._is_open = True
-            self._filled.set()
-            self._keep(notification).add_done_callback(lambda written: _pass_on(written, kept))
-        elif not kept.done():
-            kept.set_result(None)
+    def _failed(self, notification: Notification, kept: asyncio.Future[None], _: Unavailable) -> None:
+        self._is_open = True
+        self._filled.set()
+        self._keep(notification).add_done_callback(lambda written: _pass_on(written, kept))
 
     def _keep(self, notification: Notification) -> asyncio.Future[None]:
         if self._bytes >= self._bytes_max:

@@ -20,7 +20,9 @@ from receiver.backends.kafka.records import inbox_record, partition_of
 from receiver.errors import Unavailable
 from receiver.notification import Notification
 
-Waiting = tuple[Notification, asyncio.Future[None]]
+#: What settles the outcome of an append that failed, in place of the error.
+Otherwise = Callable[[Notification, asyncio.Future[None], Unavailable], None]
+Waiting = tuple[Notification, asyncio.Future[None], Otherwise]
 
 #: A broker takes 1 MiB unless it is told otherwise; this leaves room for what wraps a batch.
 BATCH_BYTES_MAX = 900_000
@@ -56,14 +58,15 @@ class KafkaInbox:
         self._records_count = 0
         self.connected = asyncio.Event()
 
-    def append(self, notification: Notification) -> asyncio.Future[None]:
+    def append(self, notification: Notification, otherwise: Otherwise | None = None) -> asyncio.Future[None]:
         """See the contract."""
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = notification, kept, otherwise or _refuse
         if self._producer is None:
-            kept.set_exception(Unavailable(self.trouble, reason="kafka"))
+            self._settle((waiting,), Unavailable(self.trouble, reason="kafka"))
             return kept
         partition = partition_of(notification.key, self._partitions_count)
-        self._waiting[partition].append((notification, kept))
+        self._waiting[partition].append(waiting)
         if partition not in self._sending:
             self._send_soon(partition)
         return kept
@@ -178,10 +181,14 @@ class KafkaInbox:
 
     @staticmethod
     def _settle(group: Sequence[Waiting], error: Unavailable | None) -> None:
-        for _, kept in group:
+        for notification, kept, otherwise in group:
             if kept.done():
                 continue
             if error is None:
                 kept.set_result(None)
             else:
-                kept.set_exception(error)
+                otherwise(notification, kept, error)
+
+
+def _refuse(_: Notification, kept: asyncio.Future[None], error: Unavailable) -> None:
+    kept.set_exception(error)
