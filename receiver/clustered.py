@@ -1,10 +1,9 @@
 """What a process is made of where a Kafka cluster keeps everything: an edge with its spool, routers' lanes, or both."""
 
 import asyncio
-import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,12 +22,14 @@ from receiver.inbox import Inbox
 from receiver.router import DEAD_LETTER, SESSIONS, Router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
+from receiver.tls import client_context
 
 SPOOL = "spool"
 
 #: At the start the cluster has so long to answer; after that the edge takes notifications without it.
 _FIRST_SECONDS_MAX = 5.0
 _AGAIN_SECONDS = 5.0
+_PREPARE_SECONDS_MAX = 60.0
 _CONNECT_SECONDS_MAX = 15.0
 
 
@@ -59,11 +60,9 @@ def connection_of(settings: Settings) -> Connection:
     tls = None
     if kafka.security_protocol in {"SSL", "SASL_SSL"}:
         try:
-            tls = ssl.create_default_context(cafile=kafka.tls_ca_file)
-            if kafka.tls_certificate_file is not None:
-                tls.load_cert_chain(kafka.tls_certificate_file, kafka.tls_key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise Unavailable(f"a certificate of kafka's settings can't be used: {error}", reason="kafka") from error
+            tls = client_context(kafka.tls_ca_file, kafka.tls_certificate_file, kafka.tls_key_file)
+        except ValueError as error:  # what was there when the settings were read
+            raise Unavailable(f"kafka's certificates can't be used, wanted is {error}", reason="kafka") from None
     mechanism, tokens = None, None
     if kafka.security_protocol.startswith("SASL"):
         mechanism = kafka.sasl_mechanism
@@ -117,21 +116,21 @@ class ClusteredNode:
         self.inbox: Inbox = self._spools[0] if self._spools else self._kafka_inbox
         self.reader = KafkaReader(self._connection, settings.prefix)
 
-    async def prepare(self, seconds_max: float | None = None) -> None:
+    async def prepare(self, seconds_max: float) -> None:
         """Make sure of the topics. Raises Unavailable, with the reason `topics` where these are at fault."""
         try:
             async with asyncio.timeout(seconds_max):
                 await prepare(self._connection, self._plan, create_missing=self._settings.kafka.create_topics)
-        except (Unavailable, TimeoutError) as error:
-            why = str(error) or f"Kafka did not answer within {seconds_max:g} s"
-            self._telemetry.cluster_failed(why)
-            self._kafka_inbox.trouble = why
-            if self._membership is not None:
-                self._membership.trouble = why
-            if isinstance(error, Unavailable):
-                raise
-        else:
-            self._prepared = True
+        except TimeoutError:
+            raise Unavailable(f"Kafka did not answer within {seconds_max:g} s", reason="kafka") from None
+        self._prepared = True
+
+    def wait_for_cluster(self, why: str) -> None:
+        """Go on without the cluster, and tell why."""
+        self._telemetry.cluster_failed(why)
+        self._kafka_inbox.trouble = why
+        if self._membership is not None:
+            self._membership.failed(why)
 
     def jobs(self) -> Sequence[Coroutine[Any, Any, None]]:
         """See Node."""
@@ -165,8 +164,10 @@ class ClusteredNode:
         """Make sure of the topics, however long that takes; then keep inbox and lanes connected, for ever."""
         while not self._prepared:
             await asyncio.sleep(_AGAIN_SECONDS)
-            with suppress(Unavailable):
-                await self.prepare()
+            try:
+                await self.prepare(_PREPARE_SECONDS_MAX)
+            except Unavailable as error:
+                self.wait_for_cluster(error.message)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._kafka_inbox.run())
             if self._membership is not None:
@@ -216,6 +217,7 @@ async def clustered(
         except Unavailable as error:
             if error.reason == "topics":
                 raise
+            node.wait_for_cluster(error.message)
         yield node
     finally:
         await node.close()
@@ -224,11 +226,9 @@ async def clustered(
 @asynccontextmanager
 async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[KafkaInbox]:
     """The inbox of the settings' cluster, connected, without a spool. Raises Unavailable where that fails."""
-    inbox = KafkaInbox(
-        connection_of(settings),
-        plan_of(settings, router).inbox,
-        append_timeout_seconds=settings.kafka.append_timeout_seconds,
-    )
+    connection, plan = connection_of(settings), plan_of(settings, router)
+    await prepare(connection, plan, create_missing=False)
+    inbox = KafkaInbox(connection, plan.inbox, append_timeout_seconds=settings.kafka.append_timeout_seconds)
     running = asyncio.create_task(inbox.run())
     try:
         try:
@@ -248,7 +248,8 @@ async def prepare(connection: Connection, plan: Plan, *, create_missing: bool) -
     """
     if create_missing:
         await create(connection, plan)
-    fatal = [f"{each.topic} {each.what}" for each in await check(connection, plan) if each.fatal]
+    differences = await check(connection, plan, made=create_missing)
+    fatal = [f"{each.topic} {each.what}" for each in differences if each.fatal]
     if fatal:
         raise Unavailable("; ".join(fatal), reason="topics")
 

@@ -21,9 +21,14 @@ from receiver.telemetry import Telemetry
 #: The loop is shared with the edge: after so many decisions, about a millisecond, requests have their turn.
 _SLICE = 64
 
-#: Batches follow each other at least so far apart, unless the last one was full: every commit has its price, a sync and
-#: two changes of thread, whatever its size. A notification that comes alone doesn't wait for company.
+#: Batches follow each other at least so far apart, unless the last one was full: every commit has its price, whatever
+#: its size. A notification that comes alone doesn't wait for company.
 _PACE_SECONDS = 0.02
+_PACE_SECONDS_MAX = 0.25
+#: A lane commits for a part of its time only, and the more there is to do the smaller it is: the pace is so many times
+#: the last commit's duration, and once more for so many notifications in the batch.
+_PACE_COMMITS = 2
+_PACE_NOTIFICATIONS = 32
 
 _FORGET_INTERVAL_SECONDS = 1.0
 _FORGET_MAX = 256
@@ -42,6 +47,7 @@ class Dispatcher:
         self._router = router
         self._telemetry = telemetry
         self._batch_max = batch_max
+        self._pace_seconds = _PACE_SECONDS
         telemetry.lane_opened(lane)
 
     @staticmethod
@@ -81,7 +87,7 @@ class Dispatcher:
                     forget_at = self._loop_seconds() + _FORGET_INTERVAL_SECONDS
                 batch = await self._read(committing)
                 began = self._loop_seconds()
-                next_at = 0.0 if len(batch.notifications) >= self._batch_max else began + _PACE_SECONDS
+                next_at = 0.0 if len(batch.notifications) >= self._batch_max else began + self._pace_seconds
                 decided = await self._decide(batch, decided)
                 if committing is not None:
                     await committing
@@ -127,7 +133,9 @@ class Dispatcher:
         return decided
 
     async def _commit(self, batch: Batch, decided: "_Decided", began: float) -> None:
+        committing_at = self._loop_seconds()
         await self._lane.commit(batch, decided.messages, decided.sessions, decided.clock_micros)
+        self._pace_seconds = _pace_seconds(len(batch.notifications), self._loop_seconds() - committing_at)
         self._telemetry.batch(self._lane, batch, decided.verdicts, len(decided.messages), self._loop_seconds() - began)
 
     async def _forget(self) -> None:
@@ -139,6 +147,12 @@ class Dispatcher:
             tombstones = [self._router.forget(session, clock_micros) for session in ended]
             forgotten = dict.fromkeys((session.session_id for session in ended), None)
             await self._lane.commit(batch, tombstones, forgotten, clock_micros)
+
+
+def _pace_seconds(notifications_count: int, commit_seconds: float) -> float:
+    """How far apart batches should be, given the last one."""
+    wanted = commit_seconds * (_PACE_COMMITS + notifications_count / _PACE_NOTIFICATIONS)
+    return min(max(_PACE_SECONDS, wanted), _PACE_SECONDS_MAX)
 
 
 class _Decided:

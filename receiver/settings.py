@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from receiver.event import QosStatus
 from receiver.layers import Layers, Problem, SettingsError
+from receiver.tls import client_context, trusting
 
 __all__ = ["Problem", "Settings", "SettingsError", "layers", "load"]
 
@@ -74,6 +75,10 @@ Topic = Annotated[str, _text(r"^[a-z0-9][a-z0-9.-]{0,99}$", "1 to 100 lower-case
 EventType = Annotated[str, _text(r"^[^\s?\[\]]+$", "an event type, `*` standing for any characters")]
 OneOrMore = BeforeValidator(_one_or_more)
 Texts = Annotated[tuple[str, ...], Field(min_length=1), OneOrMore]
+
+
+#: A broker takes a mebibyte at a time unless it is told otherwise, and a dead letter is a third longer than its body.
+_KAFKA_BODY_BYTES_MAX = 512 * 1024
 
 
 class _Section(BaseModel):
@@ -270,25 +275,79 @@ class KafkaSettings(_Section):
         default=None, description="Certificates (PEM) that sign the brokers'; else the system's"
     )
     tls_certificate_file: Path | None = Field(default=None, description="Our own certificate (PEM), for mutual TLS")
-    tls_key_file: Path | None = Field(default=None, description="Its key (PEM)")
+    tls_key_file: Path | None = Field(default=None, validate_default=True, description="Its key (PEM)")
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
         default="PLAIN", description="How to log in, where the protocol begins with SASL"
     )
-    sasl_username: str | None = Field(default=None, min_length=1, description="Who logs in")
-    sasl_password: SecretStr | None = Field(default=None, description="With what")
-    oauth_token_url: Annotated[str, _text(r"^https?://\S+$", "an http or https URL")] | None = Field(
-        default=None, description="Where tokens for OAUTHBEARER come from (client credentials)"
+    sasl_username: str | None = Field(
+        default=None, min_length=1, validate_default=True, description="Who logs in, with PLAIN and SCRAM"
     )
-    oauth_client_id: str | None = Field(default=None, min_length=1, description="Who asks for them")
-    oauth_client_secret: SecretStr | None = Field(default=None, description="With what")
+    sasl_password: SecretStr | None = Field(default=None, min_length=1, validate_default=True, description="With what")
+    oauth_token_url: Annotated[str, _text(r"^https?://\S+$", "an http or https URL")] | None = Field(
+        default=None,
+        validate_default=True,
+        description="Where tokens for OAUTHBEARER come from (client credentials)",
+    )
+    oauth_client_id: str | None = Field(
+        default=None, min_length=1, validate_default=True, description="Who asks for them"
+    )
+    oauth_client_secret: SecretStr | None = Field(
+        default=None, min_length=1, validate_default=True, description="With what"
+    )
     oauth_scope: str | None = Field(default=None, min_length=1, description="For what")
+
+    @field_validator("tls_ca_file", "tls_certificate_file", "tls_key_file")
+    @classmethod
+    def _where_there_is_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("security_protocol", "SSL") not in {"SSL", "SASL_SSL"}:
+            raise ValueError("nothing, or kafka.security_protocol SSL or SASL_SSL: else it has no effect")
+        return value
+
+    @field_validator("tls_ca_file", "tls_certificate_file")
+    @classmethod
+    def _has_certificates(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            trusting(value)
+        return value
 
     @field_validator("tls_key_file")
     @classmethod
     def _with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if (value is None) != (info.data.get("tls_certificate_file") is None):
-            raise ValueError("both kafka.tls_certificate_file and kafka.tls_key_file, or neither")
+        if "tls_certificate_file" in info.data:
+            certificate = info.data["tls_certificate_file"]
+            if (value is None) != (certificate is None):
+                raise ValueError("both kafka.tls_certificate_file and kafka.tls_key_file, or neither")
+            client_context(None, certificate, value)
         return value
+
+    @field_validator("sasl_username", "sasl_password")
+    @classmethod
+    def _to_log_in_by_password(cls, value: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
+        return _of_mechanisms(("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"), value, info, required=True)
+
+    @field_validator("oauth_token_url", "oauth_client_id", "oauth_client_secret", "oauth_scope")
+    @classmethod
+    def _to_log_in_by_token(cls, value: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
+        return _of_mechanisms(("OAUTHBEARER",), value, info, required=info.field_name != "oauth_scope")
+
+
+def _of_mechanisms(
+    mechanisms: tuple[str, ...], value: str | SecretStr | None, info: ValidationInfo, *, required: bool
+) -> str | SecretStr | None:
+    """The value, which some ways to log in want and others don't know."""
+    protocol, mechanism = info.data.get("security_protocol"), info.data.get("sasl_mechanism")
+    if protocol is None or mechanism is None:  # wrong themselves
+        return value
+    wanted = protocol.startswith("SASL") and mechanism in mechanisms
+    if wanted and required and value is None:
+        raise ValueError(f"required where kafka.security_protocol is {protocol} and kafka.sasl_mechanism {mechanism}")
+    if not wanted and value is not None:
+        told = ", ".join(mechanisms)
+        raise ValueError(
+            f"nothing, or kafka.security_protocol SASL_SSL or SASL_PLAINTEXT and kafka.sasl_mechanism {told}: "
+            "else it has no effect"
+        )
+    return value
 
 
 class RouterSettings(_Section):
@@ -352,6 +411,14 @@ class Settings(BaseSettings):
     router: RouterSettings = RouterSettings()
     routes: tuple[RouteSettings, ...] = Field(default=(), description="Additional topics")
     log: LogSettings = LogSettings()
+
+    @field_validator("kafka")
+    @classmethod
+    def _takes_every_body(cls, value: KafkaSettings, info: ValidationInfo) -> KafkaSettings:
+        edge = info.data.get("edge")
+        if value.bootstrap_servers and edge is not None and edge.body_bytes_max > _KAFKA_BODY_BYTES_MAX:
+            raise ValueError(f"edge.body_bytes_max of at most {_KAFKA_BODY_BYTES_MAX}: brokers take no longer records")
+        return value
 
 
 def load(config: Path | None, overrides: Mapping[str, object]) -> Settings:

@@ -237,7 +237,10 @@ def configure_log(level: str, log_format: Literal["json", "console"], stream: Te
     ]
     renderer: Any
     if log_format == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        # A traceback with the values of variables would tell tokens and bodies.
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     else:
         before.append(structlog.processors.format_exc_info)
         renderer = structlog.processors.JSONRenderer(serializer=lambda fields, **_: orjson.dumps(fields).decode())

@@ -225,13 +225,15 @@ class Brokers:
         )
         return [_java_record(line) for line in printed.split(_END.encode())[:-1]]
 
-    def write_with_java(self, topic: str, records: Iterable[tuple[str, str]]) -> None:
-        """Append keys and values with the Java console producer, which chooses the partitions."""
+    def write_with_java(self, topic: str, records: Iterable[tuple[str | None, str | None]]) -> None:
+        """Append keys and values, None for null, with the Java console producer, which chooses the partitions."""
+        properties = ("parse.key=true", f"key.separator={_FIELD}", f"null.marker={_NULL}")
+        lines = [_FIELD.join(_NULL if text is None else text for text in record) for record in records]
         _run_java(
             "org.apache.kafka.tools.ConsoleProducer",
             *("--bootstrap-server", self.bootstrap, "--topic", topic),
-            *("--reader-property", "parse.key=true", "--reader-property", f"key.separator={_FIELD}"),
-            stdin="".join(f"{key}{_FIELD}{value}\n" for key, value in records).encode(),
+            *(word for each in properties for word in ("--reader-property", each)),
+            stdin="".join(f"{line}\n" for line in lines).encode(),
         )
 
     def java_partitions(self, topic: str, keys: Sequence[str]) -> dict[str, int]:
@@ -289,21 +291,31 @@ class Credentials:
         jwk = jwt.algorithms.RSAAlgorithm.to_jwk(self._signing.public_key(), as_dict=True)
         (directory / "jwks.json").write_text(json.dumps({"keys": [{**jwk, "kid": "tests", "alg": "RS256"}]}))
         self.jwks_url = (directory / "jwks.json").as_uri()
-        authority_key = ec.generate_private_key(ec.SECP256R1())
-        authority = _certificate("tests", authority_key, "tests", authority_key, authority=True)
+        # Each authority has a name of its own: what another one signed is unknown, not forged.
+        self._authority, self._authority_key = secrets.token_hex(4), ec.generate_private_key(ec.SECP256R1())
+        authority = _certificate(
+            self._authority, self._authority_key, self._authority, self._authority_key, authority=True
+        )
         self.ca.write_bytes(_pem(authority))
-        for name, user in (("broker", HOST), ("client", USER)):
-            key = ec.generate_private_key(ec.SECP256R1())
-            certificate = _certificate(user, key, "tests", authority_key, authority=False)
-            (directory / f"{name}.pem").write_bytes(_pem(certificate))
-            (directory / f"{name}.key").write_bytes(_key_pem(key))
-        pair = (directory / "broker.key").read_bytes() + (directory / "broker.pem").read_bytes()
-        (directory / "keystore.pem").write_bytes(pair)
+        self.issue("client", USER)
+        broker = self.issue("broker", HOST)
+        (directory / "keystore.pem").write_bytes(b"".join(each.read_bytes() for each in broker))
 
-    def token(self, *, subject: str = USER, lifetime_seconds: int = 3600) -> str:
+    def issue(self, file: str, name: str, *, host: str = HOST, days: int = 1) -> tuple[Path, Path]:
+        """A certificate of this authority and its key, in files of their own; for less than no days it is over."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _certificate(
+            name, key, self._authority, self._authority_key, authority=False, host=host, days=days
+        )
+        paths = self.directory / f"{file}.pem", self.directory / f"{file}.key"
+        paths[0].write_bytes(_pem(certificate))
+        paths[1].write_bytes(_key_pem(key))
+        return paths
+
+    def token(self, *, subject: str = USER, audience: str = "kafka", lifetime_seconds: int = 3600) -> str:
         """A bearer token that the SASL listener takes."""
         now = int(time.time())
-        claims = {"sub": subject, "iss": "tests", "aud": "kafka", "iat": now, "exp": now + lifetime_seconds}
+        claims = {"sub": subject, "iss": "tests", "aud": audience, "iat": now, "exp": now + lifetime_seconds}
         return jwt.encode(claims, self._signing, algorithm="RS256", headers={"kid": "tests"})
 
     def broker_properties(self) -> dict[str, str]:
@@ -333,9 +345,16 @@ class Credentials:
 
 
 def _certificate(
-    name: str, key: ec.EllipticCurvePrivateKey, issuer: str, issuer_key: ec.EllipticCurvePrivateKey, *, authority: bool
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: str,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    *,
+    authority: bool,
+    host: str = HOST,
+    days: int = 1,
 ) -> x509.Certificate:
-    """A certificate for this machine, valid for a day."""
+    """A certificate for an address, valid until so many days from now."""
     now = dt.datetime.now(dt.UTC)
     day = dt.timedelta(days=1)
     builder = x509.CertificateBuilder(
@@ -343,12 +362,12 @@ def _certificate(
         issuer_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]),
         public_key=key.public_key(),
         serial_number=x509.random_serial_number(),
-        not_valid_before=now - day,
-        not_valid_after=now + day,
+        not_valid_before=now - 9 * day,
+        not_valid_after=now + days * day,
     ).add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
     if not authority:
-        here = [x509.IPAddress(ipaddress.ip_address(HOST)), x509.DNSName("localhost")]
-        builder = builder.add_extension(x509.SubjectAlternativeName(here), critical=False)
+        alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
+        builder = builder.add_extension(alternative, critical=False)
     return builder.sign(issuer_key, hashes.SHA256())
 
 

@@ -254,6 +254,14 @@ def test_a_dead_letter_carries_the_body_verbatim(router: Router, content: bytes)
     assert value["reason"]
 
 
+def test_a_dead_letter_is_one_that_brokers_take(router: Router) -> None:
+    """A body that another program put into the inbox may be as long as a record; its letter tells that it was cut."""
+    notification = posted("A1")._replace(body=b"x" * 900_000)
+    value = told_by(decisions(router, [notification])[0], "qod.dead-letter")
+    assert len(b64decode(value["body"])) == 512 * 1024
+    assert value["bodyBytes"] == 900_000
+
+
 def test_a_dead_letter_says_why(router: Router) -> None:
     """The reason tells an operator what was wrong."""
     assert "JSON" in told_by(made(router, b"{"), "qod.dead-letter")["reason"]

@@ -133,7 +133,8 @@ def routed() -> list[Message]:
         decision = router.decide(notification, f"0-{number}", session, notification.received_micros)
         session = decision.session
         messages += decision.messages
-    return messages
+    too_long = notification._replace(body=b"x" * 1_000_000)
+    return [*messages, *router.decide(too_long, "0-99", session, notification.received_micros).messages]
 
 
 @pytest.mark.parametrize("topic", TOPICS)

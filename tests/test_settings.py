@@ -3,9 +3,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from receiver.event import QosStatus
 from receiver.settings import Problem, Settings, SettingsError, layers, load
+from tests.kafka_cluster import Credentials
 
 SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 TOKEN = f'[[auth.tokens]]\nsender = "a"\nsha256 = "{SHA256}"\n'
@@ -22,6 +29,11 @@ NAMED = "1 to 100 lower-case letters, digits, dots and hyphens"
 URL = "an https URL (http on the loopback interface only)"
 ALGORITHMS = "one of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA"
 ROUTE = "a table of topic, sender, qos_status, status_info, unexpected, event_type"
+KAFKA_OAUTH = "[kafka]\nsecurity_protocol = 'SASL_PLAINTEXT'\nsasl_mechanism = 'OAUTHBEARER'\n"
+FOR_PLAIN = "required where kafka.security_protocol is SASL_SSL and kafka.sasl_mechanism PLAIN"
+FOR_SCRAM = "required where kafka.security_protocol is SASL_PLAINTEXT and kafka.sasl_mechanism SCRAM-SHA-512"
+FOR_OAUTH = "required where kafka.security_protocol is SASL_PLAINTEXT and kafka.sasl_mechanism OAUTHBEARER"
+FOR_TLS = "nothing, or kafka.security_protocol SSL or SASL_SSL: else it has no effect"
 SECTIONS = "prefix, data, edge, auth, ops, retention, kafka, router, routes, log"
 
 
@@ -99,6 +111,12 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
         ("[edge]\nbody_timeout_seconds = 0", "edge.body_timeout_seconds", 2, "a number from 0.1 to 300"),
         ("[edge]\nquery_tokens = 'perhaps'", "edge.query_tokens", 2, "true or false"),
         ("[edge]\nin_flight_bytes_max = 2000", "edge.in_flight_bytes_max", 2, None),
+        (
+            "[edge]\nbody_bytes_max = 1000000\n[kafka]\nbootstrap_servers = 'k:9092'",
+            "kafka",
+            3,
+            "edge.body_bytes_max of at most 524288: brokers take no longer records",
+        ),
         ("[edge]\nprot = 1", "edge.prot", 2, "no such setting; did you mean port?"),
         ("[egde]\nport = 1", "egde", 1, "no such setting; did you mean edge?"),
         ("\nzzz = 1", "zzz", 2, f"no such setting; there are {SECTIONS}"),
@@ -120,6 +138,33 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
         ),
         ("[ops]\nhost = '0.0.0.0'", "ops.token_sha256", None, None),
         ("[ops]\nhost = 'qod.example'", "ops.token_sha256", None, None),
+        ("[kafka]\nbootstrap_servers = 'a b'", "kafka.bootstrap_servers[0]", 2, "brokers such as 127.0.0.1:9092"),
+        ("[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_username = 'u'", "kafka.sasl_password", None, FOR_PLAIN),
+        ("[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_password = 'p'", "kafka.sasl_username", None, FOR_PLAIN),
+        (
+            "[kafka]\nsecurity_protocol = 'SASL_PLAINTEXT'\nsasl_mechanism = 'SCRAM-SHA-512'\nsasl_username = 'u'",
+            "kafka.sasl_password",
+            None,
+            FOR_SCRAM,
+        ),
+        (
+            f"{KAFKA_OAUTH}oauth_token_url = 'http://x'\noauth_client_id = 'i'",
+            "kafka.oauth_client_secret",
+            None,
+            FOR_OAUTH,
+        ),
+        (f"{KAFKA_OAUTH}oauth_client_id = 'i'\noauth_client_secret = 's'", "kafka.oauth_token_url", None, FOR_OAUTH),
+        (
+            f"{KAFKA_OAUTH}oauth_token_url = 'http://x'\noauth_client_secret = 's'",
+            "kafka.oauth_client_id",
+            None,
+            FOR_OAUTH,
+        ),
+        ("[kafka]\nsasl_password = 'p'", "kafka.sasl_password", 2, None),
+        ("[kafka]\nsecurity_protocol = 'SSL'\nsasl_username = 'u'", "kafka.sasl_username", 3, None),
+        ("[kafka]\noauth_scope = 'p'", "kafka.oauth_scope", 2, None),
+        ("[kafka]\ntls_ca_file = '/'", "kafka.tls_ca_file", 2, FOR_TLS),
+        ("[kafka]\nsecurity_protocol = 'SASL'", "kafka.security_protocol", 2, None),
         ("[retention]\nsession_hours = -1", "retention.session_hours", 2, "a number from 0.01 to 87600"),
         ("[router]\nbatch_max = 0", "router.batch_max", 2, "a whole number from 1 to 100000"),
         ("routes = 'x'", "routes", 1, f"a list, each of it {ROUTE}"),
@@ -202,6 +247,9 @@ def test_all_problems_are_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         f"[auth]\ntokens = '{CREDENTIAL}'",
         f"[auth]\nmint_secret = {CREDENTIAL}",
         f"[ops]\nhost = '0.0.0.0'\ntoken_sha256 = '{CREDENTIAL}'",
+        f"[kafka]\nsasl_password = '{CREDENTIAL}'",
+        f"[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_password = '{CREDENTIAL}'",
+        f"{KAFKA_OAUTH}oauth_client_secret = '{CREDENTIAL}'",
     ],
 )
 def test_no_value_is_repeated(text: str, tmp_path: Path) -> None:
@@ -241,6 +289,60 @@ def test_secrets_are_never_printed(tmp_path: Path) -> None:
     assert settings.auth.mint_secret is not None
     assert settings.auth.mint_secret.get_secret_value() == secret
     assert secret not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+NO_FILE = "a file that can be read: No such file or directory"
+NO_CERTIFICATES = "a file of certificates (PEM)"
+NO_KEY = "a private key (PEM, without a password) that belongs to the certificate"
+PAIR = "both kafka.tls_certificate_file and kafka.tls_key_file, or neither"
+
+
+@pytest.mark.parametrize(
+    ("files", "setting", "allowed"),
+    [
+        ({"ca": "none.pem"}, "kafka.tls_ca_file", NO_FILE),
+        ({"ca": "."}, "kafka.tls_ca_file", "a file that can be read: Is a directory"),
+        ({"ca": "empty"}, "kafka.tls_ca_file", NO_CERTIFICATES),
+        ({"ca": "garbage"}, "kafka.tls_ca_file", NO_CERTIFICATES),
+        ({"ca": "client.key"}, "kafka.tls_ca_file", NO_CERTIFICATES),
+        ({"certificate": "none.pem", "key": "client.key"}, "kafka.tls_certificate_file", NO_FILE),
+        ({"certificate": "client.key", "key": "client.key"}, "kafka.tls_certificate_file", NO_CERTIFICATES),
+        ({"certificate": "client.pem"}, "kafka.tls_key_file", PAIR),
+        ({"key": "client.key"}, "kafka.tls_key_file", PAIR),
+        ({"certificate": "client.pem", "key": "none.key"}, "kafka.tls_key_file", NO_FILE),
+        ({"certificate": "client.pem", "key": "broker.key"}, "kafka.tls_key_file", NO_KEY),
+        ({"certificate": "client.pem", "key": "client.pem"}, "kafka.tls_key_file", NO_KEY),
+        ({"certificate": "client.pem", "key": "garbage"}, "kafka.tls_key_file", NO_KEY),
+        ({"certificate": "client.pem", "key": "locked.key"}, "kafka.tls_key_file", NO_KEY),
+    ],
+)
+def test_a_file_that_does_not_do_is_named(
+    files: dict[str, str], setting: str, allowed: str, certificates: Path, tmp_path: Path
+) -> None:
+    """Certificates and keys that are not there, or are none, or don't belong together, are told with the settings."""
+    lines = [f"tls_{name}_file = '{certificates / file}'" for name, file in files.items()]
+    (problem,) = problems(written(tmp_path, "\n".join(["[kafka]", "security_protocol = 'SSL'", *lines])))
+    assert (problem.setting, problem.allowed) == (setting, allowed)
+
+
+def test_files_that_do(certificates: Path, tmp_path: Path) -> None:
+    """A certificate may stand in one file with its key."""
+    both = certificates / "keystore.pem"
+    text = f"security_protocol = 'SSL'\ntls_ca_file = '{certificates / 'ca.pem'}'\ntls_certificate_file = '{both}'"
+    assert load(written(tmp_path, f"[kafka]\n{text}\ntls_key_file = '{both}'"), {}).kafka.tls_key_file == both
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of certificates, keys, and what is neither."""
+    directory = tmp_path_factory.mktemp("certificates")
+    Credentials(directory)
+    (directory / "empty").touch()
+    (directory / "garbage").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    key = load_pem_private_key((directory / "client.key").read_bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
+    (directory / "locked.key").write_bytes(locked)
+    return directory
 
 
 def test_the_settings_are_frozen() -> None:

@@ -14,14 +14,23 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.consumer import fetcher
-from aiokafka.errors import IllegalOperation, KafkaError
+from aiokafka.errors import (
+    IllegalOperation,
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    RequestTimedOutError,
+)
 
+from receiver.backends.kafka.broker import Attempts, attempts
 from receiver.errors import Unavailable
 
 T = TypeVar("T")
 
 #: What aiokafka raises when something is wrong with the cluster or with itself: its states are kept by assertions.
 KAFKA_FAILURES = (KafkaError, IllegalOperation, AssertionError, TimeoutError, OSError, AttributeError)
+
+_NO_CONNECTION = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, TimeoutError)
 
 _FETCH_WAIT_MILLIS = 50
 
@@ -86,12 +95,26 @@ class Security(NamedTuple):
 
 
 async def limited(call: Awaitable[T], seconds: float, what: str) -> T:
-    """The outcome of a call, within a time limit. Raises Unavailable, with `what` for a message."""
+    """The outcome of a call, within a time limit. Raises Unavailable, with `what` for a message, and why.
+
+    Who was refused is told that alone: whatever could not be done, this is why.
+    """
+    made = Attempts()
+    before = attempts.set(made)
     try:
         async with asyncio.timeout(seconds):
             return await call
     except KAFKA_FAILURES as error:
-        raise Unavailable(f"{what}: {type(error).__name__}", reason="kafka") from error
+        message = f"no connection to Kafka, {made.refused}" if made.refused else f"{what}: {_why(error, made, seconds)}"
+        raise Unavailable(message, reason="kafka") from error
+    finally:
+        attempts.reset(before)
+
+
+def _why(error: BaseException, made: Attempts, seconds: float) -> str:
+    if made.failed and isinstance(error, _NO_CONNECTION):
+        return made.failed
+    return f"longer than {seconds:g} s" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 async def ended(call: Awaitable[object]) -> None:

@@ -54,6 +54,7 @@ class KafkaInbox:
         self._partitions_count = 0
         self._waiting: list[deque[Waiting]] = []
         self._sending: dict[int, asyncio.Task[None]] = {}
+        self._in_flight: dict[int, Sequence[Waiting]] = {}
         self._worn = asyncio.Event()
         self._records_count = 0
         self.connected = asyncio.Event()
@@ -91,17 +92,10 @@ class KafkaInbox:
                 await self._worn.wait()
             finally:
                 self.connected.clear()
-                self._producer = None
-                self.trouble = self.trouble or "the connection to Kafka is being renewed"
-                self._refuse_waiting()
+                self._give_up(self.trouble or "the connection to Kafka is being renewed")
                 for task in self._sending.values():
                     task.cancel()
                 await end_producer(producer)
-
-    async def drained(self, timeout_seconds: float) -> None:
-        """Wait until nothing is being sent, but not longer."""
-        if self._sending:
-            await asyncio.wait(self._sending.values(), timeout=timeout_seconds)
 
     async def _connected(self) -> AIOKafkaProducer:
         producer = self._connection.producer(
@@ -128,9 +122,7 @@ class KafkaInbox:
 
     def _sent(self, partition: int) -> None:
         del self._sending[partition]
-        if self._producer is None:
-            self._refuse_waiting()
-        elif self._waiting[partition]:
+        if self._waiting[partition]:
             self._send_soon(partition)
 
     async def _send(self, partition: int) -> None:
@@ -139,29 +131,25 @@ class KafkaInbox:
         if producer is None:
             return
         began = time.monotonic()
-        batch, group = self._batch(producer, partition)
-        error: Exception | None = None
+        batch, self._in_flight[partition] = self._batch(producer, partition)
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await (await producer.send_batch(batch, self.topic, partition=partition))
-        except KAFKA_FAILURES as failure:
-            error = failure
-        except asyncio.CancelledError:
-            self._settle(group, Unavailable(self.trouble or "the connection to Kafka was given up", reason="kafka"))
-            raise
-        if error is None:
-            self._records_count += len(group)
-            self._tell(len(group), time.monotonic() - began)
-            self._settle(group, None)
-            if self._records_count > _RECORDS_MAX:
-                self._worn.set()
-        else:
+        except KAFKA_FAILURES as error:
             slow = isinstance(error, TimeoutError)
             why = f"longer than {self._timeout_seconds:g} s" if slow else f"no append: {type(error).__name__}"
-            self.trouble = f"Kafka took {why}"
-            self._producer = None
+            if self._producer is producer:
+                self._give_up(f"Kafka took {why}")
+                self._worn.set()
+            return
+        if self._producer is not producer:
+            return  # it was given up meanwhile, and what was sent is kept elsewhere
+        group = self._in_flight.pop(partition)
+        self._records_count += len(group)
+        self._tell(len(group), time.monotonic() - began)
+        self._settle(group, None)
+        if self._records_count > _RECORDS_MAX:
             self._worn.set()
-            self._settle(group, Unavailable(self.trouble, reason="kafka"))
 
     def _batch(self, producer: AIOKafkaProducer, partition: int) -> tuple[BatchBuilder, Sequence[Waiting]]:
         waiting, group = self._waiting[partition], []
@@ -173,11 +161,13 @@ class KafkaInbox:
             group.append(waiting.popleft())
         return batch, group
 
-    def _refuse_waiting(self) -> None:
-        for waiting in self._waiting:
-            group = list(waiting)
+    def _give_up(self, trouble: str) -> None:
+        """Refuse all that was begun, at once and in order: what is appended from now on may be kept elsewhere."""
+        self._producer, self.trouble = None, trouble
+        for partition, waiting in enumerate(self._waiting):
+            group = [*self._in_flight.pop(partition, ()), *waiting]
             waiting.clear()
-            self._settle(group, Unavailable(self.trouble, reason="kafka"))
+            self._settle(group, Unavailable(trouble, reason="kafka"))
 
     @staticmethod
     def _settle(group: Sequence[Waiting], error: Unavailable | None) -> None:

@@ -168,7 +168,7 @@ class KafkaLane:
         """See the contract. Raises LaneLost whatever fails: nobody can tell then what became of it."""
         if batch.position != self._committed:
             raise LaneLost(f"the lane of partition {self.partition} does not stand at {batch.position}")
-        messages = [each for each in messages if each.topic != self._topics.dead_letters or self._is_new(each.value)]
+        messages = [each for each in messages if each.topic != self._topics.dead_letters or self._is_new(each)]
         try:
             async with asyncio.timeout(_COMMIT_SECONDS_MAX):
                 await self._transact(batch.next_position, messages, clock_micros)
@@ -242,7 +242,7 @@ class KafkaLane:
             async for each in self._all(consumer, self._states, None):
                 self._restore_one(each)
             async for each in self._all(consumer, self._letters, _LETTERS_MAX):
-                self._is_new(each.value)
+                self._is_new(record_of(each).message)
         finally:
             await ended(consumer.stop())
 
@@ -264,13 +264,13 @@ class KafkaLane:
                 for each in found.get(partition, ()):
                     yield each
 
-    def _is_new(self, letter: bytes | None) -> bool:
+    def _is_new(self, letter: Message) -> bool:
         """Whether a dead letter is not among the last ones, to which it is added.
 
         A notification whose append was not answered is appended again, and may then stand in the inbox twice. Most of
         these are repetitions that their session tells; what died has no session.
         """
-        found = hash(letter)
+        found = hash((letter.key, letter.value))
         if found in self._letters_seen:
             return False
         self._letters_seen[found] = None

@@ -24,6 +24,9 @@ SESSION_TIMEOUT_MILLIS = 10_000
 _HEARTBEAT_MILLIS = 2_000
 _JOIN_SECONDS_MAX = 60.0
 _POLL_SECONDS = 1.0
+#: So often the brokers that have its partitions are asked whether they are there.
+_LOOK_SECONDS = 5.0
+_LOOK_SECONDS_MAX = 10.0
 #: A process that was stopped for a while and is not the owner any more must learn so before it opens a lane again, and
 #: fences the owner: at the next heartbeat it is told.
 _REOPEN_SECONDS = 3.0
@@ -41,12 +44,25 @@ class Membership:
         dispatcher: Callable[[KafkaLane], Dispatcher],
     ) -> None:
         self.lanes: dict[int, KafkaLane] = {}
-        self.trouble = "not yet a member of the group"
+        self._trouble = "not yet a member of the group"
+        self._lane_troubles: dict[int, str] = {}
         self._connection = connection
         self._topics = topics
         self._telemetry = telemetry
         self._dispatcher = dispatcher
         self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def trouble(self) -> str:
+        """Why not all that is its part is routed, in words for an operator; empty while it is."""
+        if self._trouble or not self._lane_troubles:
+            return self._trouble
+        partitions = ", ".join(map(str, sorted(self._lane_troubles)))
+        return f"not routed: partition {partitions}; {next(iter(self._lane_troubles.values()))}"
+
+    def failed(self, why: str) -> None:
+        """It can't be a member now."""
+        self._trouble = why
 
     async def run(self) -> None:
         """Be a member, for ever: a membership that fails is begun anew."""
@@ -55,7 +71,7 @@ class Membership:
                 try:
                     await self._be_member()
                 except Unavailable as error:
-                    self.trouble = error.message
+                    self.failed(error.message)
                     self._telemetry.membership_failed(error.message)
                 await asyncio.sleep(random.uniform(0.5, 2))  # noqa: S311  # so that not all come back at once
         finally:
@@ -72,9 +88,11 @@ class Membership:
         )
         listener = _Listener(consumer)
         consumer.subscribe([self._topics.inbox], listener=listener)
+        looking: asyncio.Task[None] | None = None
         try:
             await limited(consumer.start(), _JOIN_SECONDS_MAX, "the routers' group can't be joined")
-            self.trouble = ""
+            self._trouble = ""
+            looking = asyncio.create_task(self._look(consumer, listener))
             while True:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(listener.changed.wait(), _POLL_SECONDS)
@@ -84,7 +102,22 @@ class Membership:
                 # Nothing comes, as every partition is paused; but whoever doesn't ask is put out of the group.
                 await limited(consumer.getmany(timeout_ms=0), _JOIN_SECONDS_MAX, "the routers' group was left")
         finally:
+            if looking is not None:
+                looking.cancel()
             await ended(consumer.stop())
+
+    async def _look(self, consumer: AIOKafkaConsumer, listener: "_Listener") -> None:
+        """Find out now and then whether Kafka is there: the lanes only wait, and so does the group for a long while."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await limited(
+                    consumer.end_offsets(listener.partitions), _LOOK_SECONDS_MAX, "Kafka does not tell the inbox's end"
+                )
+            except Unavailable as error:
+                self._trouble = error.message
+            else:
+                self._trouble = ""
 
     async def _share(self, partitions: Sequence[int]) -> None:
         """Own these partitions and no others."""
@@ -93,6 +126,8 @@ class Membership:
             task.cancel()
         if leaving:
             await asyncio.wait(leaving)
+        for partition in self._lane_troubles.keys() - set(partitions):
+            del self._lane_troubles[partition]
         for partition in partitions:
             if partition not in self._tasks:
                 self._tasks[partition] = asyncio.create_task(self._own(partition))
@@ -105,17 +140,25 @@ class Membership:
             try:
                 await lane.open()
                 self.lanes[partition] = lane
+                self._lane_troubles.pop(partition, None)
                 await self._dispatcher(lane).run()
             except Unavailable as error:
-                self._telemetry.lane_failed(partition, error.message)
+                self._lane_failed(partition, error.message)
             except LaneLost as error:
                 self._telemetry.lane_failed(partition, str(error))
+                pause_seconds = _REOPEN_SECONDS
+            except Exception as error:  # noqa: BLE001  # a fault of ours, on one partition, must not end it for good
+                self._lane_failed(partition, f"a fault of the router's own: {error!r}")
                 pause_seconds = _REOPEN_SECONDS
             finally:
                 self.lanes.pop(partition, None)
                 self._telemetry.lane_closed(partition)
                 await lane.close()
             await asyncio.sleep(pause_seconds * random.uniform(1, 1.5))  # noqa: S311  # not a secret
+
+    def _lane_failed(self, partition: int, why: str) -> None:
+        self._lane_troubles[partition] = why
+        self._telemetry.lane_failed(partition, why)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types

@@ -1,8 +1,10 @@
 """Looking on beside the routers: topics by position, and the table of sessions as the compacted topic tells it."""
 
 import asyncio
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -16,9 +18,11 @@ from receiver.reader import Cursor, Reader
 from receiver.router import SESSIONS, session_from
 from receiver.session import Session
 
-_SECONDS_MAX = 30.0
+_SECONDS_MAX = 10.0
 _POLL_MILLIS = 200
 _PAGE = 5_000
+#: Tombstones are kept for a day: whoever looked last so long ago may have missed one.
+_TABLE_SECONDS_MAX = 12 * 3_600.0
 
 
 class KafkaReader(Reader):
@@ -31,6 +35,7 @@ class KafkaReader(Reader):
         self._lock = asyncio.Lock()
         self._table: OrderedDict[str, Session] = OrderedDict()
         self._table_cursor: Cursor = {}
+        self._table_updated = 0.0
 
     async def close(self) -> None:
         """Close the connection."""
@@ -40,52 +45,60 @@ class KafkaReader(Reader):
 
     async def topics(self) -> Sequence[str]:
         """See the contract."""
-        async with self._lock:
-            names = (await self._metadata(await self._connected())).topics()
+        async with self._connected() as consumer:
+            names = (await self._metadata(consumer)).topics()
         return sorted(name for name in names if name.startswith(f"{self._prefix}.") and name != f"{self._prefix}.inbox")
 
     async def beginning(self, topic: str) -> Cursor:
         """See the contract."""
-        async with self._lock:
-            consumer = await self._connected()
+        async with self._connected() as consumer:
             return await self._offsets(consumer, consumer.beginning_offsets, topic)
 
     async def end(self, topic: str) -> Cursor:
         """See the contract."""
-        async with self._lock:
-            consumer = await self._connected()
+        async with self._connected() as consumer:
             return await self._offsets(consumer, consumer.end_offsets, topic)
 
     async def records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
         """See the contract."""
-        async with self._lock:
-            return await self._records(topic, cursor, count_max)
+        async with self._connected() as consumer:
+            return await self._records(consumer, topic, cursor, count_max)
 
     async def sessions(self, qos_status: QosStatus | None, count_max: int) -> Sequence[Session]:
         """See the contract."""
-        async with self._lock:
-            await self._update_table()
+        async with self._connected() as consumer:
+            await self._update_table(consumer)
         last_first = list(reversed(self._table.values()))  # within a partition; between them the clock decides
         newest = sorted(last_first, key=lambda session: -session.touched_micros)
         return [session for session in newest if qos_status in (None, session.qos_status)][:count_max]
 
     async def session_counts(self) -> dict[QosStatus, int]:
         """See the contract."""
-        async with self._lock:
-            await self._update_table()
+        async with self._connected() as consumer:
+            await self._update_table(consumer)
         counts = Counter(session.qos_status for session in self._table.values())
         return {qos_status: counts[qos_status] for qos_status in QosStatus}
 
-    async def _connected(self) -> AIOKafkaConsumer:
-        if self._consumer is None:
-            consumer = self._connection.consumer(isolation_level="read_committed", auto_offset_reset="earliest")
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AIOKafkaConsumer]:
+        """The consumer, for one caller at a time. One that failed is not used again."""
+        async with self._lock:
+            if self._consumer is None:
+                self._consumer = await self._started()
             try:
-                await limited(consumer.start(), _SECONDS_MAX, "Kafka does not answer")
+                yield self._consumer
             except Unavailable:
-                await ended(consumer.stop())
+                await self.close()
                 raise
-            self._consumer = consumer
-        return self._consumer
+
+    async def _started(self) -> AIOKafkaConsumer:
+        consumer = self._connection.consumer(isolation_level="read_committed", auto_offset_reset="earliest")
+        try:
+            await limited(consumer.start(), _SECONDS_MAX, "Kafka does not answer")
+        except BaseException:
+            await ended(consumer.stop())
+            raise
+        return consumer
 
     async def _offsets(self, consumer: AIOKafkaConsumer, ask: Any, topic: str) -> Cursor:  # noqa: ANN401  # aiokafka's
         numbers = (await self._metadata(consumer)).partitions_for_topic(topic)
@@ -100,9 +113,10 @@ class KafkaReader(Reader):
         metadata = consumer._client.fetch_all_metadata()  # noqa: SLF001
         return await limited(metadata, _SECONDS_MAX, "the topics can't be listed")
 
-    async def _records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
+    async def _records(
+        self, consumer: AIOKafkaConsumer, topic: str, cursor: Cursor, count_max: int
+    ) -> Sequence[Record]:
         """At most `count_max` records from a cursor on; none only where there are none up to the end."""
-        consumer = await self._connected()
         ends = await self._offsets(consumer, consumer.end_offsets, topic)
         beginnings = await self._offsets(consumer, consumer.beginning_offsets, topic)
         for partition, beginning in beginnings.items():
@@ -113,26 +127,33 @@ class KafkaReader(Reader):
         consumer.assign(wanted)
         for each in wanted:
             consumer.seek(each, cursor[each.partition])
-        records: list[Record] = []
-        async with asyncio.timeout(_SECONDS_MAX):
-            while not records and any(cursor[each.partition] < ends[each.partition] for each in wanted):
-                found = await limited(
-                    consumer.getmany(*wanted, timeout_ms=_POLL_MILLIS, max_records=count_max),
-                    _SECONDS_MAX,
-                    "the topic can't be read",
-                )
-                for some in found.values():
-                    records += map(record_of, some)
-                for each in wanted:
-                    # Behind aborted records and the markers of transactions too, which nobody is shown.
-                    cursor[each.partition] = await consumer.position(each)
+        records, moved = await limited(_found(consumer, ends, count_max), _SECONDS_MAX, "the topic can't be read")
+        cursor.update(moved)
         return records
 
-    async def _update_table(self) -> None:
+    async def _update_table(self, consumer: AIOKafkaConsumer) -> None:
         topic = f"{self._prefix}.{SESSIONS}"
-        while records := await self._records(topic, self._table_cursor, _PAGE):
+        now = time.monotonic()
+        if now - self._table_updated > _TABLE_SECONDS_MAX:
+            self._table.clear()
+            self._table_cursor.clear()
+        if topic not in (await self._metadata(consumer)).topics():
+            raise Unavailable(f"there is no topic {topic}", reason="topics")
+        while records := await self._records(consumer, topic, self._table_cursor, _PAGE):
             for record in records:
                 key, value = record.message.key, record.message.value
                 self._table.pop(key, None)
                 if value is not None:
                     self._table[key] = session_from(value, dict(record.message.headers))
+        self._table_updated = now
+
+
+async def _found(consumer: AIOKafkaConsumer, ends: Cursor, count_max: int) -> tuple[Sequence[Record], Cursor]:
+    """Records of the partitions that were assigned, and where these stand then; none only at their ends."""
+    partitions = consumer.assignment()
+    while True:
+        found = await consumer.getmany(*partitions, timeout_ms=_POLL_MILLIS, max_records=count_max)
+        # Behind aborted records and the markers of transactions too, which nobody is shown.
+        cursor = {each.partition: await consumer.position(each) for each in partitions}
+        if any(found.values()) or all(position >= ends[partition] for partition, position in cursor.items()):
+            return [record_of(each) for some in found.values() for each in some], cursor

@@ -72,11 +72,15 @@ def inbox_record(notification: Notification) -> RawRecord:
 def notification_of(record: FetchedRecord) -> Notification:
     """The inverse. What another program wrote into the inbox is read as well as it can be, to end as a dead letter."""
     headers = _texts(record.headers)
-    received_at = headers.get("received-at")
+    received_at, stamped_micros = headers.get("received-at"), record.timestamp * 1000
     try:
-        received_micros = record.timestamp * 1000 if received_at is None else rfc3339.micros(received_at)
-    except ValueError:
-        received_micros = record.timestamp * 1000
+        received_micros = stamped_micros if received_at is None else rfc3339.micros(received_at)
+    except (ValueError, OverflowError):
+        received_micros = stamped_micros
+    # The broker checked the record's own time, which ours agrees with to the millisecond. Another could not be written
+    # again, or would be refused with all that is decided behind it.
+    if not 0 <= received_micros < stamped_micros + 1000:
+        received_micros = stamped_micros
     return Notification(
         record.value or b"",
         (record.key or b"").decode(errors="replace"),

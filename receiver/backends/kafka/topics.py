@@ -4,18 +4,23 @@ All topics that are keyed by session have the same number of partitions, or a se
 of different numbers, and joins of them would miss each other. The number is never changed: keys would move.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from receiver.backends.kafka.connection import Connection, limited
 from receiver.errors import Unavailable
 from receiver.router import SESSIONS
 
 _ADMIN_SECONDS_MAX = 30.0
+#: Brokers learn of a new topic one after the other, and whom a client asks is chance.
+_NEWS_SECONDS_MAX = 10.0
+_NEWS_INTERVAL_SECONDS = 0.2
 _REPLICAS_WANTED = 3
 _HOUR_MILLIS = 3_600_000
 #: Tombstones of sessions, and the markers of transactions, are kept at least a day: whoever restores reads all of them.
@@ -91,34 +96,53 @@ async def create(connection: Connection, plan: Plan) -> list[str]:
     return missing
 
 
-async def check(connection: Connection, plan: Plan) -> list[Difference]:
-    """All that differs from the plan. Raises Unavailable."""
-    differences: list[Difference] = []
+async def check(connection: Connection, plan: Plan, *, made: bool = False) -> list[Difference]:
+    """All that differs from the plan. Raises Unavailable.
+
+    Where the topics were `made` a moment ago, it waits a little for brokers that don't know them yet.
+    """
     async with connection.admin(_ADMIN_SECONDS_MAX) as admin:
-        wanted = plan.wanted(await _brokers_count(admin))
-        described = await limited(admin.describe_topics(list(wanted)), _ADMIN_SECONDS_MAX, "the topics can't be read")
-        partitions = {each["topic"]: each["partitions"] for each in described if not each["error_code"]}
-        counts = {name: len(some) for name, some in partitions.items()}
-        differences += [Difference(name, "does not exist", fatal=True) for name in wanted if name not in partitions]
-        inbox_count = counts.get(plan.inbox, plan.partitions)
-        for name, count in counts.items():
-            if count != inbox_count:
-                what = f"has {count} partitions, {plan.inbox} has {inbox_count}"
-                differences.append(Difference(name, what, fatal=True))
-            elif count != wanted[name].partitions:
-                what = f"has {count} partitions, the configuration says {wanted[name].partitions}"
-                differences.append(Difference(name, what, fatal=False))
-            replicas = min(len(each["replicas"]) for each in partitions[name])
-            if replicas != wanted[name].replication_factor:
-                what = f"has {replicas} replicas, {wanted[name].replication_factor} are wanted"
-                differences.append(Difference(name, what, fatal=False))
-        for name, configs in (await _configs(admin, list(partitions))).items():
-            for key, value in wanted[name].configs.items():
-                if configs.get(key) != value:
-                    # A sessions topic that forgets by age would let the router forget, too.
-                    fatal = key == "cleanup.policy" and name == f"{plan.prefix}.{SESSIONS}"
-                    differences.append(Difference(name, f"has {key}={configs.get(key)}, {value} is wanted", fatal))
-    return differences
+        deadline = time.monotonic() + (_NEWS_SECONDS_MAX if made else 0)
+        while True:
+            differences, unknown = await _differences(admin, plan)
+            if not unknown or time.monotonic() >= deadline:
+                return differences
+            await asyncio.sleep(_NEWS_INTERVAL_SECONDS)
+
+
+async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Difference], bool]:
+    """All that differs from the plan, and whether a broker did not know a topic."""
+    names = [plan.inbox, *plan.names]
+    # Who asks for topics by name makes those that are missing, where brokers make topics by themselves.
+    described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be read")
+    partitions = {each["topic"]: each["partitions"] for each in described if each["topic"] in names}
+    configs, errors = await _configs(admin, list(partitions))
+    differences = [Difference(name, "does not exist", fatal=True) for name in names if name not in partitions]
+    replicas = {name: min(len(each["replicas"]) for each in some) for name, some in partitions.items()}
+    # A broker that is down isn't counted, but it has its replicas all the same.
+    wanted = plan.wanted(max([await _brokers_count(admin), *replicas.values()]))
+    inbox_count = len(partitions[plan.inbox]) if plan.inbox in partitions else plan.partitions
+    for name, count in {name: len(some) for name, some in partitions.items()}.items():
+        if count != inbox_count:
+            what = f"has {count} partitions, {plan.inbox} has {inbox_count}"
+            differences.append(Difference(name, what, fatal=True))
+        elif count != wanted[name].partitions:
+            what = f"has {count} partitions, the configuration says {wanted[name].partitions}"
+            differences.append(Difference(name, what, fatal=False))
+        if replicas[name] != wanted[name].replication_factor:
+            what = f"has {replicas[name]} replicas, {wanted[name].replication_factor} are wanted"
+            differences.append(Difference(name, what, fatal=False))
+    for name, found in configs.items():
+        for key, value in wanted[name].configs.items():
+            if found.get(key) != value:
+                # A sessions topic that forgets by age would let the router forget, too.
+                fatal = key == "cleanup.policy" and name == f"{plan.prefix}.{SESSIONS}"
+                differences.append(Difference(name, f"has {key}={found.get(key)}, {value} is wanted", fatal))
+    differences += [
+        Difference(name, f"has settings that can't be read: {error.__name__}", fatal=False)
+        for name, error in errors.items()
+    ]
+    return differences, len(partitions) < len(names) or UnknownTopicOrPartitionError in errors.values()
 
 
 async def _brokers_count(admin: AIOKafkaAdminClient) -> int:
@@ -126,13 +150,16 @@ async def _brokers_count(admin: AIOKafkaAdminClient) -> int:
     return len(told["brokers"])
 
 
-async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+async def _configs(
+    admin: AIOKafkaAdminClient, names: Sequence[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, type[Exception]]]:
+    """The settings of topics, and why those of others can't be had."""
     if not names:
-        return {}
+        return {}, {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     answers = await limited(admin.describe_configs(resources), _ADMIN_SECONDS_MAX, "the topics' settings can't be read")
-    return {
-        name: {entry[0]: entry[1] for entry in entries}
-        for answer in answers
-        for _, _, _, name, entries in answer.resources
-    }
+    told = [each for answer in answers for each in answer.resources]
+    return (
+        {name: {entry[0]: entry[1] for entry in entries} for code, _, _, name, entries in told if not code},
+        {name: for_code(code) for code, _, _, name, _ in told if code},
+    )

@@ -1,0 +1,197 @@
+"""A connection to one broker: aiokafka's, with what it leaves out.
+
+- Why a connection can't be made it tells its log alone. Here the reason is kept for whoever waits, see `Attempts`.
+- What a token provider raises would end the task that keeps its metadata, and with it the client.
+- A broker that refuses a token tells so in a challenge (RFC 7628, 3.2.2), which aiokafka takes for success; it would
+  then ask for ever who leads what.
+- A broker ends a connection whose login is over (KIP-368), in the midst of a request. For a transaction that is a
+  request gone astray. So a connection is given up before, between two requests.
+- At DEBUG its log has each request, and with that passwords and tokens.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from aiokafka import client
+from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+from aiokafka.protocol.admin import SaslAuthenticateRequest
+
+from receiver.errors import Unavailable
+
+#: A connection is given up when so much of its login's time is over. Tokens are fetched anew a little earlier.
+_SESSION_USED = 0.9
+_CLOSE_SECONDS_MAX = 1.0
+
+_WORDS_MAX = 200
+
+
+class Attempts:
+    """Why connections failed in the course of a call: the reason that tells most, the latest of these."""
+
+    def __init__(self) -> None:
+        #: A broker, or an authorization server, was there and refused: there is no use in waiting.
+        self.refused = ""
+        self.failed = ""
+
+    def add(self, address: str, error: BaseException) -> None:
+        """A connection failed."""
+        refusal = _refusal(error)
+        if refusal:
+            self.refused = f"{address}: {refusal}"
+        else:
+            self.failed = f"{address}: {_failure(error)}"
+
+
+#: Where the connections that are made in the course of this call leave their reasons.
+attempts: ContextVar[Attempts | None] = ContextVar("attempts", default=None)
+
+
+class BrokerConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka has no types
+    """A connection that explains itself, and ends before its login does."""
+
+    def __init__(self, host: str, port: int, **options: Any) -> None:  # noqa: ANN401  # aiokafka's
+        super().__init__(host, port, **options)
+        self._attempts = attempts.get()
+        self._session_seconds = 0.0
+        self._retirement: asyncio.TimerHandle | None = None
+        self._retiring = False
+
+    async def connect(self) -> None:
+        """Connect and log in. Raises what aiokafka's client expects."""
+        try:
+            await super().connect()
+        except Exception as error:
+            self._failed(error)
+            if self._protocol is not None:  # it was closed, which takes a moment where there is TLS
+                await asyncio.wait({self._closed_fut}, timeout=_CLOSE_SECONDS_MAX)
+            if isinstance(error, KafkaError | OSError | TimeoutError):
+                raise
+            raise KafkaConnectionError(f"{type(error).__name__} at {self.host}:{self.port}") from error
+        if self._session_seconds:
+            self._retirement = self._loop.call_later(self._session_seconds * _SESSION_USED, self._retire)
+
+    def send(self, request: Any, expect_response: bool = True) -> Awaitable[Any]:  # noqa: ANN401  # aiokafka's
+        """See aiokafka."""
+        answer: Awaitable[Any] = super().send(request, expect_response)
+        return self._login_answer(answer) if isinstance(request, SaslAuthenticateRequest) else answer
+
+    def close(self, reason: CloseReason | None = None, exc: BaseException | None = None) -> Any:  # noqa: ANN401
+        """See aiokafka."""
+        if self._retirement is not None:
+            self._retirement.cancel()
+        if reason is CloseReason.CONNECTION_BROKEN and exc is not None:
+            self._failed(exc)
+        return super().close(reason, exc)
+
+    def authenticator_oauth(self) -> OAuthAuthenticator:
+        """See aiokafka."""
+        return _TokenAuthenticator(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
+
+    def _failed(self, error: BaseException) -> None:
+        if self._attempts is not None:
+            self._attempts.add(f"{self.host}:{self.port}", error)
+
+    async def _login_answer(self, answer: Awaitable[Any]) -> Any:  # noqa: ANN401  # aiokafka's
+        told = await answer
+        self._session_seconds = getattr(told, "session_lifetime_ms", 0) / 1000
+        return told
+
+    def _handle_frame(self, resp: bytes) -> None:
+        super()._handle_frame(resp)
+        if self._retiring:
+            self._retire()
+
+    def _retire(self) -> None:
+        """Close the connection as soon as no request is under way; the next is made on a new one."""
+        self._retiring = True
+        if not self._requests:
+            self.close(CloseReason.IDLE_DROP)
+
+
+class _TokenAuthenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka has no types
+    async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
+        """See aiokafka."""
+        if payload:
+            return b"\x01", True  # heard; the broker says now that the login failed
+        step: tuple[bytes, bool] | None = await super().step(payload)
+        return step
+
+
+def _refusal(error: BaseException) -> str:
+    """What the other side has against us, or we against it; empty where there is only no connection."""
+    for cause in _causes(error):
+        match cause:
+            case Unavailable():
+                return cause.message
+            case SaslAuthenticationFailed():
+                return f"authentication failed{_said(cause)}"
+            case UnsupportedSaslMechanismError():
+                return "authentication failed: the broker does not offer kafka.sasl_mechanism"
+            case IllegalSaslStateError():
+                return "authentication failed: nobody logs in there, see kafka.security_protocol"
+            case ssl.SSLError() if not isinstance(cause, ssl.SSLEOFError):
+                return _tls_refusal(cause)
+    return ""
+
+
+def _said(error: SaslAuthenticationFailed) -> str:
+    """The broker's words behind "authentication failed", on one line; Java's brokers begin with these themselves."""
+    words = "".join(filter(str.isprintable, str(error.args[0] if error.args else "")))
+    begin = "Authentication failed"
+    words = words.removeprefix(begin) if words.startswith(begin) else f": {words}"
+    return words[:_WORDS_MAX]
+
+
+def _tls_refusal(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the broker's certificate is not trusted: {error.verify_message}"
+    reason = (error.reason or "failed").replace("_", " ").lower()
+    alert = reason.partition(" alert ")[2]
+    if "certificate" in alert or alert == "unknown ca":
+        return f"authentication failed, the broker wants another kafka.tls_certificate_file: {alert}"
+    return f"TLS: {alert or reason}"
+
+
+def _failure(error: BaseException) -> str:
+    for cause in _causes(error):
+        match cause:
+            case asyncio.IncompleteReadError() | ConnectionResetError() | BrokenPipeError() | ssl.SSLEOFError():
+                return "the connection was closed; does kafka.security_protocol fit?"
+            case TimeoutError():
+                return "no answer"
+            case socket.gaierror():
+                return cause.strerror or "no such host"
+            case OSError(errno=int(number)):
+                return os.strerror(number).lower()
+    return type(error).__name__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+async def _create_conn(host: str, port: int, **options: Any) -> BrokerConnection:  # noqa: ANN401  # aiokafka's
+    connection = BrokerConnection(host, port, **options)
+    await connection.connect()
+    return connection
+
+
+client.create_conn = _create_conn
+logging.getLogger("aiokafka.conn").addFilter(lambda line: line.levelno > logging.DEBUG)
+# Where nobody set up a log, as in a command, its complaints would come out beside the one line that tells why.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
