@@ -57,7 +57,6 @@ _TRANSACTION_TIMEOUT_MILLIS = 15_000
 _COMMIT_SECONDS_MAX = 10.0
 _REQUEST_TIMEOUT_MILLIS = 20_000
 _OPEN_SECONDS_MAX = 30.0
-_RESTORE_SECONDS_MAX = 300.0
 _POLL_MILLIS = 100
 _RETRY_SECONDS = 0.2
 #: So long may there be records that a consumer doesn't bring, before it is taken for stuck (aiokafka 1154, 847).
@@ -258,11 +257,16 @@ class KafkaLane:
         )
         end, begin = ends[partition], begins[partition]
         consumer.seek(partition, begin if count_max is None else max(begin, end - count_max))
-        async with asyncio.timeout(_RESTORE_SECONDS_MAX):
-            while await consumer.position(partition) < end:
-                found = await consumer.getmany(partition, timeout_ms=_POLL_MILLIS)
-                for each in found.get(partition, ()):
-                    yield each
+        position, since = -1, time.monotonic()
+        while position < end:
+            found = await self._known(consumer.getmany(partition, timeout_ms=_POLL_MILLIS), "restored")
+            for each in found.get(partition, ()):
+                yield each
+            before, position = position, await self._known(consumer.position(partition), "restored")
+            if position > before:
+                since = time.monotonic()
+            elif time.monotonic() - since > _STUCK_SECONDS:
+                raise Unavailable(f"{partition.topic} ends at {end}, nothing comes from {position} on", reason="kafka")
 
     def _is_new(self, letter: Message) -> bool:
         """Whether a dead letter is not among the last ones, to which it is added.

@@ -26,6 +26,9 @@ _HOUR_MILLIS = 3_600_000
 #: Tombstones of sessions, and the markers of transactions, are kept at least a day: whoever restores reads all of them.
 _DELETE_RETENTION_MILLIS = 24 * _HOUR_MILLIS
 
+#: The newest segment is never compacted, and who opens a lane reads all of it: so it is kept small.
+_SEGMENT_BYTES = 64 * 1024 * 1024
+
 INBOX = "inbox"
 
 
@@ -54,6 +57,7 @@ class Plan(NamedTuple):
             configs = {"cleanup.policy": "delete", "retention.ms": str(round(hours * _HOUR_MILLIS))}
             if name == f"{self.prefix}.{SESSIONS}":
                 configs = {"cleanup.policy": "compact", "delete.retention.ms": str(_DELETE_RETENTION_MILLIS)}
+                configs |= {"segment.bytes": str(_SEGMENT_BYTES), "segment.ms": str(_HOUR_MILLIS)}
             found[name] = Wanted(self.partitions, replicas, configs | in_sync)
         return found
 
