@@ -36,6 +36,8 @@ _SESSION_USED = 0.9
 _CLOSE_SECONDS_MAX = 1.0
 
 _WORDS_MAX = 200
+#: A broker tells its versions to whoever asks, and hangs up then on who should have logged in.
+_GREETINGS = 1
 
 
 class Attempts:
@@ -46,13 +48,13 @@ class Attempts:
         self.refused = ""
         self.failed = ""
 
-    def add(self, address: str, error: BaseException) -> None:
-        """A connection failed."""
+    def add(self, address: str, error: BaseException, *, heard: bool) -> None:
+        """A connection failed, before anything was `heard` on it or after."""
         refusal = _refusal(error)
         if refusal:
             self.refused = f"{address}: {refusal}"
         else:
-            self.failed = f"{address}: {_failure(error)}"
+            self.failed = f"{address}: {_failure(error, heard=heard)}"
 
 
 #: Where the connections that are made in the course of this call leave their reasons.
@@ -68,6 +70,7 @@ class BrokerConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ha
         self._session_seconds = 0.0
         self._retirement: asyncio.TimerHandle | None = None
         self._retiring = False
+        self._answers_count = 0
 
     async def connect(self) -> None:
         """Connect and log in. Raises what aiokafka's client expects."""
@@ -102,7 +105,7 @@ class BrokerConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ha
 
     def _failed(self, error: BaseException) -> None:
         if self._attempts is not None:
-            self._attempts.add(f"{self.host}:{self.port}", error)
+            self._attempts.add(f"{self.host}:{self.port}", error, heard=self._answers_count > _GREETINGS)
 
     async def _login_answer(self, answer: Awaitable[Any]) -> Any:  # noqa: ANN401  # aiokafka's
         told = await answer
@@ -110,6 +113,7 @@ class BrokerConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ha
         return told
 
     def _handle_frame(self, resp: bytes) -> None:
+        self._answers_count += 1
         super()._handle_frame(resp)
         if self._retiring:
             self._retire()
@@ -165,11 +169,11 @@ def _tls_refusal(error: ssl.SSLError) -> str:
     return f"TLS: {alert or reason}"
 
 
-def _failure(error: BaseException) -> str:
+def _failure(error: BaseException, *, heard: bool) -> str:
     for cause in _causes(error):
         match cause:
             case asyncio.IncompleteReadError() | ConnectionResetError() | BrokenPipeError() | ssl.SSLEOFError():
-                return "the connection was closed; does kafka.security_protocol fit?"
+                return f"the connection was closed{'' if heard else '; does kafka.security_protocol fit?'}"
             case TimeoutError():
                 return "no answer"
             case socket.gaierror():

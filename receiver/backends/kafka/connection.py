@@ -27,8 +27,9 @@ from receiver.errors import Unavailable
 
 T = TypeVar("T")
 
-#: What aiokafka raises when something is wrong with the cluster or with itself: its states are kept by assertions.
-KAFKA_FAILURES = (KafkaError, IllegalOperation, AssertionError, TimeoutError, OSError, AttributeError)
+#: What aiokafka raises when something is wrong with the cluster or with itself: its states are kept by assertions. The
+#: last is uvloop's, where asyncio has an OSError: a write to a connection that is gone, which aiokafka lets through.
+KAFKA_FAILURES = (KafkaError, IllegalOperation, AssertionError, TimeoutError, OSError, AttributeError, RuntimeError)
 
 _NO_CONNECTION = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, TimeoutError)
 

@@ -1,0 +1,64 @@
+"""What was posted, and what was answered: all that the senders know."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tests.simulation.senders import Facts
+
+
+class Told(NamedTuple):
+    """An event of a steady session: one whose sender tells each event until it is kept, and the next one only then.
+
+    `number` is its place in the session. `edge` is the one edge that hears of it all; None where each may hear of any.
+    """
+
+    number: int
+    edge: int | None
+    is_last: bool
+
+
+class Posting(NamedTuple):
+    """What is posted, as often as its sender likes; `facts` are what it says."""
+
+    sender: str
+    body: bytes
+    content_type: str
+    facts: Facts
+    told: Told | None = None
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One request. Times are seconds of a monotonic clock; `answered` is None where no answer came."""
+
+    correlator: str
+    edge: int
+    posting: Posting
+    began: float
+    answered: float | None = None
+    status: int | None = None
+
+    @property
+    def facts(self) -> Facts:
+        """What it says."""
+        return self.posting.facts
+
+    @property
+    def promised(self) -> bool:
+        """Whether the answer says that the notification was kept."""
+        return self.status == 204 or (self.status == 400 and self.facts.kind == "malformed")
+
+
+class Ledger:
+    """Every attempt, by its correlator, which no two of them share."""
+
+    def __init__(self) -> None:
+        self.attempts: dict[str, Attempt] = {}
+        self.facts: dict[bytes, Facts] = {}
+
+    def begin(self, edge: int, posting: Posting, now: float) -> Attempt:
+        """Take down that something is about to be posted."""
+        attempt = Attempt(f"a{len(self.attempts)}", edge, posting, now)
+        self.attempts[attempt.correlator] = attempt
+        self.facts[posting.body] = posting.facts
+        return attempt
