@@ -74,12 +74,15 @@ async def run(
     log_format = log_format_of(settings.log.format)
     configure_log(settings.log.level, log_format)
     telemetry = Telemetry(log_format=log_format)
+    stopping = asyncio.Event()
     async with AsyncExitStack() as stack:
+        stack.enter_context(signals(stopping, stop_when))
         node = await stack.enter_async_context(_node(settings, telemetry, part))
+        if stopping.is_set():
+            return
         if part.receives and edge_socket is None:
             edge_socket = stack.enter_context(listening(settings.edge.host, settings.edge.port))
         ops_socket = stack.enter_context(listening(settings.ops.host, settings.ops.port))
-        stopping = asyncio.Event()
         ops_app = OpsApp(
             reader=node.reader,
             dead_letters=DeadLetters(node.reader, node.inbox, settings.prefix),
@@ -102,7 +105,6 @@ async def run(
         addresses = Addresses(edge_url, url_of(settings.ops.host, ops_socket))
         if not settings.kafka.bootstrap_servers:
             stack.enter_context(_announced(settings.data, addresses))
-        stack.enter_context(signals(stopping, stop_when))
         stack.enter_context(garbage_kept_off(OBJECTS_OF_EDGE if part.receives else OBJECTS_OF_ROUTER))
         await serve(jobs, servers, stopping, lambda: ready and ready(addresses))
         telemetry.flush()

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Self
@@ -33,6 +33,7 @@ _WELL_SECONDS = 60.0
 #: What a process may take to end beyond the time for its requests: a commit, and the clients of Kafka.
 _END_SECONDS = 20.0
 _START_SECONDS_MAX = 60.0
+_PORT_MAX = 65_535
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -45,28 +46,32 @@ def run(settings: Settings, role: str, edges_count: int, ready: Callable[[servic
     parts = [Part("edge", worker, edges_count) for worker in range(edges_count)]
     if role == "all":
         parts.insert(0, Part("router"))
+    if settings.ops.port and settings.ops.port + len(parts) - 1 > _PORT_MAX:
+        least = f"from {settings.ops.port} on there are not {len(parts)} ports for operations, one for each process"
+        raise Unavailable(least, reason="worker")
     configure_log(settings.log.level, log_format_of(settings.log.format))
     with ExitStack() as stack:
         edge_socket = stack.enter_context(listening(settings.edge.host, settings.edge.port))
-        lifeline, held = os.pipe()
-        stack.callback(os.close, lifeline)
-        stack.callback(os.close, held)
         edge_url = settings.edge.public_url or url_of(settings.edge.host, edge_socket) + settings.edge.path
         signalled = stack.enter_context(_Signals())
+        lifeline, held = os.pipe()
+        stack.callback(os.close, lifeline)
         children = [
             _Child(_with_ops_port(settings, index), part, edge_socket, lifeline, held)
             for index, part in enumerate(parts)
         ]
-        try:
+        stack.callback(_end, children, settings.edge.shutdown_timeout_seconds + _END_SECONDS)
+        # First, as a signal is lost on a process that is about to start.
+        stack.callback(os.close, held)
+        # Where no process takes connections any more, they should be refused and not wait.
+        stack.callback(edge_socket.close)
+        for child in children:
+            child.start()
+        ops_urls = [child.wait_until_ready() for child in children]
+        ready(service.Addresses(edge_url, "  ".join(ops_urls)))
+        while not signalled.wait(_sentinels(children), _next_start(children)):
             for child in children:
-                child.start()
-            ops_urls = [child.wait_until_ready() for child in children]
-            ready(service.Addresses(edge_url, "  ".join(ops_urls)))
-            while not signalled.wait(_sentinels(children), _next_start(children)):
-                for child in children:
-                    child.keep_alive()
-        finally:
-            _end(children, settings.edge.shutdown_timeout_seconds + _END_SECONDS)
+                child.keep_alive()
 
 
 class _Signals:
@@ -122,12 +127,15 @@ class _Child:
 
     def wait_until_ready(self) -> str:
         """Wait until its ports listen; returns the operations port's URL. Raises Unavailable where it ends instead."""
+        ops_url, failure = "", f"it took longer than {_START_SECONDS_MAX:g} s"
         try:
             if self._told.poll(_START_SECONDS_MAX):
-                return str(self._told.recv())
+                ops_url, failure = self._told.recv()
         except EOFError:
-            pass
-        raise Unavailable(f"the {self._name()} could not be started", reason="worker")
+            failure = "it ended at once"
+        if failure:
+            raise Unavailable(f"the {self._name()} could not be started: {failure}", reason="worker")
+        return ops_url
 
     def keep_alive(self) -> None:
         """Start it again where it ended, longer and longer after that."""
@@ -140,7 +148,17 @@ class _Child:
                 self._again_seconds = _AGAIN_SECONDS_FIRST
             self.start_at = now + self._again_seconds
             self._again_seconds = min(2 * self._again_seconds, _AGAIN_SECONDS_MAX)
-            structlog.get_logger("receiver").error("worker_ended", worker=self._name(), exit_code=self.process.exitcode)
+            structlog.get_logger("receiver").error(
+                "worker_ended", worker=self._name(), exit_code=self.process.exitcode, reason=self._failure()
+            )
+
+    def _failure(self) -> str:
+        """What it told of its end."""
+        failure = ""
+        with suppress(EOFError):
+            while self._told.poll():
+                _, failure = self._told.recv()
+        return failure
 
     def _name(self) -> str:
         return "router" if self._part.role == "router" else f"edge {self._part.worker}"
@@ -150,7 +168,7 @@ class _Child:
         signal.set_wakeup_fd(-1)
 
         def ready(addresses: service.Addresses) -> None:
-            telling.send(addresses.ops_url)
+            telling.send((addresses.ops_url, ""))
 
         try:
             uvloop.run(
@@ -163,7 +181,8 @@ class _Child:
                 )
             )
         except (OSError, ReceiverError) as error:
-            print(f"qod-receiver: {self._name()}: {error}", file=sys.stderr)  # noqa: T201  # as the command line would
+            with suppress(BrokenPipeError):
+                telling.send(("", (isinstance(error, OSError) and error.strerror) or str(error)))
             sys.exit(1)
 
 

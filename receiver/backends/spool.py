@@ -4,16 +4,22 @@ While nothing is wrong it is not there: appends go straight to Kafka. The first 
 does all that comes behind it until the disk is empty again, so that no notification of a session overtakes an older
 one. What failed may have arrived all the same, and is then there twice; the router knows repetitions.
 
+While the disk is being emptied, appends wait a moment for the batch on its way, and then only so many of them go to
+the disk that it holds less than before; the last ones go to Kafka. Else senders that never pause would keep it in use
+for ever, and could fill it faster than it empties, with nothing wrong any more.
+
 The disk is the embedded node's: the same file, the same syncs, the same care after a failure.
 """
 
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from receiver.backends.sqlite import SqliteInbox
 from receiver.backends.sqlite_file import Effects, Lock, SqliteFile
@@ -28,6 +34,10 @@ _DRAIN_MAX = 2_000
 _BACKOFF_SECONDS_FIRST = 0.2
 _BACKOFF_SECONDS_MAX = 5.0
 _RETAIN_ROWS_MAX = 10_000
+#: What a notification takes on disk besides its body, its index and SQLite's own included, is seldom more.
+_ROW_BYTES = 512
+#: Kafka is slow rather than back where a batch takes longer; appends don't wait for that.
+_HOLD_SECONDS_MAX = 0.25
 
 
 class FallibleInbox(Inbox, Protocol):
@@ -52,6 +62,13 @@ class Gauges(Protocol):
     def spool_failed(self, reason: str) -> None:
         """Draining did not succeed."""
         ...
+
+
+class _Sent(NamedTuple):
+    """What Kafka has, while the disk has not noted it yet."""
+
+    next_position: int
+    spool_bytes: int
 
 
 class Spool:
@@ -91,6 +108,9 @@ class Spool:
         self._bytes = self._view.inbox_bytes(self._position)
         self._writing = 0
         self._filled = asyncio.Event()
+        self._sent: _Sent | None = None
+        self._held: deque[tuple[Notification, asyncio.Future[None]]] = deque()
+        self._holding: asyncio.TimerHandle | None = None
         self._is_open = self._file.end > self._position
         if self._is_open:
             self._filled.set()
@@ -117,7 +137,13 @@ class Spool:
 
     def append(self, notification: Notification) -> asyncio.Future[None]:
         """See the contract."""
-        return self._keep(notification) if self._is_open else self._inbox.append(notification, self._failed)
+        if not self._is_open:
+            return self._inbox.append(notification, self._failed)
+        if self._holding is None and not self._held:
+            return self._keep(notification)
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._held.append((notification, kept))
+        return kept
 
     async def run(self) -> None:
         """Drain whatever comes to lie here."""
@@ -125,10 +151,13 @@ class Spool:
         while True:
             await self._filled.wait()
             try:
-                await self._drain()
+                try:
+                    await self._drain()
+                finally:
+                    self._let_in()
             except LaneLost:
                 # A commit that failed was kept all the same.
-                self._position = self._view.position()
+                self._position, self._sent = self._view.position(), None
             except Unavailable as error:
                 self._gauges.spool_failed(error.message)
                 await asyncio.sleep(backoff_seconds)
@@ -147,15 +176,14 @@ class Spool:
     def _failed(self, notification: Notification, kept: asyncio.Future[None], _: Unavailable) -> None:
         self._is_open = True
         self._filled.set()
-        self._keep(notification).add_done_callback(lambda written: _pass_on(written, kept))
+        self._keep(notification).add_done_callback(partial(_pass_on, kept))
 
     def _keep(self, notification: Notification) -> asyncio.Future[None]:
         if self._bytes >= self._bytes_max:
             refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             refused.set_exception(Unavailable(self._full(), reason="spool"))
             return refused
-        # What it takes on disk, its index and SQLite's own included, is seldom more.
-        size = len(notification.body) + 512
+        size = len(notification.body) + _ROW_BYTES
         self._bytes += size
         self._writing += 1
         written = self._disk.append(notification)
@@ -171,26 +199,46 @@ class Spool:
     async def _drain(self) -> None:
         """Send what lies here until nothing does, then let appends go straight again. Raises Unavailable."""
         loop = asyncio.get_running_loop()
+        drained_count = 0
         while self.count or self._writing:
             if not self.count:
                 await asyncio.sleep(0.001)
                 continue
-            notifications, next_position = await loop.run_in_executor(
-                self._reader, self._view.inbox, self._position, _DRAIN_MAX
-            )
-            await self._send(notifications)
+            if drained_count:
+                self._holding = loop.call_later(_HOLD_SECONDS_MAX, self._let_in)
+            if self._sent is None:
+                notifications, next_position = await loop.run_in_executor(
+                    self._reader, self._view.inbox, self._position, _DRAIN_MAX
+                )
+                await self._send(notifications)
+                self._sent = _Sent(next_position, sum(len(each.body) + _ROW_BYTES for each in notifications))
             now_micros = time.time_ns() // 1000
             await loop.run_in_executor(
-                self._writer, self._file.commit, self._position, next_position, _NO_EFFECTS, now_micros
+                self._writer, self._file.commit, self._position, self._sent.next_position, _NO_EFFECTS, now_micros
             )
-            self._position = next_position
-            self._bytes = max(0, self._bytes - sum(len(each.body) + 512 for each in notifications))
+            drained_count = self._sent.next_position - self._position
+            self._position = self._sent.next_position
+            self._bytes = max(0, self._bytes - self._sent.spool_bytes)
+            self._sent = None
+            self._let_in(drained_count // 2)
             await loop.run_in_executor(self._writer, self._file.retain, now_micros, now_micros, _RETAIN_ROWS_MAX)
             self._tell()
         self._bytes = 0
         self._is_open = False
         self._filled.clear()
+        held, self._held = self._held, deque()
+        for notification, kept in held:
+            self.append(notification).add_done_callback(partial(_pass_on, kept))
         self._tell()
+
+    def _let_in(self, count_max: int | None = None) -> None:
+        """Write those that wait, or so many of them; who comes next waits no more, unless some still do."""
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        for _ in range(len(self._held) if count_max is None else min(count_max, len(self._held))):
+            notification, kept = self._held.popleft()
+            self._keep(notification).add_done_callback(partial(_pass_on, kept))
 
     async def _send(self, notifications: Sequence[Notification]) -> None:
         """Send these in order, each again and again until it is kept; those behind a failure wait for it."""
@@ -207,7 +255,7 @@ class Spool:
         self._gauges.spooled(self._name, self.count + self._writing, self._bytes)
 
 
-def _pass_on(written: asyncio.Future[None], kept: asyncio.Future[None]) -> None:
+def _pass_on(kept: asyncio.Future[None], written: asyncio.Future[None]) -> None:
     if kept.done():
         return
     with contextlib.suppress(asyncio.CancelledError):

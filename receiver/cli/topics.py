@@ -40,7 +40,7 @@ def create(
     for name in made:
         typer.echo(name)
     typer.echo(f"{len(made)} topic{s(len(made))} made")
-    _check(settings)
+    _check(settings, made=True)
 
 
 def check(
@@ -64,10 +64,10 @@ def _settings(
     return settings
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: Settings, *, made: bool = False) -> None:
     """Raises Failed where something differs."""
     plan = plan_of(settings, service.build_router(settings))
-    differences = asyncio.run(topics.check(connection_of(settings), plan))
+    differences = asyncio.run(topics.check(connection_of(settings), plan, made=made))
     if differences:
         console().print(differences_table(differences))
         fatal = sum(each.fatal for each in differences)

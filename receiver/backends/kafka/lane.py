@@ -291,8 +291,13 @@ class KafkaLane:
             session = session_from(message.value, headers)
             self._remember(message.key, session)
             # Should the group's offset be gone, this is how far the lane came at least.
-            self._committed = max(self._committed, int(headers["inbox"].rpartition("-")[2]) + 1)
+            self._committed = max(self._committed, self._behind(headers.get("inbox", "")))
             self._clock_micros = max(self._clock_micros, session.touched_micros)
+
+    def _behind(self, trace: str) -> int:
+        """The position behind a notification of this partition; 0 for one that lay in a directory and was exported."""
+        partition, _, position = trace.partition("-")
+        return int(position) + 1 if partition == str(self.partition) and position.isdecimal() else 0
 
     def _remember(self, key: str, session: Session | None) -> None:
         """The newest state of a session, None for its end."""

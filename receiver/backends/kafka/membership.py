@@ -55,10 +55,11 @@ class Membership:
     @property
     def trouble(self) -> str:
         """Why not all that is its part is routed, in words for an operator; empty while it is."""
-        if self._trouble or not self._lane_troubles:
+        closed = sorted(self._tasks.keys() - self.lanes.keys())
+        if self._trouble or not closed:
             return self._trouble
-        partitions = ", ".join(map(str, sorted(self._lane_troubles)))
-        return f"not routed: partition {partitions}; {next(iter(self._lane_troubles.values()))}"
+        why = next((self._lane_troubles[each] for each in closed if each in self._lane_troubles), "being opened")
+        return f"not routed: partition {', '.join(map(str, closed))}: {why}"
 
     def failed(self, why: str) -> None:
         """It can't be a member now."""
@@ -116,6 +117,7 @@ class Membership:
                 )
             except Unavailable as error:
                 self._trouble = error.message
+                consumer._client.force_metadata_update()  # noqa: SLF001  # others may lead by now
             else:
                 self._trouble = ""
 
@@ -126,8 +128,6 @@ class Membership:
             task.cancel()
         if leaving:
             await asyncio.wait(leaving)
-        for partition in self._lane_troubles.keys() - set(partitions):
-            del self._lane_troubles[partition]
         for partition in partitions:
             if partition not in self._tasks:
                 self._tasks[partition] = asyncio.create_task(self._own(partition))
@@ -145,7 +145,7 @@ class Membership:
             except Unavailable as error:
                 self._lane_failed(partition, error.message)
             except LaneLost as error:
-                self._telemetry.lane_failed(partition, str(error))
+                self._lane_failed(partition, str(error))
                 pause_seconds = _REOPEN_SECONDS
             except Exception as error:  # noqa: BLE001  # a fault of ours, on one partition, must not end it for good
                 self._lane_failed(partition, f"a fault of the router's own: {error!r}")

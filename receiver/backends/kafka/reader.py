@@ -19,6 +19,8 @@ from receiver.router import SESSIONS, session_from
 from receiver.session import Session
 
 _SECONDS_MAX = 10.0
+#: Whoever is asked and doesn't answer in time may be a broker that stands still: then another one is asked.
+_REQUEST_TIMEOUT_MILLIS = 4_000
 _POLL_MILLIS = 200
 _PAGE = 5_000
 #: Tombstones are kept for a day: whoever looked last so long ago may have missed one.
@@ -92,7 +94,11 @@ class KafkaReader(Reader):
                 raise
 
     async def _started(self) -> AIOKafkaConsumer:
-        consumer = self._connection.consumer(isolation_level="read_committed", auto_offset_reset="earliest")
+        consumer = self._connection.consumer(
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            request_timeout_ms=_REQUEST_TIMEOUT_MILLIS,
+        )
         try:
             await limited(consumer.start(), _SECONDS_MAX, "Kafka does not answer")
         except BaseException:

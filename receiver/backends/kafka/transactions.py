@@ -1,8 +1,8 @@
 """Records and how far their writer came, in one transaction; and what Kafka knows of a group.
 
-It is for writers that are no lane. The name of one is its transactional id, and the group that keeps its positions.
-Whoever starts under the same name ends what was left open, and shuts out whoever is at work still. So a writer first
-starts, then asks where it stood, and then goes on from there.
+It is for writers that are no lane. The name of one is its transactional id, and the group that keeps its positions, one
+for each topic that it writes to. Whoever starts under the same name ends what was left open, and shuts out whoever is
+at work still. So a writer first starts, then asks where it stood, and then goes on from there.
 """
 
 import asyncio
@@ -37,6 +37,8 @@ _COMMIT_SECONDS_MAX = 10.0
 _REQUEST_TIMEOUT_MILLIS = 20_000
 _ANSWER_SECONDS_MAX = 30.0
 _RETRY_SECONDS = 0.2
+#: A position is a writer's own, and of the whole topic; but a group keeps it for a partition.
+_PARTITION = 0
 
 _TRANSACTION_REQUESTS = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
 
@@ -75,7 +77,7 @@ class Writer:
         await end_producer(self._producer)
 
     async def commit(self, topic: str, messages: Sequence[Message], next_position: int) -> None:
-        """Write messages to a topic and their group's position, or neither.
+        """Write messages to a topic, and the position behind what they came from, or neither.
 
         Raises Unavailable; nobody can tell then whether it was done.
         """
@@ -96,7 +98,7 @@ class Writer:
         ]
         # A commit does not look at sends that failed.
         await asyncio.gather(*sending)
-        offsets = {TopicPartition(topic, PARTITION): OffsetAndMetadata(next_position, "")}
+        offsets = {TopicPartition(topic, _PARTITION): OffsetAndMetadata(next_position, "")}
         await producer.send_offsets_to_transaction(offsets, self._name)
         await producer.commit_transaction()
 
@@ -116,10 +118,11 @@ def _retrieved(sent: asyncio.Future[Any]) -> asyncio.Future[Any]:
     return sent
 
 
-async def positions(connection: Connection, group: str, partitions: Sequence[TopicPartition]) -> Mapping[str, int]:
-    """What a writer committed, by topic, without those of which nothing is known. Raises Unavailable."""
+async def positions(connection: Connection, name: str, topics: Sequence[str]) -> Mapping[str, int]:
+    """Where a writer stands, by topic, as far as Kafka knows. Raises Unavailable."""
+    partitions = [TopicPartition(topic, _PARTITION) for topic in topics]
     async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
-        told = await _asked(partial(admin.list_consumer_group_offsets, group, partitions=partitions), group)
+        told = await _asked(partial(admin.list_consumer_group_offsets, name, partitions=partitions), name)
     return {each.topic: committed.offset for each, committed in told.items() if committed.offset >= 0}
 
 
