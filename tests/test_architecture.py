@@ -26,6 +26,13 @@ PURE = {
     "router",
     "routes",
     "session",
+    "simulator.chance",
+    "simulator.creation",
+    "simulator.dialects",
+    "simulator.faults",
+    "simulator.oauth",
+    "simulator.plan",
+    "simulator.sessions",
 }
 #: What a pure module may import, beside pure modules. Of these only what is itself a function of its arguments.
 PURE_IMPORTS = {
@@ -41,14 +48,18 @@ PURE_IMPORTS = {
     "hashlib",
     "hmac",
     "http",
+    "ipaddress",
     "itertools",
     "json",
     "jwt",
     "jwt.types",
     "math",
     "orjson",
+    "pydantic",
+    "pydantic.alias_generators",
     "re",
     "struct",
+    "tomllib",
     "types",
     "typing",
     "urllib.parse",
@@ -59,15 +70,16 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 
 #: A module imports only modules of the lines above its own.
 LAYERS = (
-    {"errors", "event", "rfc3339"},
+    {"errors", "event", "rfc3339", "tls"},
     {"message", "notification", "session"},
     {"admission", "auth", "inbox", "reader", "routes"},
     {"jwks", "node", "router", "telemetry"},
     {"connection", "dispatcher", "edge", "replay"},
     {"express", "ops"},
-    {"backends.kafka.connection", "backends.kafka.oauth", "backends.kafka.records", "backends.packing"},
+    {"backends.kafka.broker", "backends.kafka.oauth", "backends.kafka.records", "backends.packing"},
+    {"backends.kafka.connection"},
     {"backends.kafka.inbox", "backends.kafka.reader", "backends.kafka.topics"},
-    {"backends.kafka.lane"},
+    {"backends.kafka.lane", "backends.kafka.transactions"},
     {"backends.kafka.membership"},
     {"backends.sqlite_schema"},
     {"backends.sqlite_file", "backends.sqlite_view"},
@@ -78,14 +90,23 @@ LAYERS = (
     {"secret_file"},
     {"console"},
     {"clustered", "embedded", "server"},
-    {"service"},
+    {"export", "service"},
     {"workers"},
+    {"simulator.chance", "simulator.creation", "simulator.oauth", "simulator.plan", "simulator.timers"},
+    {"simulator.sessions"},
+    {"simulator.dialects", "simulator.ledger"},
+    {"simulator.faults"},
+    {"simulator.notifier"},
+    {"simulator.network"},
+    {"simulator.api"},
+    {"simulator.control"},
+    {"simulator.server"},
     {"demo.sender"},
     {"demo.tally"},
     {"demo.screen"},
     {"demo"},
     {"cli.options"},
-    {"cli.looking", "cli.replaying", "cli.serving", "cli.tokens", "cli.topics"},
+    {"cli.exporting", "cli.looking", "cli.replaying", "cli.serving", "cli.simulating", "cli.tokens", "cli.topics"},
     {"cli"},
     {"__main__"},
 )
@@ -201,6 +222,13 @@ def test_the_demo_does_not_know_the_parser(module: str) -> None:
 def test_the_demos_sender_shares_nothing_with_the_parser() -> None:
     """Not even by way of another module does the sender of the demo get to the parser."""
     assert "notification" not in _closure("demo.sender"), "take what leads to notification out of demo/sender.py"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("simulator.")])
+def test_the_simulator_shares_nothing_with_the_receiver(module: str) -> None:
+    """The simulator is the other side of the contract: it knows of the receiver how times are written, and no more."""
+    foreign = {each for each in _closure(module) if not each.startswith("simulator.")} - {"rfc3339"}
+    assert not foreign, f"{module} leads to {sorted(foreign)}: write out what CAMARA's texts say instead"
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli import looking, replaying, serving, tokens, topics
+from receiver.cli import exporting, looking, replaying, serving, simulating, tokens, topics
 from receiver.cli.options import ConfigOption, DataOption, Failed, KafkaOption, overrides, s
 from receiver.console import console, settings_text
 from receiver.errors import ReceiverError
@@ -55,6 +55,8 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
     (looking.tail, "qod-receiver tail unavailable --from beginning"),
     (looking.sessions, "qod-receiver sessions --status UNAVAILABLE --limit 10"),
     (replaying.replay, "qod-receiver replay --verdict unrecognized --dry-run"),
+    (exporting.export, "qod-receiver export --kafka broker-1:9092,broker-2:9092 --data /var/lib/qod"),
+    (simulating.simulate, "qod-receiver simulate --port 9090 --speed 10 --faults some --dialect all"),
     (check_config, "qod-receiver check-config --config qod.toml"),
 )
 for command, example in _COMMANDS:
