@@ -228,4 +228,7 @@ async def everything(reader: Reader, topic: str) -> Sequence[Record]:
     """All records of a topic; none where it does not exist."""
     if topic not in await reader.topics():
         return []
-    return await reader.records(topic, await reader.beginning(topic), COUNT_MAX)
+    cursor, found = await reader.beginning(topic), list[Record]()
+    while records := await reader.records(topic, cursor, COUNT_MAX):
+        found += records
+    return found
