@@ -230,6 +230,7 @@ async def test_a_notification_goes_all_the_way(
 ) -> None:
     """Each way in is good for all that a node does: topics, appends, the group, transactions. No log has a secret."""
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "aiokafka")  # which whoever set up the log before may have made silent
     async with serving(load(WAYS[way](site), {}), telemetry) as node:
         await node.inbox.append(posted("A1"))
         (record,) = await statuses(node, site.prefix, 1)

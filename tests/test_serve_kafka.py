@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import os
 import secrets
+import signal
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -19,6 +22,7 @@ from tests.kafka_cluster import Brokers, Cluster
 from tests.kafka_fixtures import need_kafka
 from tests.kafka_process import PARTITIONS, KafkaReceiver, Load, paused, records, refused, told_on, until
 from tests.proxy import Proxy
+from tests.receiver_process import COMMAND
 from tests.samples import body, told
 
 #: What kafka.append_timeout_seconds is by default, and what a busy machine may add to it.
@@ -171,6 +175,24 @@ def test_records_are_streamed_as_they_come(whole: KafkaReceiver) -> None:
         assert json.loads(data.removeprefix("data: "))["value"]["qosStatus"] == "UNAVAILABLE"
 
 
+def test_a_follower_is_interrupted(whole: KafkaReceiver) -> None:
+    """Ctrl-C is how `tail` is meant to end: with nothing to say, and status 0."""
+    command = [*COMMAND, "tail", "status", "--kafka", whole.bootstrap, "--from", "beginning"]
+    environment = {**os.environ, "QOD_RECEIVER_PREFIX": whole.prefix}
+    whole.tell("followed", "A1")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout
+            assert "AVAILABLE" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "")
+
+
 def test_the_settings_in_force_name_the_cluster(cli: Command) -> None:
     """`check-config` tells where the brokers were named."""
     status, out, _ = cli("check-config", "--kafka", "127.0.0.1:9,localhost:10")
@@ -258,7 +280,9 @@ def test_differences_are_named(kafka: Brokers, tmp_path: Path, cli: Command) -> 
     _remake(kafka.bootstrap, f"{prefix}.sessions", partitions=3)
     settings = {"KAFKA__PARTITIONS": "3", "KAFKA__REPLICATION_FACTOR": "1", "RETENTION__TOPICS_HOURS": "168"}
     _, out, said = cli("topics", "check", *place, **settings)
-    assert said == "qod-receiver: 2 differences, 2 of which no receiver runs with\n"
+    assert said.endswith(", 2 of which no receiver runs with\n")
+    assert "has cleanup.policy=delete, compact is wanted" in out
+    assert f"has 2 partitions, {prefix}.inbox has 3" in out
     status, (line,) = refused(tmp_path / "data", kafka.bootstrap, prefix)
     assert status == 1
     assert line == (
@@ -350,9 +374,6 @@ def test_kafka_is_away_at_the_start(away: Away, tmp_path: Path) -> None:
             noticed = until(lambda: receiver.checks()["router"] != ALL_WELL, "the router in trouble")
             away.do(away.proxy.heal())
             until(lambda: set(receiver.checks().values()) == {ALL_WELL}, "all parts well")
-            away.do(away.proxy.down())
-            load.more(100)
-            away.do(away.proxy.up())
             load.more()
         assert set(load.statuses()) == {204}
         routed = load.check(away.bootstrap, prefix)
@@ -459,18 +480,14 @@ def test_topics_that_were_just_made_are_there(three: Three, cli: Command) -> Non
         assert (status, out.count("does not exist")) == (1, 5)
 
 
-def test_brokers_are_killed_and_restarted(three: Three) -> None:
-    """All goes on without a leader that was killed, and while one after the other is restarted."""
+def test_a_rolling_restart(three: Three) -> None:
+    """All goes on while one broker after the other is restarted."""
     cluster, receiver = three
-    with Load("restarted", receiver.edge_url) as load:
-        load.more()
-        killed = three.leader()
-        cluster.kill(killed)
-        load.more(100)
-        cluster.restart(killed)
-        for broker in {*range(cluster.count)} - {killed}:
-            cluster.restart(broker)
+    with Load("rolling", receiver.edge_url) as load:
+        for broker in range(cluster.count):
             load.more()
+            cluster.restart(broker)
+        load.more()
     routed = load.check(cluster.bootstrap, receiver.prefix)
     assert set(load.statuses()) == {204}
     print(f"longest {max(answer.seconds for answer in load.answers):.1f} s, routed after {routed:.1f} s")
@@ -493,23 +510,22 @@ def test_the_leader_stands_still(three: Three) -> None:
     print(f"longest {max(answer.seconds for answer in load.answers):.1f} s, routed after {routed:.1f} s")
 
 
-def test_too_few_replicas_are_in_sync(three: Three) -> None:
-    """Where one broker is left of three nothing can be kept there; it is kept on disk until the others are back."""
+def test_brokers_are_killed(three: Three) -> None:
+    """Without one broker all goes on; without two nothing is kept there, but on disk until they are back."""
     cluster, receiver = three
-    with Load("one", receiver.edge_url) as load:
+    with Load("killed", receiver.edge_url) as load:
         load.more()
-        gone = [each for each in range(cluster.count) if each != three.leader()]
-        for broker in gone:
-            cluster.kill(broker)
+        cluster.kill(three.leader())
+        load.more(100)
+        until(lambda: receiver.spooled() == 0, "drained")
+        cluster.kill(cluster.running()[0])
         until(lambda: receiver.spooled() > 50, "on disk")
         load.more(100)
         assert receiver.get("/readyz")["ready"]
-        assert set(load.statuses()) == {204}
         cluster.start()
         drained = until(lambda: receiver.spooled() == 0, "drained")
         load.more()
     routed = load.check(cluster.bootstrap, receiver.prefix)
     assert set(load.statuses()) == {204}
-    print(f"drained after {drained:.1f} s, routed after {routed:.1f} s")
+    print(f"drained {drained:.1f} s after the brokers were back, routed after {routed:.1f} s")
     assert receiver.end() < 30
-    assert "Traceback" not in receiver.log.read_text()

@@ -140,7 +140,9 @@ async def end_producer(producer: AIOKafkaProducer) -> None:
         await asyncio.wait({sender}, timeout=_CLOSE_SECONDS_MAX / _CANCELS_MAX)
     # What failed is known to whoever ends it; asyncio would complain that nobody asked these.
     transaction = producer._txn_manager and producer._txn_manager._transaction_waiter  # noqa: SLF001
-    for future in (sender, transaction):
+    batches = producer._message_accumulator._batches.values()  # noqa: SLF001
+    drained = [batch._drain_waiter for some in batches for batch in some]  # noqa: SLF001
+    for future in (sender, transaction, *drained):
         if future is not None and future.done() and not future.cancelled():
             future.exception()
 
