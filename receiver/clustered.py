@@ -28,7 +28,7 @@ SPOOL = "spool"
 
 #: At the start the cluster has so long to answer; after that the edge takes notifications without it.
 _FIRST_SECONDS_MAX = 3.0
-_AGAIN_SECONDS = 5.0
+_AGAIN_SECONDS = 2.0
 _PREPARE_SECONDS_MAX = 60.0
 _CONNECT_SECONDS_MAX = 15.0
 

@@ -350,6 +350,49 @@ def _of_mechanisms(
     return value
 
 
+class ApiSettings(_Section):
+    """The operator's QoD API, to make sessions and to find what was never notified; without base_url there is none."""
+
+    base_url: (
+        Annotated[str, _text(r"^https?://[^\s?#]+$", "an http or https URL, such as https://api.example.com/v1")] | None
+    ) = Field(default=None, description="What stands before /qod/sessions")
+    token_url: Annotated[str, _text(r"^https?://\S+$", "an http or https URL")] | None = Field(
+        default=None,
+        validate_default=True,
+        description="Where access tokens come from (client credentials)",
+    )
+    client_id: str | None = Field(default=None, min_length=1, validate_default=True, description="Who asks for them")
+    client_secret: SecretStr | None = Field(default=None, min_length=1, validate_default=True, description="With what")
+    scope: str | None = Field(default="qod:sessions:read qod:sessions:write", min_length=1, description="For what")
+    sender: SenderName | None = Field(
+        default=None,
+        validate_default=True,
+        description="Name of the sender that this API's notifications come from, as its tokens have it",
+    )
+    timeout_seconds: float = Field(default=10, ge=0.1, le=300, description="Time for an answer")
+    attempts_max: int = Field(
+        default=4, ge=1, le=20, description="How often a request is made, but for one that makes a session"
+    )
+    reconcile_seconds: float = Field(
+        default=60, ge=0, le=86_400, description="Time between two comparisons of its sessions with ours; 0 is never"
+    )
+    device_key: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="Key of the hash that stands for a device; else the file device-key in the data directory",
+    )
+    device_identifiers: bool = Field(
+        default=False, description="Tell the device's own identifiers on the topics too: personal data"
+    )
+
+    @field_validator("token_url", "client_id", "client_secret", "sender")
+    @classmethod
+    def _with_base_url(cls, value: str | SecretStr | None, info: ValidationInfo) -> str | SecretStr | None:
+        if info.data.get("base_url") is not None and value is None:
+            raise ValueError("required where there is an api.base_url")
+        return value
+
+
 class RouterSettings(_Section):
     """How the router works through the inbox."""
 
@@ -409,6 +452,7 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     kafka: KafkaSettings = KafkaSettings()
     router: RouterSettings = RouterSettings()
+    api: ApiSettings = ApiSettings()
     routes: tuple[RouteSettings, ...] = Field(default=(), description="Additional topics")
     log: LogSettings = LogSettings()
 

@@ -322,6 +322,8 @@ def test_an_outage_is_bridged(kafka_cluster: Cluster, tmp_path: Path) -> None:
             until(lambda: set(receiver.checks().values()) == {ALL_WELL}, "all parts well")
             load.more()
         routed = load.check(kafka_cluster.bootstrap, prefix)
+        receiver.end()
+    assert "Traceback" not in receiver.log.read_text()
     print(f"{len(seconds)} answers, median {statistics.median(seconds):.3f} s, longest {seconds[-1]:.1f} s")
     print(f"the start took {started:.1f} s, draining {drained:.1f} s, routing what was left {routed:.1f} s")
 
@@ -371,13 +373,12 @@ def test_kafka_is_away_at_the_start(away: Away, tmp_path: Path) -> None:
             load.more()
             away.proxy.black_hole()
             load.more(100)
-            noticed = until(lambda: receiver.checks()["router"] != ALL_WELL, "the router in trouble")
             away.do(away.proxy.heal())
             until(lambda: set(receiver.checks().values()) == {ALL_WELL}, "all parts well")
             load.more()
         assert set(load.statuses()) == {204}
         routed = load.check(away.bootstrap, prefix)
-    print(f"connected after {connected:.1f} s, noticed after {noticed:.1f} s, routed after {routed:.1f} s")
+    print(f"connected after {connected:.1f} s, routed after {routed:.1f} s")
 
 
 def test_parts_wait_for_kafka(away: Away, tmp_path: Path) -> None:
@@ -450,9 +451,8 @@ class Three(NamedTuple):
     receiver: KafkaReceiver
 
     def leader(self) -> int:
-        """The broker that leads the most: partitions of the inbox, of the outputs, and of Kafka's own topics."""
-        leaders = self.cluster.metadata().leaders
-        return statistics.mode(leader for _, leader in sorted(leaders.items()))
+        """A broker that leads a partition of the inbox."""
+        return self.cluster.leader(f"{self.receiver.prefix}.inbox")
 
 
 @pytest.fixture(scope="module")
@@ -501,6 +501,7 @@ def test_the_leader_stands_still(three: Three) -> None:
         with paused(cluster, three.leader()):
             began = time.monotonic()
             until(lambda: receiver.spooled() > 0, "on disk")
+            noticed = until(lambda: receiver.checks()["router"] != ALL_WELL, "the router in trouble")
             until(lambda: time.monotonic() - began > STANDSTILL_SECONDS, "the standstill over")
             load.more()
         load.more(50)
@@ -508,6 +509,7 @@ def test_the_leader_stands_still(three: Three) -> None:
     routed = load.check(cluster.bootstrap, receiver.prefix)
     assert set(load.statuses()) == {204}
     print(f"longest {max(answer.seconds for answer in load.answers):.1f} s, routed after {routed:.1f} s")
+    print(f"the router in trouble after {noticed:.1f} s")
 
 
 def test_brokers_are_killed(three: Three) -> None:
@@ -528,4 +530,3 @@ def test_brokers_are_killed(three: Three) -> None:
     routed = load.check(cluster.bootstrap, receiver.prefix)
     assert set(load.statuses()) == {204}
     print(f"drained {drained:.1f} s after the brokers were back, routed after {routed:.1f} s")
-    assert receiver.end() < 30

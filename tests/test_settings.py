@@ -34,7 +34,7 @@ FOR_PLAIN = "required where kafka.security_protocol is SASL_SSL and kafka.sasl_m
 FOR_SCRAM = "required where kafka.security_protocol is SASL_PLAINTEXT and kafka.sasl_mechanism SCRAM-SHA-512"
 FOR_OAUTH = "required where kafka.security_protocol is SASL_PLAINTEXT and kafka.sasl_mechanism OAUTHBEARER"
 FOR_TLS = "nothing, or kafka.security_protocol SSL or SASL_SSL: else it has no effect"
-SECTIONS = "prefix, data, edge, auth, ops, retention, kafka, router, routes, log"
+SECTIONS = "prefix, data, edge, auth, ops, retention, kafka, router, api, routes, log"
 
 
 @pytest.fixture(autouse=True)

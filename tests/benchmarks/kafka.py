@@ -4,7 +4,8 @@
     latency     at 1,000/s, how long the answer takes, and how long until the record can be read
 
 Ours as one process and as two, Bento in two configurations, and a FastAPI handler: see `peers/`. The first needs wrk.
-Each figure is the median of several rounds in which the receivers take turns, because machines are noisy.
+Each figure is the median of several rounds in which the receivers take turns, because machines are noisy. The broker's
+Java is started as Kafka's own script starts it, and warmed up by all of them first.
 """
 
 import argparse
@@ -19,17 +20,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvloop
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tests.benchmarks.peers.receivers import KINDS, Receiver, make_topics, missing
-from tests.benchmarks.steady import steady
-from tests.kafka_cluster import Cluster
+from tests.benchmarks.steady import Latencies, steady
+from tests.kafka_cluster import AS_KAFKA_STARTS, Cluster
 
 _SCRIPT = Path(__file__).with_name("notifications.lua")
 _CONNECTIONS = 64
@@ -37,6 +38,7 @@ _RATE = 1_000
 _QUIET_SECONDS = 1.5
 _DRAIN_SECONDS_MAX = 120.0
 _SETTLE_SECONDS = 5.0
+_WARM_SECONDS = 15.0
 
 
 class Throughput(NamedTuple):
@@ -124,18 +126,22 @@ def _throughputs(arguments: argparse.Namespace, kinds: Sequence[str], directory:
         )
 
 
+def _warm(kinds: Sequence[str], directory: Path, bootstrap: str, partitions: int) -> None:
+    """Let the broker's code be compiled, by each kind of load: that takes a minute, and until then all is slow."""
+    for kind in kinds:
+        with _receiver(kind, directory, bootstrap, partitions) as receiver:
+            uvloop.run(_posted(receiver, bootstrap, _WARM_SECONDS))
+
+
+def _posted(receiver: Receiver, bootstrap: str, seconds: float) -> Coroutine[Any, Any, Latencies]:
+    return steady(receiver.url, receiver.token, bootstrap, receiver.status_topic, rate=_RATE, seconds=seconds)
+
+
 def _latencies(arguments: argparse.Namespace, kinds: Sequence[str], directory: Path, bootstrap: str) -> None:
     for kind in kinds:
         with _receiver(kind, directory, bootstrap, arguments.partitions) as receiver:
-            found = steady(
-                receiver.url,
-                receiver.token,
-                bootstrap,
-                receiver.status_topic,
-                rate=_RATE,
-                seconds=arguments.seconds,
-            )
-            print(f"{KINDS[kind]:36} {uvloop.run(found)}", flush=True)
+            found = uvloop.run(_posted(receiver, bootstrap, arguments.seconds))
+            print(f"{KINDS[kind]:36} {found}", flush=True)
 
 
 def main() -> None:
@@ -152,7 +158,11 @@ def main() -> None:
             print(f"{KINDS[kind]} is left out: {reason}")
     kinds = [kind for kind in arguments.kinds if not missing(kind)]
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {arguments.partitions} partitions")
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory, Cluster(Path(directory, "kafka")) as cluster:
+    with (
+        tempfile.TemporaryDirectory(dir=Path.cwd()) as directory,
+        Cluster(Path(directory, "kafka"), java_options=AS_KAFKA_STARTS) as cluster,
+    ):
+        _warm(kinds, Path(directory), cluster.bootstrap, arguments.partitions)
         if arguments.what in {"throughput", None}:
             _throughputs(arguments, kinds, Path(directory), cluster.bootstrap)
         if arguments.what in {"latency", None}:

@@ -26,7 +26,7 @@ from receiver.backends.kafka.records import inbox_record, partition_of
 from receiver.backends.kafka.topics import Plan, create
 from receiver.notification import Notification
 from receiver.router import Router
-from tests.kafka_cluster import Cluster
+from tests.kafka_cluster import AS_KAFKA_STARTS, Cluster
 
 _SECONDS_MAX = 600
 _POLL_SECONDS = 0.1
@@ -138,7 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", type=int, help="only these, by number from 0")
     chosen = parser.parse_args().cases or range(len(CASES))
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory, Cluster(Path(directory)) as cluster:
+    with (
+        tempfile.TemporaryDirectory(dir=Path.cwd()) as directory,
+        Cluster(Path(directory), java_options=AS_KAFKA_STARTS) as cluster,
+    ):
         for run, index in enumerate(chosen):
             case = CASES[index]
             rate = measure(cluster, case, f"b{run}")

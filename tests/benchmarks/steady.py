@@ -7,6 +7,7 @@ import asyncio
 import statistics
 import time
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -42,7 +43,8 @@ class _Load:
             f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n"
             "Content-Type: application/cloudevents+json\r\n"
         )
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        # In turn, so that none is idle for so long that it is closed.
+        self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
         self.due: dict[str, float] = {}
         self.answered: dict[str, float] = {}
         self.read: dict[str, float] = {}
@@ -60,7 +62,7 @@ class _Load:
                 "data": {"sessionId": session, "qosStatus": "AVAILABLE"},
             }
         )
-        connection = self._idle.pop() if self._idle else await asyncio.open_connection(*self._address)
+        connection = self._idle.popleft() if self._idle else await asyncio.open_connection(*self._address)
         reader, writer = connection
         self.due[event_id] = due
         writer.write(f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

@@ -47,6 +47,8 @@ class KafkaInbox:
     ) -> None:
         self.topic = topic
         self.trouble = "no connection to Kafka yet"
+        # Asking for it each time is a call of the system.
+        self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._timeout_seconds = append_timeout_seconds
         self._tell = appended
@@ -61,7 +63,7 @@ class KafkaInbox:
 
     def append(self, notification: Notification, otherwise: Otherwise | None = None) -> asyncio.Future[None]:
         """See the contract."""
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        kept: asyncio.Future[None] = self._loop.create_future()
         waiting = notification, kept, otherwise or _refuse
         if self._producer is None:
             self._settle((waiting,), Unavailable(self.trouble, reason="kafka"))

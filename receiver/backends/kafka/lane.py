@@ -131,6 +131,7 @@ class KafkaLane:
         position, clock_micros = self._read_up_to, self._clock_micros
         records: Sequence[Any] = ()
         since = time.monotonic()
+        consumer.resume(self._inbox)
         while not records:
             if consumer.assignment() and (await self._known(consumer.position(self._inbox))) != position:
                 consumer.seek(self._inbox, position)
@@ -140,6 +141,10 @@ class KafkaLane:
             records = [each for each in found.get(self._inbox, ()) if each.offset >= position]
             if not records:
                 since = await self._look_for_the_end(consumer, position, since)
+        if len(found[self._inbox]) < count_max:
+            # The client would fetch at once what little has come by now, and hold it until the next batch, which then
+            # is as old as that, and more is waiting in Kafka. Paused, it fetches all when it is time.
+            consumer.pause(self._inbox)
         notifications: list[Notification] = list(map(notification_of, records))
         keys = {each.key for each in notifications}
         self._read_up_to = records[-1].offset + 1

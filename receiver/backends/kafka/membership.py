@@ -15,6 +15,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 
 from receiver.backends.kafka.connection import Connection, ended, limited
 from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.backends.kafka.reader import KafkaReader
 from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
 from receiver.inbox import LaneLost
@@ -24,9 +25,8 @@ SESSION_TIMEOUT_MILLIS = 10_000
 _HEARTBEAT_MILLIS = 2_000
 _JOIN_SECONDS_MAX = 60.0
 _POLL_SECONDS = 1.0
-#: So often the brokers that have its partitions are asked whether they are there.
+#: So often the brokers are asked whether they are there.
 _LOOK_SECONDS = 5.0
-_LOOK_SECONDS_MAX = 10.0
 #: A process that was stopped for a while and is not the owner any more must learn so before it opens a lane again, and
 #: fences the owner: at the next heartbeat it is told.
 _REOPEN_SECONDS = 3.0
@@ -93,7 +93,7 @@ class Membership:
         try:
             await limited(consumer.start(), _JOIN_SECONDS_MAX, "the routers' group can't be joined")
             self._trouble = ""
-            looking = asyncio.create_task(self._look(consumer, listener))
+            looking = asyncio.create_task(self._look())
             while True:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(listener.changed.wait(), _POLL_SECONDS)
@@ -106,20 +106,25 @@ class Membership:
             if looking is not None:
                 looking.cancel()
             await ended(consumer.stop())
+            if looking is not None:
+                await asyncio.wait({looking})
 
-    async def _look(self, consumer: AIOKafkaConsumer, listener: "_Listener") -> None:
+    async def _look(self) -> None:
         """Find out now and then whether Kafka is there: the lanes only wait, and so does the group for a long while."""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                await limited(
-                    consumer.end_offsets(listener.partitions), _LOOK_SECONDS_MAX, "Kafka does not tell the inbox's end"
-                )
-            except Unavailable as error:
-                self._trouble = error.message
-                consumer._client.force_metadata_update()  # noqa: SLF001  # others may lead by now
-            else:
-                self._trouble = ""
+        reader = KafkaReader(self._connection, "")
+        try:
+            while True:
+                await asyncio.sleep(_LOOK_SECONDS)
+                try:
+                    await reader.end(self._topics.inbox)
+                except Unavailable as error:
+                    self._trouble = error.message
+                except KeyError:
+                    self._trouble = f"there is no topic {self._topics.inbox}"
+                else:
+                    self._trouble = ""
+        finally:
+            await reader.close()
 
     async def _share(self, partitions: Sequence[int]) -> None:
         """Own these partitions and no others."""
