@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,9 @@ from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Inbox
+from receiver.reader import is_asked_for
 from receiver.router import DEAD_LETTER, SESSIONS, Router
+from receiver.session import Session
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from receiver.tls import client_context
@@ -31,6 +33,9 @@ _FIRST_SECONDS_MAX = 3.0
 _AGAIN_SECONDS = 2.0
 _PREPARE_SECONDS_MAX = 60.0
 _CONNECT_SECONDS_MAX = 15.0
+
+#: So many sessions are looked through before others have their turn.
+_SLICE = 5_000
 
 
 class Part(NamedTuple):
@@ -147,12 +152,26 @@ class ClusteredNode:
         spool = "; ".join(filter(None, (spool.notice for spool in self._spools)))
         return {"kafka": self._kafka_inbox.trouble, "spool": spool, **self._router_trouble()}
 
+    async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
+        """See Node: those of the lanes that this process owns."""
+        wanted, found = frozenset(session_ids), []
+        for lane in list(self._lanes().values()):
+            for count, session in enumerate(list(lane.sessions.values())):
+                if is_asked_for(session, sender, wanted):
+                    found.append(session)
+                if count % _SLICE == _SLICE - 1:
+                    await asyncio.sleep(0)
+        return found
+
+    def owns(self, session_id: str) -> bool:
+        """See Node."""
+        return self._kafka_inbox.partition_of(session_id) in self._lanes()
+
     async def session_counts(self) -> Mapping[QosStatus, int]:
         """See Node: those of the lanes that this process owns."""
         counts = Counter(dict.fromkeys(QosStatus, 0))
-        if self._membership is not None:
-            for lane in self._membership.lanes.values():
-                counts.update(lane.session_counts)
+        for lane in self._lanes().values():
+            counts.update(lane.session_counts)
         return counts
 
     async def close(self) -> None:
@@ -172,6 +191,9 @@ class ClusteredNode:
             tasks.create_task(self._kafka_inbox.run())
             if self._membership is not None:
                 tasks.create_task(self._membership.run())
+
+    def _lanes(self) -> Mapping[int, KafkaLane]:
+        return {} if self._membership is None else self._membership.lanes
 
     def _router_trouble(self) -> Mapping[str, str]:
         return {} if self._membership is None else {"router": self._membership.trouble}

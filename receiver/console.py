@@ -24,6 +24,7 @@ from receiver.backends.kafka.topics import Difference
 from receiver.event import EXPECTED_ENDS, QosStatus
 from receiver.layers import Layers, SettingPath
 from receiver.message import Record
+from receiver.qod import difference as behind
 from receiver.session import Session
 from receiver.settings import Settings
 
@@ -133,6 +134,25 @@ def differences_table(differences: Iterable[Difference]) -> Table:
     table.add_column("difference", overflow="fold")
     for each in differences:
         table.add_row(Text(each.topic), Text(each.what, style=UNEXPECTED_STYLE if each.fatal else "yellow"))
+    return table
+
+
+def behind_table(found: Iterable[behind.Difference]) -> Table:
+    """Sessions of ours that are behind the operator's API."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("session", no_wrap=True, min_width=36)
+    for name in ("here", "there", "reason"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("since", no_wrap=True, min_width=len("2026-11-24T10:00:00Z"))
+    for ours, told, is_news in found:
+        style = STATUS_STYLES[told.qos_status] if is_news else "dim"
+        table.add_row(
+            Text(harmless(told.session_id)),
+            Text("unknown" if ours is None else ours.qos_status, style="dim"),
+            Text(told.qos_status if is_news else "new facts", style=style),
+            Text(harmless(told.status_info or "") if is_news else "", style=style),
+            f"{rfc3339.render(told.time_micros)[:19]}Z" if is_news else "",
+        )
     return table
 
 

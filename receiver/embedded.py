@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
@@ -11,6 +11,7 @@ from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.router import SESSIONS, Router
+from receiver.session import Session
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
@@ -60,6 +61,14 @@ class EmbeddedNode:
     def notices(self) -> Mapping[str, str]:
         """See Node."""
         return {}
+
+    async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
+        """See Node."""
+        return await self.reader.sessions_of(sender, session_ids)
+
+    def owns(self, session_id: str) -> bool:  # noqa: ARG002  # all of them are in the one directory
+        """See Node."""
+        return True
 
     async def session_counts(self) -> Mapping[QosStatus, int]:
         """See Node."""

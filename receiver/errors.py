@@ -3,7 +3,8 @@
     ReceiverError
     ├── Refused        the sender's fault: a 4xx with CAMARA's error body
     │   └── Malformed  an authenticated body that is no notification: 400, and kept as a dead letter
-    └── Unavailable    ours: 503 with Retry-After; nothing was kept
+    ├── Unavailable    ours: 503 with Retry-After; nothing was kept
+    └── ApiRefused     also ours, where we are who asks: the operator's API refuses it
 
 The pure modules raise them with a hint of the answer; `edge.py` turns them into one, in one place. A success is
 never raised. Messages are read by the sender: they quote no token and no header value.
@@ -51,3 +52,15 @@ class Unavailable(ReceiverError):
 
     def __init__(self, message: str, *, reason: str, retry_after_seconds: int = 5) -> None:
         super().__init__(message, reason=reason, retry_after_seconds=retry_after_seconds)
+
+
+class ApiRefused(ReceiverError):
+    """The operator's API refuses what we asked of it; asking the same again can't help.
+
+    `status` and `code` are the API's; the code is empty where it has none.
+    """
+
+    def __init__(self, status: int, code: str, message: str, *, reason: str = "api") -> None:
+        super().__init__(message, reason=reason)
+        self.status = status
+        self.code = code

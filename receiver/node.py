@@ -1,11 +1,12 @@
 """The contract of what a process is made of, but for its ports: an inbox, a reader, and what runs beside them."""
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from receiver.event import QosStatus
 from receiver.inbox import Inbox
 from receiver.reader import Reader
+from receiver.session import Session
 
 
 class Node(Protocol):
@@ -31,6 +32,14 @@ class Node(Protocol):
 
     def notices(self) -> Mapping[str, str]:
         """By part, what an operator should know although the work is done."""
+        ...
+
+    async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
+        """See Reader: those of them that this process decides on. Raises Unavailable."""
+        ...
+
+    def owns(self, session_id: str) -> bool:
+        """Whether this process decides on a session, remembered or not."""
         ...
 
     async def session_counts(self) -> Mapping[QosStatus, int]:

@@ -23,8 +23,8 @@ class Notification(NamedTuple):
     """A posted body, and what the edge knew of it.
 
     `key` is the session id where the body names one, else the sender. `content_type`, `correlator` and `traceparent`
-    are empty where the sender gave none. `origin` is empty for what was posted, and `replay:0-17` for the dead letter
-    that lies at that partition and position.
+    are empty where the sender gave none. `origin` is empty for what was posted, `replay:0-17` for the dead letter that
+    lies at that partition and position, and one of API_ORIGINS for what the operator's API told.
     """
 
     body: bytes
@@ -35,6 +35,13 @@ class Notification(NamedTuple):
     correlator: str
     traceparent: str
     origin: str = ""
+
+
+#: What the answer to a request of our own told, and what was found by comparing the API's sessions with ours. Such a
+#: notification may have facts (see `facts.py`), and its word counts whoever the session's sender is.
+CLIENT = "client"
+RECONCILE = "reconcile"
+API_ORIGINS = frozenset({CLIENT, RECONCILE})
 
 
 class Kind(NamedTuple):

@@ -6,6 +6,7 @@ Beyond loopback all but the two health checks want a token. Errors are problem d
 import asyncio
 import hashlib
 import hmac
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -21,8 +22,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from receiver import rfc3339
-from receiver.errors import Unavailable
+from receiver.errors import Malformed, Unavailable
 from receiver.event import QosStatus
+from receiver.inbox import Inbox
+from receiver.notification import Notification
+from receiver.qod.telling import received
 from receiver.reader import Cursor, Reader, cursor_text
 from receiver.replay import DeadLetters
 from receiver.router import session_value
@@ -36,7 +40,8 @@ GET  /metrics         Prometheus
 GET  /topics          the names of the topics
 GET  /topics/{topic}  records from a position on (from, session, limit), as JSON; as text/event-stream, as they come
 GET  /sessions        the sessions (qos_status, limit), last touched first
-POST /replay          send dead letters through today's parser again"""
+POST /replay          send dead letters through today's parser again
+POST /learn           keep what the operator's API told of sessions"""
 
 _COUNT_DEFAULT = 100
 _COUNT_MAX = 10_000
@@ -58,6 +63,7 @@ class OpsApp(Starlette):
     def __init__(
         self,
         *,
+        inbox: Inbox,
         reader: Reader,
         dead_letters: DeadLetters,
         telemetry: Telemetry,
@@ -68,6 +74,7 @@ class OpsApp(Starlette):
         prefix: str,
         token_sha256: str | None,
     ) -> None:
+        self._inbox = inbox
         self._reader = reader
         self._dead_letters = dead_letters
         self._telemetry = telemetry
@@ -87,6 +94,7 @@ class OpsApp(Starlette):
                 Route("/topics/{topic}", self._topic),
                 Route("/sessions", self._sessions),
                 Route("/replay", self._replay, methods=["POST"]),
+                Route("/learn", self._learn, methods=["POST"]),
             ],
             middleware=[] if token_sha256 is None else [Middleware(_TokenWanted, sha256=token_sha256)],
             exception_handlers={HTTPException: _problem, Unavailable: _unavailable},
@@ -196,6 +204,11 @@ class OpsApp(Starlette):
             raise HTTPException(400, str(error)) from None
         return _json({"replayed": replayed})
 
+    async def _learn(self, request: Request) -> Response:
+        notifications = _learned(await request.body(), time.time_ns() // 1000)
+        await asyncio.gather(*map(self._inbox.append, notifications))
+        return _json({"learned": len(notifications)})
+
 
 def session_fields(session: Session) -> dict[str, Any]:
     """A session as `sessions` and the operations port show it: the record's value, and when it was last touched."""
@@ -247,6 +260,14 @@ def _wanted(body: bytes) -> tuple[list[str] | None, str]:
         if isinstance(verdicts, list | None) and isinstance(start, str):
             return verdicts, start
     raise HTTPException(400, 'the body is JSON such as {"verdicts": ["malformed"], "from": "0-17"}')
+
+
+def _learned(body: bytes, now_micros: int) -> list[Notification]:
+    try:
+        return [received(each, now_micros) for each in orjson.loads(body)["notifications"]]
+    except (ValueError, TypeError, KeyError, Malformed):
+        detail = 'the body is JSON such as {"notifications": [{"origin": "client", "sender": "acme", "event": {…}}]}'
+        raise HTTPException(400, detail) from None
 
 
 def _json(value: object, status_code: int = 200) -> Response:

@@ -4,7 +4,7 @@ A reader takes no part in the flow and changes nothing. It sees what was committ
 has removed is skipped without an error. All methods raise Unavailable when the backend can't be read now.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from receiver.event import QosStatus
@@ -68,9 +68,20 @@ class Reader(Protocol):
         """The sessions remembered, last touched first."""
         ...
 
+    async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
+        """The sessions of a sender that are not UNAVAILABLE, and those with these ids, whosever they are."""
+        ...
+
     async def session_counts(self) -> dict[QosStatus, int]:
         """How many sessions are remembered in each status."""
         ...
+
+
+def is_asked_for(session: Session, sender: str, session_ids: Collection[str]) -> bool:
+    """Whether it is one of `Reader.sessions_of`."""
+    return session.session_id in session_ids or (
+        session.qos_status is not QosStatus.UNAVAILABLE and session.sender == sender
+    )
 
 
 def _is_position(text: str) -> bool:

@@ -15,14 +15,17 @@ import orjson
 from receiver import rfc3339
 from receiver.errors import Malformed
 from receiver.event import Event, QosStatus, Unrecognized
+from receiver.facts import NO_FACTS, Facts, facts_of, members
 from receiver.message import Message
-from receiver.notification import Notification, parse
+from receiver.notification import API_ORIGINS, Notification, parse
 from receiver.routes import DEFAULT_ROUTES, Route, targets
-from receiver.session import Session, Verdict, apply
+from receiver.session import Session, Verdict, apply, learn
 
 #: Topics that every router writes, without the common prefix.
 SESSIONS = "sessions"
 DEAD_LETTER = "dead-letter"
+
+_FACTS = frozenset({"qosProfile", "duration", "expiresAt", "deviceHash", "device"})
 
 _DAY_MICROS = 24 * 60 * 60 * 1_000_000
 #: A dead letter's body is cut here, so that the letter, with a body a third longer in Base64, is one that brokers take.
@@ -65,6 +68,7 @@ class Router:
         """
         try:
             event = parse(notification.body)
+            facts = _facts(notification)
         except Malformed as error:
             return self._dead(notification, trace, Verdict.MALFORMED, session, error.message)
         if isinstance(event, Unrecognized):
@@ -75,7 +79,11 @@ class Router:
             reason = "not readable when it was received; replay it"
             return self._dead(notification, trace, Verdict.MALFORMED, session, reason)
         known = None if session is None or self.is_forgotten(session, clock_micros) else session
-        after, verdict, conflict = apply(known, event, notification.sender, notification.received_micros, clock_micros)
+        sender, received_micros, conflict = notification.sender, notification.received_micros, ""
+        if facts is None:
+            after, verdict, conflict = apply(known, event, sender, received_micros, clock_micros)
+        else:
+            after, verdict = learn(known, event, facts, sender, clock_micros)
         if verdict is Verdict.CONFLICT:
             return self._dead(notification, trace, verdict, session, conflict)
         if verdict is Verdict.DUPLICATE:
@@ -143,6 +151,14 @@ class Router:
         return Decision(verdict, session, [Message(self._dead_letter_topic, notification.key, value, headers, millis)])
 
 
+def _facts(notification: Notification) -> Facts | None:
+    """What it tells beside the event; None where it was posted, by whom we don't believe more. Raises Malformed."""
+    if notification.origin not in API_ORIGINS:
+        return None
+    tree = orjson.loads(notification.body)
+    return facts_of(tree["data"]) if "data" in tree else NO_FACTS
+
+
 def session_value(session: Session) -> bytes:
     """The session as the flat JSON of the sessions topic."""
     value: dict[str, str | float | bool] = {
@@ -157,7 +173,7 @@ def session_value(session: Session) -> bytes:
         value["availableSince"] = rfc3339.render(session.available_micros)
     if session.available_seconds is not None:
         value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value)
+    return orjson.dumps(value | members(session.facts) if session.facts is not NO_FACTS else value)
 
 
 def _memory(session: Session) -> list[tuple[str, str]]:
@@ -165,6 +181,8 @@ def _memory(session: Session) -> list[tuple[str, str]]:
     memory = [("marks", ",".join(session.marks)), ("touched", str(session.touched_micros))]
     if session.marks_cut_micros is not None:
         memory.append(("marks-cut", str(session.marks_cut_micros)))
+    if session.learned:
+        memory.append(("learned", session.learned))
     return memory
 
 
@@ -183,6 +201,8 @@ def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:
         told.get("availableSeconds"),
         tuple(headers["marks"].split(",")),
         None if cut is None else int(cut),
+        facts_of(told) if _FACTS & told.keys() else NO_FACTS,
+        headers.get("learned", ""),
     )
 
 
@@ -201,7 +221,7 @@ def _status_value(event: Event, session: Session, verdict: Verdict, notification
         value["unexpected"] = event.unexpected
         if verdict is Verdict.ACCEPTED and session.available_seconds is not None:
             value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value)
+    return orjson.dumps(value | members(session.facts) if session.facts is not NO_FACTS else value)
 
 
 def _headers(notification: Notification, trace: str, event: Event, verdict: Verdict) -> list[tuple[str, str]]:

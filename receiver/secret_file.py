@@ -1,25 +1,42 @@
-"""The secret that signs minted tokens: the configured one, else a file in the data directory, made when first needed.
+"""Secrets of our own, one that signs minted tokens and one that devices are hashed with.
 
-`serve` and `token mint` may both be the first, at once: whoever links the file into place wins, and the other reads it.
+Each is the configured one, else a file in the data directory, made when first needed. `serve` and another command may
+both be the first, at once: whoever links the file into place wins, and the other reads it.
 """
 
 import os
 import secrets
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from receiver.errors import Unavailable
 from receiver.settings import Settings
 
 FILE_NAME = "token-secret"
+DEVICE_KEY_FILE_NAME = "device-key"
 
 _LENGTH_MIN = 32
 
 
 def mint_secret(settings: Settings) -> bytes:
-    """The secret of these settings. Raises Unavailable where its file can't be read or made."""
-    if settings.auth.mint_secret is not None:
-        return settings.auth.mint_secret.get_secret_value().encode()
-    path = settings.data / FILE_NAME
+    """What signs minted tokens. Raises Unavailable where its file can't be read or made."""
+    return _secret(settings.auth.mint_secret, settings.data / FILE_NAME)
+
+
+def device_key(settings: Settings) -> bytes:
+    """What devices are hashed with. Raises Unavailable where its file can't be read or made."""
+    return _secret(settings.api.device_key, settings.data / DEVICE_KEY_FILE_NAME)
+
+
+def is_made(settings: Settings) -> bool:
+    """Whether there is a secret already, so that a token may have been minted."""
+    return settings.auth.mint_secret is not None or (settings.data / FILE_NAME).exists()
+
+
+def _secret(configured: SecretStr | None, path: Path) -> bytes:
+    if configured is not None:
+        return configured.get_secret_value().encode()
     try:
         if not path.exists():
             _make(path)
@@ -29,11 +46,6 @@ def mint_secret(settings: Settings) -> bytes:
     if len(secret) < _LENGTH_MIN:
         raise Unavailable(f"{path} is no secret: it has less than {_LENGTH_MIN} bytes", reason="credentials")
     return secret
-
-
-def is_made(settings: Settings) -> bool:
-    """Whether there is a secret already, so that a token may have been minted."""
-    return settings.auth.mint_secret is not None or (settings.data / FILE_NAME).exists()
 
 
 def _make(path: Path) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +27,11 @@ from receiver.errors import Unavailable
 from receiver.inbox import Inbox
 from receiver.jwks import Authenticator, KeySource
 from receiver.node import Node
+from receiver.notification import Notification
 from receiver.ops import OpsApp
+from receiver.qod.reconcile import append
 from receiver.reader import Reader
+from receiver.reconciling import reconciling
 from receiver.replay import DeadLetters
 from receiver.router import Router
 from receiver.routes import Route
@@ -83,18 +86,22 @@ async def run(
         if part.receives and edge_socket is None:
             edge_socket = stack.enter_context(listening(settings.edge.host, settings.edge.port))
         ops_socket = stack.enter_context(listening(settings.ops.host, settings.ops.port))
+        schedule = await stack.enter_async_context(reconciling(settings, node, telemetry)) if part.routes else None
         ops_app = OpsApp(
+            inbox=node.inbox,
             reader=node.reader,
             dead_letters=DeadLetters(node.reader, node.inbox, settings.prefix),
             telemetry=telemetry,
             session_counts=node.session_counts,
             troubles=lambda: {**node.troubles(), "shutdown": "draining" if stopping.is_set() else ""},
-            notices=node.notices,
+            notices=lambda: {**node.notices(), **({} if schedule is None else {"api": schedule.trouble})},
             stopping=stopping,
             prefix=settings.prefix,
             token_sha256=settings.ops.token_sha256,
         )
         jobs = list(node.jobs())
+        if schedule is not None:
+            jobs.append(schedule.run())
         servers = [(build_server(ops_app, settings), ops_socket)]
         edge_url = ""
         if edge_socket is not None:
@@ -185,6 +192,12 @@ def build_router(settings: Settings) -> Router:
         for route in settings.routes
     ]
     return Router(prefix=settings.prefix, routes=routes, forget_after_seconds=settings.retention.session_hours * 3600)
+
+
+async def learn(settings: Settings, notifications: Sequence[Notification]) -> None:
+    """Append what the API told: into the cluster, whoever serves it; or into the directory, while no process does."""
+    async with _inbox(settings) as inbox:
+        await append(inbox, notifications)
 
 
 async def replay(settings: Settings, verdicts: list[str] | None, start: str) -> int:

@@ -21,6 +21,11 @@ What is remembered
 Each event taken into account leaves a mark: a digest of (source, id), its content, and its time. A session of a
 conforming sender collects two or three. The list is cut at MARKS_MAX from its oldest end, and from then on an event
 as old as a forgotten one can't be told from a repetition: it goes to the dead letters, neither lost nor repeated.
+
+What the operator's API tells
+-----------------------------
+A session may be learned of from the API too, see `learn`. The API tells how things stand, not what happened, so it is
+news only where the session is behind it; and a notification that comes after all is no news any more.
 """
 
 from enum import StrEnum
@@ -30,6 +35,7 @@ from typing import NamedTuple, TypedDict
 from zlib import crc32
 
 from receiver.event import Event, QosStatus
+from receiver.facts import NO_FACTS, Facts, merged
 
 
 class Verdict(StrEnum):
@@ -50,6 +56,9 @@ class Verdict(StrEnum):
 #: far below the 1 MiB that a Kafka broker takes.
 MARKS_MAX = 256
 
+#: Among the statuses learned of: no sender brings a session back from it.
+_END = QosStatus.UNAVAILABLE[0]
+
 #: A digest of 64 bits: among 256 of them the chance of two alike is one in 10^14.
 _DIGEST_BYTES = 8
 _NO_ID = "-" * 2 * _DIGEST_BYTES
@@ -61,7 +70,8 @@ class Session(NamedTuple):
     Times are microseconds since 1970 in UTC. `time_micros` is the latest event time at which the current status was
     told, or the time of receipt where the event had none. `touched_micros` is the inbox's clock at the last event
     that left a mark; from it the session's remaining life counts. `available_micros` is when the latest availability
-    began (None: never), `available_seconds` how long it lasted (None: never available, or it still lasts).
+    began (None: never), `available_seconds` how long it lasted (None: never available, or it still lasts). `facts` are
+    what the API told, and `learned` has the first letters of the statuses that were accepted on the API's word.
     """
 
     session_id: str
@@ -74,11 +84,13 @@ class Session(NamedTuple):
     available_seconds: float | None
     marks: tuple[str, ...]
     marks_cut_micros: int | None  # the latest event time among marks that were cut off
+    facts: Facts = NO_FACTS
+    learned: str = ""
 
     @property
     def rank(self) -> int:
-        """See the module."""
-        return _rank(self.qos_status, self.status_info)
+        """See the module. Who asked the API was told of the end, with a reason or without."""
+        return 2 if _END in self.learned else _rank(self.qos_status, self.status_info)
 
 
 def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which they are thought of
@@ -106,11 +118,47 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
     if rank <= session.rank and session.marks_cut_micros is not None and event_micros <= session.marks_cut_micros:
         return session, Verdict.CONFLICT, "too old for the session's memory to tell whether it is a repetition"
     memory = _remember(session, mark, clock_micros)
+    if _END in session.learned and event.qos_status is QosStatus.UNAVAILABLE:
+        # The end that was learned of comes by itself after all, and may know the reason.
+        return session._replace(status_info=event.status_info or session.status_info, **memory), Verdict.UNCHANGED, ""
     if event.qos_status is session.qos_status and event.status_info == session.status_info:
         return session._replace(time_micros=max(session.time_micros, event_micros), **memory), Verdict.UNCHANGED, ""
-    if rank < session.rank or (rank == session.rank and event_micros < session.time_micros):
-        return session._replace(**memory), Verdict.LATE, ""
-    return _change(session, event, event_micros, memory), Verdict.ACCEPTED, ""
+    # What the API told has the API's time, and the sender's clock may be another: then the order of arrival counts.
+    is_older = event_micros < session.time_micros and session.qos_status[0] not in session.learned
+    if rank < session.rank or (rank == session.rank and is_older):
+        told_already = event.qos_status[0] in session.learned
+        return session._replace(**memory), Verdict.UNCHANGED if told_already else Verdict.LATE, ""
+    changed = _change(session, event, event_micros, memory)
+    return changed._replace(learned=session.learned.replace(event.qos_status[0], "")), Verdict.ACCEPTED, ""
+
+
+def learn(
+    session: Session | None, event: Event, facts: Facts, sender: str, clock_micros: int
+) -> tuple[Session, Verdict]:
+    """What the operator's API, which tells of a status and of facts, makes of `session` (None: not remembered).
+
+    Returns the session afterwards and the verdict: accepted where the session was behind the API, unchanged where only
+    facts are new, and duplicate where nothing is. `sender` is who will tell of a session that was not known.
+    """
+    status, ends = event.qos_status, event.qos_status is QosStatus.UNAVAILABLE
+    event_micros = clock_micros if event.time_micros is None else event.time_micros
+    if session is None:
+        begun = _begin(event, sender, event_micros, clock_micros, _mark(event, event_micros))
+        return begun._replace(facts=facts, learned=status[0]), Verdict.ACCEPTED
+    known = session._replace(facts=merged(session.facts, facts))
+    rank = 2 if ends else _rank(event.qos_status, event.status_info)
+    # One that went without a reason came back only if the API said so after that came in, whatever the sender's clock.
+    is_after = event_micros > max(session.time_micros, session.touched_micros)
+    if rank > session.rank or (rank == session.rank and status is not session.qos_status and is_after):
+        memory = _remember(session, _mark(event, event_micros), clock_micros)
+        if status[0] not in session.learned:
+            known = known._replace(learned=session.learned + status[0])
+        if status is session.qos_status:  # it was UNAVAILABLE already, but might have come back
+            return known._replace(status_info=event.status_info, **memory), Verdict.UNCHANGED
+        return _change(known, event, event_micros, memory), Verdict.ACCEPTED
+    if known.facts == session.facts:
+        return session, Verdict.DUPLICATE
+    return known._replace(touched_micros=clock_micros), Verdict.UNCHANGED
 
 
 def _rank(qos_status: QosStatus, status_info: str | None) -> int:
@@ -198,5 +246,7 @@ def _change(session: Session, event: Event, event_micros: int, memory: _Memory) 
         time_micros=event_micros,
         available_micros=available_micros,
         available_seconds=available_seconds,
+        facts=session.facts,
+        learned=session.learned,
         **memory,
     )

@@ -376,6 +376,9 @@ class ApiSettings(_Section):
     reconcile_seconds: float = Field(
         default=60, ge=0, le=86_400, description="Time between two comparisons of its sessions with ours; 0 is never"
     )
+    grace_seconds: float = Field(
+        default=30, ge=0, le=3600, description="Time that a status stays unnotified before it is told all the same"
+    )
     device_key: SecretStr | None = Field(
         default=None,
         min_length=32,

@@ -19,6 +19,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
 from receiver import rfc3339
+from receiver.errors import ReceiverError
 from receiver.event import QosStatus
 from receiver.inbox import Batch, Lane
 from receiver.session import Verdict
@@ -105,6 +106,23 @@ class Telemetry:
             "qod_receiver_spool_bytes",
             "Bytes that the notifications on disk take, about.",
             ["spool"],
+            registry=registry,
+        )
+        self._reconciliations = Counter(
+            "qod_receiver_reconciliations_total",
+            "Comparisons of the API's sessions with ours, by outcome.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._reconciled = Counter(
+            "qod_receiver_reconciled_total",
+            "What the API told and no notification did: statuses, and facts of sessions.",
+            ["what"],
+            registry=registry,
+        )
+        self._reconciled_at = Gauge(
+            "qod_receiver_last_reconciliation_timestamp_seconds",
+            "When the API's sessions were last compared with ours, since 1970.",
             registry=registry,
         )
         self._ready = Gauge(
@@ -211,6 +229,21 @@ class Telemetry:
     def retention_failed(self, reason: str) -> None:
         """What is too old could not be removed."""
         self._log.warning("retention_failed", reason=reason)
+
+    def reconciled(self, statuses_count: int, facts_count: int) -> None:
+        """The API's sessions were compared with ours, and this was appended."""
+        self._reconciliations.labels("done").inc()
+        self._reconciled.labels("status").inc(statuses_count)
+        self._reconciled.labels("facts").inc(facts_count)
+        self._reconciled_at.set_to_current_time()
+        if statuses_count or facts_count:
+            self._log.info("reconciled", statuses=statuses_count, facts=facts_count)
+
+    def reconcile_failed(self, reason: str, error: Exception) -> None:
+        """The API's sessions could not be compared with ours; tried again in a while."""
+        self._reconciliations.labels("failed").inc()
+        foreseen = isinstance(error, ReceiverError)
+        self._log.warning("reconcile_failed", reason=reason, exc_info=None if foreseen else error)
 
     def sessions(self, counts: Mapping[QosStatus, int]) -> None:
         """How many sessions there are."""

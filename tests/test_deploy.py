@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 import typer.main
 import yaml
@@ -27,6 +28,7 @@ from receiver.cli import app
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
 from tests.receiver_process import ReceiverProcess
+from tests.simulated import serving as simulator
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -109,7 +111,7 @@ def _parsed(arguments: Sequence[str]) -> Mapping[str, Any]:
     return parameters
 
 
-RECEIVERS = [name for name, each in SERVICES.items() if each["image"].startswith("qod-") and "entrypoint" not in each]
+RECEIVERS = [name for name, each in SERVICES.items() if each.get("command", [""])[0] == "serve"]
 EDGES = [name for name in RECEIVERS if _parsed(SERVICES[name]["command"])["role"] != "router"]
 
 
@@ -289,14 +291,27 @@ def test_a_service_has_the_time_to_end_in_order(service: str, monkeypatch: pytes
     assert _seconds(SERVICES[service]["stop_grace_period"]) > needed
 
 
-def test_the_sender_posts_to_the_edge_and_reaches_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its URL is the edge's notification URL, and it shares a network with edges alone."""
-    url = urlsplit(SERVICES["sender"]["command"][-1])
-    assert url.hostname in EDGES
-    settings = _settings(url.hostname, monkeypatch)
-    assert (url.port, url.path) == (settings.edge.port, settings.edge.path)
-    networks = set(SERVICES["sender"]["networks"])
-    assert {name for name, each in SERVICES.items() if networks & set(each["networks"])} == {"sender", url.hostname}
+def test_the_simulator_posts_to_the_edge_and_reaches_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application asks it to post to the edge's notification URL; both share a network with edges alone."""
+    api_url, notification_url = map(urlsplit, SERVICES["application"]["command"][-2:])
+    assert notification_url.hostname in EDGES
+    settings = _settings(notification_url.hostname, monkeypatch)
+    assert (notification_url.port, notification_url.path) == (settings.edge.port, settings.edge.path)
+    assert (api_url.hostname, api_url.path) == ("simulator", "")
+    networks = {*SERVICES["application"]["networks"], *SERVICES["simulator"]["networks"]}
+    near = {name for name, each in SERVICES.items() if networks & set(each["networks"])}
+    assert near == {"application", "simulator", notification_url.hostname}
+
+
+def test_the_simulator_has_one_port_for_all_that_ask_it() -> None:
+    """What its command listens on is what is published, asked for its health, and asked for sessions."""
+    simulator = SERVICES["simulator"]
+    assert simulator["command"][0] == "simulate"
+    port = _parsed(simulator["command"])["port"]
+    assert _published("simulator") == {port}
+    assert _environment("simulator")["QOD_RECEIVER_OPS__PORT"] == str(port)
+    assert urlsplit(SERVICES["application"]["command"][-2]).port == port
+    assert set(SERVICES["application"]["depends_on"]) == {"simulator", *EDGES}
 
 
 def test_kafka_needs_no_other_broker() -> None:
@@ -425,35 +440,49 @@ def test_the_health_check_tells_whether_the_receiver_serves(receiver: ReceiverPr
     assert _checked(receiver, "/livez")[0] == 1
 
 
-def _sent(receiver: ReceiverProcess, token: str, count: int) -> tuple[int, dict[str, Any]]:
-    """Let the sender post that many or a few more, then end it: its exit status, and what it counted."""
-    began = time.monotonic()
-    with _run(str(DEPLOY / "sender.py"), "--rate", "40", receiver.edge_url, QOD_SENDER_TOKEN=token) as process:
-        while _answered(receiver) < count:
-            assert time.monotonic() < began + _STARTED_SECONDS_MAX
+def _asked(tmp_path: Path, notification_url: str, token: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    """Let the application ask until twenty posts were answered or refused: its status, its counts, and the ledger's."""
+    deadline = time.monotonic() + _STARTED_SECONDS_MAX
+    script = str(DEPLOY / "application.py")
+    with (
+        simulator(tmp_path, "--speed", "600", "--dialect", "all", "--log-level", "warning") as simulated,
+        _run(script, "--rate", "20", simulated.url, notification_url, QOD_SENDER_TOKEN=token) as process,
+    ):
+        read: dict[str, Any] = {"sessions": 0, "answers": {}}
+        while sum(read["answers"].values()) < 20 or read["sessions"] < 25:
+            assert time.monotonic() < deadline, read
             time.sleep(0.05)
+            read = httpx2.get(f"{simulated.url}/ledger/summary").json()
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
+        read = httpx2.get(f"{simulated.url}/ledger/summary").json()
     counted: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return process.returncode, counted
+    return process.returncode, counted, read
 
 
-def _answered(receiver: ReceiverProcess) -> int:
-    return receiver.log.read_text().count('"event":"request"')
+def test_the_application_has_sessions_told_to_the_receiver(receiver: ReceiverProcess, tmp_path: Path) -> None:
+    """It asks until it is told to end, ends with 0, and the receiver answers 204 to all that the simulator posts."""
+    status, counted, ledger = _asked(tmp_path, receiver.edge_url, receiver.token)
+    assert (status, counted["refused"]) == (0, {})
+    assert counted["created"] == ledger["sessions"]
+    assert counted["deleted"]
+    assert ledger["answers"].keys() == {"204"}
 
 
-def test_the_sender_counts_what_was_answered(receiver: ReceiverProcess) -> None:
-    """It posts until it is told to end, and ends with 0 where every answer was as planned."""
-    status, counted = _sent(receiver, receiver.token, 60)
-    assert (status, counted["otherwise"]) == (0, {})
-    assert counted["as_planned"] == _answered(receiver)
-
-
-def test_the_sender_tells_what_went_wrong(receiver: ReceiverProcess) -> None:
-    """With a token that nobody minted it ends with 1, and says what it was answered."""
-    status, counted = _sent(receiver, "nobody-ever-minted-this", 20)
-    assert status == 1
-    assert counted["otherwise"].keys() == {"401 in place of 204"}
+def test_the_application_tells_what_it_was_refused(tmp_path: Path) -> None:
+    """With a URL that nobody can post to it ends with 1, and says what it was answered."""
+    script = str(DEPLOY / "application.py")
+    with (
+        simulator(tmp_path, "--log-level", "warning") as simulated,
+        _run(script, "--rate", "200", simulated.url, "nowhere", QOD_SENDER_TOKEN="t") as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline()  # its first report
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    counted = json.loads(out.splitlines()[-1])
+    assert (process.returncode, counted["created"]) == (1, 0)
+    assert counted["refused"].keys() == {"400"}
 
 
 # The linters of these files

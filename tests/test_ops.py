@@ -55,6 +55,7 @@ async def serving(node: Node, telemetry: Telemetry, token: str | None = None) ->
     notices: dict[str, str] = {}
     stopping = asyncio.Event()
     app = OpsApp(
+        inbox=node.inbox,
         reader=node.reader,
         dead_letters=DeadLetters(node.reader, node.inbox, "qod"),
         telemetry=telemetry,

@@ -8,7 +8,7 @@ share the next sync.
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
@@ -339,6 +339,10 @@ class SqliteReader(Reader):
     async def sessions(self, qos_status: QosStatus | None, count_max: int) -> Sequence[Session]:
         """See the contract."""
         return await self._run(lambda: self._view.newest_sessions(qos_status, count_max))
+
+    async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
+        """See the contract."""
+        return await self._run(lambda: self._view.sessions_of(sender, session_ids))
 
     async def session_counts(self) -> dict[QosStatus, int]:
         """See the contract."""

@@ -99,6 +99,14 @@ class SqliteView:
             return self._sessions("WHERE value IS NOT NULL ORDER BY position DESC LIMIT ?", (count_max,))
         return self._sessions("WHERE qos_status = ? ORDER BY position DESC LIMIT ?", (qos_status.value, count_max))
 
+    def sessions_of(self, sender: str, session_ids: Iterable[str]) -> list[Session]:
+        """The sessions of a sender that are not UNAVAILABLE, and those with these ids."""
+        return self._sessions(
+            "WHERE value IS NOT NULL AND (key IN (SELECT value FROM json_each(?)) "
+            "OR (qos_status <> ? AND value ->> 'sender' = ?))",
+            (orjson.dumps(list(session_ids)).decode(), QosStatus.UNAVAILABLE.value, sender),
+        )
+
     def session_counts(self) -> dict[QosStatus, int]:
         """How many sessions are remembered in each status."""
         with failing("the sessions can't be read"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli import exporting, looking, replaying, serving, simulating, tokens, topics
+from receiver.cli import calling, exporting, looking, reconciling, replaying, serving, simulating, tokens, topics
 from receiver.cli.options import ConfigOption, DataOption, Failed, KafkaOption, overrides, s
 from receiver.console import console, settings_text
 from receiver.errors import ReceiverError
@@ -26,6 +26,8 @@ token_app = typer.Typer(help="Tokens that senders present.", no_args_is_help=Tru
 app.add_typer(token_app, name="token")
 topics_app = typer.Typer(help="The topics in a Kafka cluster.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
+session_app = typer.Typer(help="Sessions at the operator's QoD API.", no_args_is_help=True)
+app.add_typer(session_app, name="session")
 
 
 @app.callback(invoke_without_command=True)
@@ -55,6 +57,7 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
     (looking.tail, "qod-receiver tail unavailable --from beginning"),
     (looking.sessions, "qod-receiver sessions --status UNAVAILABLE --limit 10"),
     (replaying.replay, "qod-receiver replay --verdict unrecognized --dry-run"),
+    (reconciling.reconcile, "qod-receiver reconcile --dry-run"),
     (exporting.export, "qod-receiver export --kafka broker-1:9092,broker-2:9092 --data /var/lib/qod"),
     (simulating.simulate, "qod-receiver simulate --port 9090 --speed 10 --faults some --dialect all"),
     (check_config, "qod-receiver check-config --config qod.toml"),
@@ -64,6 +67,13 @@ for command, example in _COMMANDS:
 token_app.command(epilog="Example: qod-receiver token mint --sender operator-a --ttl 90d")(tokens.mint)
 topics_app.command(epilog="Example: qod-receiver topics create --kafka 127.0.0.1:9092 --partitions 12")(topics.create)
 topics_app.command(epilog="Example: qod-receiver topics check --kafka 127.0.0.1:9092")(topics.check)
+session_app.command(
+    epilog="Example: qod-receiver session create --phone +34600000001 --profile QOS_E --duration 3600",
+    context_settings={"allow_extra_args": True},
+)(calling.create)
+session_app.command("list", epilog="Example: qod-receiver session list --json")(calling.list_)
+session_app.command(epilog=f"Example: qod-receiver session get {calling.EXAMPLE_ID}")(calling.get)
+session_app.command(epilog=f"Example: qod-receiver session delete {calling.EXAMPLE_ID}")(calling.delete)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -4,8 +4,9 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import httpx2
 import typer
 
 from receiver import service
@@ -30,6 +31,11 @@ KafkaOption = Annotated[
         show_default=False,
         metavar="HOST:PORT,…",
     ),
+]
+OpsTokenOption = Annotated[
+    str,
+    # No setting, so its variable must not look like one's.
+    typer.Option(help="Token of the operations port.", envvar="QOD_OPS_TOKEN", show_default=False, metavar="TOKEN"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -66,6 +72,21 @@ async def reading(settings: Settings) -> AsyncIterator[Reader]:
         if settings.kafka.bootstrap_servers:
             raise
         raise Failed(f"{error}; has `qod-receiver serve` run with this directory? --data names another") from error
+
+
+def ask_process(url: str, wanted: object, ops_token: str) -> Any:  # noqa: ANN401  # what JSON is
+    """What the operations port of the process that serves a directory answers. Raises Failed."""
+    headers = {"authorization": f"Bearer {ops_token}"} if ops_token else {}
+    try:
+        response = httpx2.post(url, json=wanted, headers=headers, timeout=60)
+        told = response.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        raise Failed(
+            f"the process that serves this directory did not answer at {url}: {type(error).__name__}"
+        ) from error
+    if response.status_code != httpx2.codes.OK:
+        raise Failed(f"the process that serves this directory refused: {told.get('detail', response.status_code)}")
+    return told
 
 
 def s(count: int) -> str:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
-import httpx2
 import typer
 
 from receiver import service
 from receiver.cli.options import (
     ConfigOption,
     DataOption,
-    Failed,
     KafkaOption,
+    OpsTokenOption,
+    ask_process,
     reading,
     s,
     settings_of,
@@ -55,11 +55,7 @@ def replay(
         ),
     ] = "beginning",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent again.")] = False,
-    ops_token: Annotated[
-        str,
-        # No setting, so its variable must not look like one's.
-        typer.Option(help="Token of the operations port.", envvar="QOD_OPS_TOKEN", show_default=False, metavar="TOKEN"),
-    ] = "",
+    ops_token: OpsTokenOption = "",
     config: ConfigOption = None,
 ) -> None:
     """Send dead letters through today's parser again."""
@@ -71,7 +67,8 @@ def replay(
         count = asyncio.run(service.replay(settings, verdicts, start))
         typer.echo(f"{count} dead letter{s(count)} went into the inbox again")
     elif (serving := service.served_at(settings.data)) is not None:
-        count = _ask(serving.ops_url, ops_token, {"verdicts": verdicts, "from": start})
+        told = ask_process(f"{serving.ops_url}/replay", {"verdicts": verdicts, "from": start}, ops_token)
+        count = int(told["replayed"])
         typer.echo(f"{count} dead letter{s(count)} went into the inbox again")
     else:
         count = asyncio.run(_replay_unserved(settings, verdicts, start))
@@ -91,18 +88,3 @@ async def _list_letters(settings: Settings, verdicts: Sequence[str], start: str)
         console().print(letters_table(found))
     would = sum(readable for _, readable in found)
     typer.echo(f"{would} of {len(found)} dead letter{s(len(found))} would be sent again")
-
-
-def _ask(ops_url: str, ops_token: str, wanted: dict[str, object]) -> int:
-    """Have the process that serves the directory replay. Returns how many letters it did."""
-    headers = {"authorization": f"Bearer {ops_token}"} if ops_token else {}
-    try:
-        response = httpx2.post(f"{ops_url}/replay", json=wanted, headers=headers, timeout=60)
-        told = response.json()
-    except (httpx2.HTTPError, ValueError) as error:
-        raise Failed(
-            f"the process that serves this directory did not answer at {ops_url}: {type(error).__name__}"
-        ) from error
-    if response.status_code != httpx2.codes.OK:
-        raise Failed(f"the process that serves this directory refused: {told.get('detail', response.status_code)}")
-    return int(told["replayed"])

@@ -1,15 +1,15 @@
-"""The demonstration: a real receiver with a directory of its own, a small sender, and what comes out, live.
+"""The demonstration: a real receiver with a directory of its own, the simulator, and what comes out, live.
 
-The sender knows what should become of each post, so the demonstration is a check too: it fails where the receiver
-answered or routed anything otherwise.
+The simulator's ledger has what was sent and what was answered, so the demonstration is a check too: it fails where
+what came out of the receiver is not what was sent.
 """
 
 import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,28 +19,38 @@ from rich.console import Console
 from rich.live import Live
 
 from receiver import auth, embedded, service
+from receiver.demo import application
+from receiver.demo.application import Application
+from receiver.demo.ledger import Ledger
 from receiver.demo.screen import Lines, Screen, summary
-from receiver.demo.sender import DIALECTS, plan
 from receiver.demo.tally import Tally
 from receiver.reader import Cursor, Reader
 from receiver.router import DEAD_LETTER
 from receiver.secret_file import mint_secret
+from receiver.server import listening, url_of
 from receiver.settings import EdgeSettings, LogSettings, OpsSettings, Settings
+from receiver.simulator.server import simulating
 
 #: What the feed shows of the topics that the router writes.
 _TOPICS = ("status", "unavailable", DEAD_LETTER)
 
-_SEED = 7
+#: One whose first dozen sessions meet most of what the plan has.
+SEED = 93
+#: Outcomes of a request that leave a notification in the inbox.
+_TAKEN = ("kept", "unrecognized", "malformed")
+_HOST = "127.0.0.1"
+_OPERATOR = "operator"
 _FRAME_SECONDS = 0.1
 #: The last post comes this long before the end, so that what it caused is seen.
 _REST_SECONDS = 1.0
-#: So long it waits for what should still come out.
+#: So long it waits for what should still be posted, on a machine that is too slow, and then for what should come out.
+_POSTED_SECONDS_MAX = 120.0
 _SETTLE_SECONDS = 10.0
 _TOKEN_SECONDS = 2 * 3_600
 _PAGE = 500
 
 
-async def demonstrate(console: Console, seconds: float, sessions: int, port: int) -> bool:
+async def demonstrate(console: Console, seconds: float, sessions: int, port: int, seed: int = SEED) -> bool:
     """Play `sessions` sessions within `seconds`, and show what comes of it. Whether all came out as it should.
 
     Ctrl-C ends it early, and cleanly.
@@ -55,37 +65,40 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
         async with contextlib.AsyncExitStack() as stack:
             serving, addresses = await _serve(settings)
             stack.push_async_callback(_stop, serving)
-            client = await stack.enter_async_context(httpx2.AsyncClient(timeout=30))
+            listener = stack.enter_context(listening(_HOST, 0))
+            played_seconds = seconds - _REST_SECONDS
+            options = application.options(played_seconds, seed)
+            await stack.enter_async_context(simulating(options, listener))
+            client = httpx2.AsyncClient(timeout=30, trust_env=False, verify=application.TRUST)
+            await stack.enter_async_context(client)
             reader = stack.enter_context(contextlib.closing(embedded.open_reader(settings)))
-            tally = Tally(plan(sessions, seconds - _REST_SECONDS, datetime.now(UTC), _SEED))
-            now = time.time()
-            tokens = {name: auth.mint(mint_secret(settings), name, _TOKEN_SECONDS, now) for name in DIALECTS}
-            watching = asyncio.create_task(_watch(tally, reader, client, addresses.ops_url, settings.prefix))
-            playing = asyncio.create_task(_play(tally, client, addresses.edge_url, tokens))
-            for task in (watching, playing):
+            simulator_url = url_of(_HOST, listener)
+            tally = Tally(Ledger(client, simulator_url), sessions)
+            token = auth.mint(mint_secret(settings), _OPERATOR, _TOKEN_SECONDS, time.time())
+            receiver = application.Receiver(addresses.edge_url, token)
+            playing = Application(client, simulator_url).play(receiver, sessions, played_seconds, seed)
+            watching = _watch(tally, reader, client, addresses.ops_url, settings.prefix)
+            tasks = [asyncio.create_task(playing), asyncio.create_task(watching)]
+            for task in tasks:
                 stack.callback(task.cancel)
             with _shown(console, tally, addresses.edge_url, seconds) as show:
-                began = time.monotonic()
-                while (passed := time.monotonic() - began) < seconds + _SETTLE_SECONDS:
-                    show(passed)
-                    broken = serving.done() or any(task.done() and task.exception() for task in (watching, playing))
-                    if broken or (passed >= seconds and tally.is_complete):
-                        break
-                    await asyncio.sleep(_FRAME_SECONDS)
+                broken = await _until_done(tally, [serving, *tasks], seconds, show)
             # Ctrl-C reaches the receiver; the others notice only that it does not answer.
             interrupted = broken and bool((await asyncio.wait([serving], timeout=_SETTLE_SECONDS))[0])
+            if broken and not interrupted:
+                await asyncio.gather(*(task for task in tasks if task.done()))
     console.print(summary(tally, interrupted=interrupted), soft_wrap=True)
-    return interrupted or not tally.faults()
+    return interrupted or not tally.comparison().faults
 
 
 async def _serve(settings: Settings) -> tuple[asyncio.Task[None], service.Addresses]:
     """A receiver that listens. Raises what kept it from that."""
-    listening: asyncio.Future[service.Addresses] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(service.run(settings, ready=listening.set_result))
-    await asyncio.wait((serving, listening), return_when=asyncio.FIRST_COMPLETED)
-    if not listening.done():
+    ready: asyncio.Future[service.Addresses] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(service.run(settings, ready=ready.set_result))
+    await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
+    if not ready.done():
         await serving
-    return serving, await listening
+    return serving, await ready
 
 
 async def _stop(serving: asyncio.Task[None]) -> None:
@@ -95,20 +108,31 @@ async def _stop(serving: asyncio.Task[None]) -> None:
     await serving
 
 
-async def _play(tally: Tally, client: httpx2.AsyncClient, edge_url: str, tokens: Mapping[str, str]) -> None:
-    """Post all of the plan, each at its time and one after the other."""
+async def _until_done(
+    tally: Tally, tasks: Sequence[asyncio.Task[None]], seconds: float, show: Callable[[float], None]
+) -> bool:
+    """Show it until all has come out, or will not any more. Whether a task ended before that by an error or Ctrl-C."""
+    serving, *others = tasks
     began = time.monotonic()
-    for post in tally.plan.posts:
-        await asyncio.sleep(max(0, began + post.at_seconds - time.monotonic()))
-        headers = {"authorization": f"Bearer {tokens[post.sender]}", **post.headers}
-        answer = await client.post(edge_url + post.path_suffix, content=post.body, headers=headers)
-        tally.posted.append((post, answer.status_code))
+    end_seconds = seconds + _POSTED_SECONDS_MAX
+    while (passed := time.monotonic() - began) < end_seconds:
+        show(passed)
+        if serving.done() or any(task.done() and task.exception() for task in others):
+            return True
+        if passed >= seconds and tally.is_quiet:
+            if not tally.comparison().faults:
+                return False
+            end_seconds = min(end_seconds, passed + _SETTLE_SECONDS)
+        await asyncio.sleep(_FRAME_SECONDS)
+    return False
 
 
 async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_url: str, prefix: str) -> None:
     """Keep the tally up with what comes out, for ever."""
     cursors: dict[str, Cursor] = {}
     while True:
+        # Before the topics: whatever came out was posted before.
+        await tally.ledger.follow()
         there = await reader.topics()
         for name in _TOPICS:
             topic = f"{prefix}.{name}"
@@ -116,19 +140,23 @@ async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_u
                 cursor = cursors.setdefault(topic, await reader.beginning(topic))
                 for record in await reader.records(topic, cursor, _PAGE):
                     tally.record(name, record)
-        tally.sessions = {session.session_id: session for session in await reader.sessions(None, len(tally.plan.ends))}
-        tally.verdicts = _verdicts((await client.get(f"{ops_url}/metrics")).text)
+        sessions = await reader.sessions(None, tally.asked)
+        tally.sessions = {each.session_id: (each.qos_status.value, each.status_info) for each in sessions}
+        metrics = (await client.get(f"{ops_url}/metrics")).text
+        tally.verdicts = _counts(metrics, "qod_receiver_notifications_total", "verdict")
+        outcomes = _counts(metrics, "qod_receiver_http_requests_total", "outcome")
+        tally.taken = sum(outcomes[outcome] for outcome in _TAKEN)
         await asyncio.sleep(_FRAME_SECONDS)
 
 
-def _verdicts(metrics: str) -> Mapping[str, int]:
-    """How often each verdict was given, by the metrics of the operations port."""
-    return {
-        sample.labels["verdict"]: int(sample.value)
-        for family in text_string_to_metric_families(metrics)
-        for sample in family.samples
-        if sample.name == "qod_receiver_notifications_total"
-    }
+def _counts(metrics: str, name: str, label: str) -> Counter[str]:
+    """The values of a metric on the operations port, by one of its labels."""
+    counts: Counter[str] = Counter()
+    for family in text_string_to_metric_families(metrics):
+        for sample in family.samples:
+            if sample.name == name:
+                counts[sample.labels[label]] += int(sample.value)
+    return counts
 
 
 @contextlib.contextmanager

@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from receiver.console import STATUS_STYLES, UNEXPECTED_STYLE, program
-from receiver.demo.sender import Post
-from receiver.demo.tally import Routed, Tally
+from receiver.demo.comparison import Routed, Undetermined, due_answer
+from receiver.demo.ledger import Post
+from receiver.demo.tally import Tally
 from receiver.event import QosStatus
+from receiver.router import DEAD_LETTER
 from receiver.session import Verdict
 
 _VERDICT_STYLES = {
@@ -50,7 +52,7 @@ class Screen:
         feeds.add_column(ratio=1)
         feeds.add_column(ratio=1)
         feeds.add_row(
-            _feed("posted, and the answer", map(posted_row, self._tally.posted[-feed_lines:]), 3, feed_lines),
+            _feed("posted, and the answer", map(posted_row, self._tally.posts[-feed_lines:]), 3, feed_lines),
             _feed("routed to topics", map(routed_row, self._tally.routed[-feed_lines:]), 2, feed_lines),
         )
         yield feeds
@@ -110,49 +112,80 @@ class Lines:
         self._posted = self._routed = 0
 
     def show(self) -> None:
-        """Print what is new."""
-        for post in self._tally.posted[self._posted :]:
+        """Print what is new, of the posts those that have their answers."""
+        posts = self._tally.settled_posts
+        for post in posts[self._posted :]:
             who, words, answer = posted_row(post)
             self._console.print(Text.assemble("posted  ", who, " ", words, " -> ", answer), soft_wrap=True)
         for routed in self._tally.routed[self._routed :]:
             topic, what = routed_row(routed)
             self._console.print(Text.assemble("routed  ", topic, " ", what), soft_wrap=True)
-        self._posted, self._routed = len(self._tally.posted), len(self._tally.routed)
+        self._posted, self._routed = len(posts), len(self._tally.routed)
 
 
-def posted_row(posted: tuple[Post, int]) -> tuple[Text, Text, Text]:
+def posted_row(post: Post) -> tuple[Text, Text, Text]:
     """Who posted what, and the answer."""
-    post, status_code = posted
-    wrong = status_code != post.status_code
-    style = UNEXPECTED_STYLE if wrong else "yellow" if status_code >= _REFUSED else "green"
-    who = Text(f"{f'#{post.session}' if post.session else '':<4}{post.sender:<11}", style="dim")
-    return who, Text(post.words), Text(str(status_code), style=style)
+    who = Text(f"{f'#{post.session}':<5}{post.release:<8}", style="dim")
+    if post.answer is None:
+        words = "-" if post.is_done else "…"
+        return who, _words(post), Text(f"{words:<3}", style="dim")
+    wrong = post.answer != due_answer(post)
+    style = UNEXPECTED_STYLE if wrong else "yellow" if post.answer >= _REFUSED else "green"
+    return who, _words(post), Text(str(post.answer), style=style)
+
+
+_ENDS = {"DURATION_EXPIRED": "ran out", "DELETE_REQUESTED": "deleted", "NETWORK_TERMINATED": "terminated"}
+
+
+def _words(post: Post) -> Text:
+    """What a post tells, and the one thing that is most wrong with it."""
+    if post.authorization != "right":
+        return Text(f"{'no' if post.authorization == 'none' else 'wrong'} token", style="yellow")
+    if post.malformed:
+        return Text(f"body: {post.malformed}", style="yellow")
+    what = "available" if post.qos_status == "AVAILABLE" else _ENDS.get(post.status_info or "", "ended")
+    wrong = next((words for is_so, words in _wrongs(post) if is_so), "")
+    return Text.assemble(what, (f", {wrong}", "blue") if wrong else "")
+
+
+def _wrongs(post: Post) -> Iterator[tuple[bool, str]]:
+    """What may be wrong with a legible post of the sender's own, the gravest first."""
+    yield post.sent != "whole", "dropped"
+    yield "hung_up" in post.faults, "hung up"
+    yield "repeated_new_id" in post.faults or "retry_new_id" in post.faults, "new id"
+    yield post.copy > 0, "again"
+    yield post.attempt > 1, "retried"
+    yield "reordered" in post.faults or "delayed" in post.faults, "late"
+    yield "slow_body" in post.faults, "slowly"
+    yield bool(post.odd), str(post.odd)
 
 
 def routed_row(routed: Routed) -> tuple[Text, Text]:
     """On which topic what came out."""
-    value = routed.record.fields()["value"]
+    value = routed.value
     number = f"#{routed.session}" if routed.session else ""
-    if routed.topic == "dead-letter":
-        return Text(f"{routed.topic:<11}", style="magenta"), Text(f"{number:<4}{value['verdict']}", style="magenta")
+    if routed.topic == DEAD_LETTER:
+        return Text(f"{routed.topic:<11}", style="magenta"), Text(f"{number:<5}{value['verdict']}", style="magenta")
     style = UNEXPECTED_STYLE if value.get("unexpected") else STATUS_STYLES[QosStatus(value["qosStatus"])]
     if routed.topic == "unavailable":
         words = value.get("statusInfo", "no reason given")
     else:
         words = f"{value['qosStatus']}{', late' if value['late'] else ''}"
-    return Text(f"{routed.topic:<11}", style="dim"), Text.assemble((f"{number:<4}", "dim"), (words, style))
+    return Text(f"{routed.topic:<11}", style="dim"), Text.assemble((f"{number:<5}", "dim"), (words, style))
 
 
 def summary(tally: Tally, *, interrupted: bool) -> Text:
     """What it came to, and what to type next."""
-    verdicts, faults = tally.verdicts, tally.faults()
+    verdicts, comparison, posts = tally.verdicts, tally.comparison(), tally.posts
     kept = sum(verdicts.values())
-    repeated = verdicts.get(Verdict.DUPLICATE, 0) + verdicts.get(Verdict.UNCHANGED, 0)
-    strangers = sum(status_code == HTTPStatus.UNAUTHORIZED for _, status_code in tally.posted)
-    text = Text(f"\n{len(tally.posted)} posted: {kept} kept and decided on, {strangers} refused as a stranger's\n")
+    strangers = sum(post.answer == HTTPStatus.UNAUTHORIZED for post in posts)
+    text = Text(f"\n{_counted(len(posts), 'post')}: {kept} kept and decided on, {strangers} refused as a stranger's\n")
     dead = sum(verdicts.get(v, 0) for v in (Verdict.CONFLICT, Verdict.UNRECOGNIZED, Verdict.MALFORMED))
     for count, words in (
-        (repeated, "repeated: no consumer saw it twice"),
+        (
+            verdicts.get(Verdict.DUPLICATE, 0) + verdicts.get(Verdict.UNCHANGED, 0),
+            "repeated: no consumer saw it twice",
+        ),
         (verdicts.get(Verdict.LATE, 0), "late: routed with a mark, the session's state stayed"),
         (dead, "unusable: kept as a dead letter that can be replayed"),
         (len(tally.alerts), "ended unexpectedly: an alert each"),
@@ -161,22 +194,32 @@ def summary(tally: Tally, *, interrupted: bool) -> Text:
             text.append(f"{count:>5} {words}\n")
     if interrupted:
         text.append("Stopped early; the receiver was drained.\n", style="yellow")
-    elif faults:
-        text.append("".join(f"    ✗ {fault}\n" for fault in faults), style=UNEXPECTED_STYLE)
     else:
-        text.append(
-            f"{tally.right_ends:>5} of {len(tally.plan.ends)} sessions are in the state that was told last  ✓\n",
-            style="green",
-        )
+        for what in Undetermined:
+            if what in comparison.undetermined:
+                text.append(f"{comparison.undetermined[what]:>5} {what}\n", style="dim")
+        if tally.unaware:
+            text.append(
+                f"{tally.unaware:>5} ended otherwise, untold: lost, refused, or not in their release\n", style="dim"
+            )
+        text.append("".join(f"    ✗ {fault}\n" for fault in comparison.faults), style=UNEXPECTED_STYLE)
+        if not comparison.faults:
+            told = _counted(comparison.told, "session")
+            text.append(f"{comparison.right:>5} of {told} are in the state that was told last  ✓\n", style="green")
     text.append("\nNext:\n")
     for command, words in (
         ("serve", "start a receiver, and try it"),
+        ("simulate", "play the operator for it, with all of this"),
         ("tail unavailable", "watch its sessions end"),
         ("sessions", "see the newest state of each"),
     ):
         text.append(f"  {program()} {command:<18}", style="bold")
         text.append(f"{words}\n")
     return text
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _feed(title: str, rows: Iterator[Sequence[Text]], columns: int, lines: int) -> Panel:
@@ -189,9 +232,7 @@ def _feed(title: str, rows: Iterator[Sequence[Text]], columns: int, lines: int) 
 
 
 def _alert(routed: Routed) -> Text:
-    value = routed.record.fields()["value"]
-    text = Text(
-        f"    #{routed.session} {value.get('statusInfo', 'UNAVAILABLE without a reason')}", style=UNEXPECTED_STYLE
-    )
-    seconds = value.get("availableSeconds")
+    reason = routed.value.get("statusInfo", "UNAVAILABLE without a reason")
+    text = Text(f"    #{routed.session} {reason}", style=UNEXPECTED_STYLE)
+    seconds = routed.value.get("availableSeconds")
     return text.append(", never available" if seconds is None else f", after {seconds:.1f} s", style="red")

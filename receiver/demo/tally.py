@@ -1,81 +1,70 @@
-"""What the demonstration posted and what came of it, beside what should have."""
+"""What was posted in the demonstration, and what came of it, as the screen shows it and as it is judged."""
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
-from receiver.demo.sender import Plan, Post
+from receiver.demo.comparison import Comparison, Outcome, Routed, State, compare
+from receiver.demo.ledger import Ledger, Post
 from receiver.message import Record
-from receiver.session import Session
-
-
-class Routed(NamedTuple):
-    """A record that came out, on a topic without its prefix; `session` is the number of its session, 0 for none."""
-
-    topic: str
-    session: int
-    record: Record
 
 
 class Tally:
-    """All that happened so far, in order."""
+    """All that happened so far, in order. `asked` is how many sessions are asked for in all."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.posted: list[tuple[Post, int]] = []
+    def __init__(self, ledger: Ledger, asked: int) -> None:
+        self.ledger = ledger
+        self.asked = asked
         self.routed: list[Routed] = []
         self.verdicts: Mapping[str, int] = {}
-        self.sessions: Mapping[str, Session] = {}
+        self.taken = 0
+        self.sessions: Mapping[str, State] = {}
+        self._numbers: dict[str, int] = {}
+        self._numbered = 0
+
+    @property
+    def posts(self) -> Sequence[Post]:
+        """The posts, in the order in which they were begun."""
+        return [post for post in self.ledger.posts if post.is_made]
+
+    @property
+    def settled_posts(self) -> Sequence[Post]:
+        """Of these the first ones, up to one that has not come to its end."""
+        return [post for post in self.ledger.posts[: self.ledger.settled] if post.is_made]
 
     def record(self, topic: str, record: Record) -> None:
-        """A record came out."""
-        end = self.plan.ends.get(record.message.key)
-        self.routed.append(Routed(topic, end.session if end else 0, record))
+        """A record came out, of a post that is in the ledger already."""
+        for post in self.ledger.posts[self._numbered :]:
+            self._numbers[post.session_id] = post.session
+        self._numbered = len(self.ledger.posts)
+        key = record.message.key
+        fields = record.fields()
+        self.routed.append(Routed(topic, self._numbers.get(key, 0), key, fields["value"], fields["headers"]))
 
     @property
     def alerts(self) -> list[Routed]:
         """The ends that nobody asked for."""
-        return [routed for routed in self.routed if routed.topic == "unavailable" and _is_unexpected(routed.record)]
+        return [routed for routed in self.routed if routed.is_unexpected]
 
     @property
     def statuses(self) -> Counter[str]:
-        """How many sessions are in each status."""
-        return Counter(session.qos_status.value for session in self.sessions.values())
+        """How many sessions are in each status, as far as was told."""
+        return Counter(status for status, _ in self.sessions.values())
 
     @property
-    def right_ends(self) -> int:
-        """How many sessions have come to what their sender told last."""
-        return sum(
-            id_ in self.sessions and tuple(self.sessions[id_][2:4]) == tuple(end[1:])
-            for id_, end in self.plan.ends.items()
-        )
+    def is_quiet(self) -> bool:
+        """Whether every session was asked for and has ended, and no post is still to come."""
+        return self.ledger.is_quiet and len(self.ledger.lives) == self.asked
 
     @property
-    def is_complete(self) -> bool:
-        """Whether as much came out as should."""
-        return len(self.posted) == len(self.plan.posts) and not self.faults()
+    def unaware(self) -> int:
+        """How many sessions ended without a post that said how: for it was lost, or unfit, or its release has none."""
+        return sum(self.sessions.get(id_) != state for id_, state in self.ledger.lives.items())
 
-    def faults(self) -> list[str]:
-        """What came out otherwise than the sender meant it, one line each."""
-        lines = [
-            f"{post.words} of session {post.session}: answered {status_code} in place of {post.status_code}"
-            for post, status_code in self.posted
-            if status_code != post.status_code
-        ]
-        wanted = Counter(post.verdict for post in self.plan.posts if post.verdict)
-        lines += [
-            f"{verdict}: {self.verdicts.get(verdict, 0)} in place of {wanted[verdict]}"
-            for verdict in sorted({*wanted, *self.verdicts})
-            if self.verdicts.get(verdict, 0) != wanted[verdict]
-        ]
-        unexpected = sum(end.unexpected for end in self.plan.ends.values())
-        if len(self.alerts) != unexpected:
-            lines.append(f"unexpected ends: {len(self.alerts)} in place of {unexpected}")
-        if self.right_ends != len(self.plan.ends):
-            lines.append(f"sessions in the right state: {self.right_ends} in place of {len(self.plan.ends)}")
-        return lines
-
-
-def _is_unexpected(record: Record) -> bool:
-    value = record.fields()["value"]
-    return isinstance(value, dict) and value["unexpected"] is True
+    def comparison(self) -> Comparison:
+        """What was sent beside what came out."""
+        outcome = Outcome(self.routed, self.sessions, self.verdicts, self.taken)
+        found = compare(self.ledger.posts, outcome)
+        if not self.is_quiet:
+            faults = [*found.faults, f"{len(self.ledger.lives)} of {self.asked} sessions were played to their end"]
+            found = found._replace(faults=faults)
+        return found

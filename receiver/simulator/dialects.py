@@ -85,10 +85,11 @@ class Fact(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A request without its Authorization. `event_id` and `time` are what the body says; None where it says none."""
+    """A request without its Authorization. What follows the body is what it says; None where it says none."""
 
     headers: Headers
     body: bytes
+    status_info: str | None
     event_id: str | None
     time: str | None
 
@@ -112,7 +113,8 @@ def told(release: Release, fact: Fact, oddity: str = "") -> Told:
     event_id = next((event[name] for name in ("id", "eventId", "eventid") if name in event), None)
     time = event.get("time", event.get("eventTime"))
     body = json.dumps(tree, ensure_ascii=False).encode()
-    return Told(headers, body, None if event_id is None else str(event_id), time)
+    status_info = None if release.family == "bare" else fact.status_info
+    return Told(headers, body, status_info, None if event_id is None else str(event_id), time)
 
 
 def authorization(token: str, oddity: str = "") -> str:

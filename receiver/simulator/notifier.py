@@ -329,7 +329,7 @@ def _rendered(delivery: _Delivery, attempt: Attempt) -> tuple[Told, dict[str, st
         event_id=told.event_id,
         event_type=feed.sender.release.event_type,
         qos_status=session.status,
-        status_info=telling.status_info,
+        status_info=told.status_info,
         time=told.time,
         happened_micros=change.happened_micros,
         repeats=change.first_sequence,

@@ -74,6 +74,10 @@ class KafkaInbox:
             self._send_soon(partition)
         return kept
 
+    def partition_of(self, key: str) -> int | None:
+        """Where what has this key is appended; None before it was connected for the first time."""
+        return partition_of(key, self._partitions_count) if self._partitions_count else None
+
     async def run(self) -> None:
         """Connect, and connect anew whenever the producer is worn out."""
         failures = 0

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from receiver.backends.kafka.records import record_of
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.message import Record
-from receiver.reader import Cursor, Reader
+from receiver.reader import Cursor, Reader, is_asked_for
 from receiver.router import SESSIONS, session_from
 from receiver.session import Session
 
@@ -73,6 +73,13 @@ class KafkaReader(Reader):
         last_first = list(reversed(self._table.values()))  # within a partition; between them the clock decides
         newest = sorted(last_first, key=lambda session: -session.touched_micros)
         return [session for session in newest if qos_status in (None, session.qos_status)][:count_max]
+
+    async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
+        """See the contract."""
+        async with self._connected() as consumer:
+            await self._update_table(consumer)
+        wanted = frozenset(session_ids)
+        return [session for session in self._table.values() if is_asked_for(session, sender, wanted)]
 
     async def session_counts(self) -> dict[QosStatus, int]:
         """See the contract."""

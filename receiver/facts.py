@@ -1,0 +1,69 @@
+"""Facts: what the operator's API knows of a session beside its status. Pure.
+
+They come with the notifications that we make ourselves of the API's answers, in `data`, beside `sessionId` and
+`qosStatus`. The same members, with the same names, are in the values of the topics.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from receiver import rfc3339
+from receiver.errors import Malformed
+
+
+class Facts(NamedTuple):
+    """None where the API did not tell. `device` is the API's own object, only where the configuration allows it.
+
+    `device_hash` stands for the device: equal for equal devices, and of no use to who has not the key.
+    """
+
+    qos_profile: str | None = None
+    duration_seconds: int | None = None
+    expires_micros: int | None = None
+    device_hash: str | None = None
+    device: Mapping[str, Any] | None = None
+
+
+NO_FACTS = Facts()
+
+
+def members(facts: Facts) -> dict[str, Any]:
+    """The facts as members of a JSON object; only those that are known."""
+    qos_profile, duration_seconds, expires_micros, device_hash, device = facts
+    expires_at = None if expires_micros is None else rfc3339.render(expires_micros)
+    found = (
+        ("qosProfile", qos_profile),
+        ("duration", duration_seconds),
+        ("expiresAt", expires_at),
+        ("deviceHash", device_hash),
+        ("device", device),
+    )
+    return {name: value for name, value in found if value is not None}
+
+
+def facts_of(tree: Mapping[str, Any]) -> Facts:
+    """The inverse of `members`, which passes over all other members. Raises Malformed."""
+    expires_at = _member(tree, "expiresAt", str)
+    try:
+        expires_micros = None if expires_at is None else rfc3339.micros(expires_at)
+    except (ValueError, OverflowError):
+        raise Malformed("expiresAt is no RFC 3339 time") from None
+    return Facts(
+        _member(tree, "qosProfile", str),
+        _member(tree, "duration", int),
+        expires_micros,
+        _member(tree, "deviceHash", str),
+        _member(tree, "device", dict),
+    )
+
+
+def merged(before: Facts, after: Facts) -> Facts:
+    """What is known then: the latest word on each."""
+    return before._replace(**{name: value for name, value in after._asdict().items() if value is not None})
+
+
+def _member(tree: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401  # of that kind, or None
+    value = tree.get(name)
+    if value is not None and type(value) is not kind:
+        raise Malformed(f"{name} is not of its type")
+    return value

@@ -1,0 +1,362 @@
+"""A client of the operator's QoD API: its four operations, within limits, and without a word to any log.
+
+What may be asked twice is asked again when it fails for a reason that may pass. A creation may not: a session that was
+made without our knowing costs money and holds its device. It is posted again only where nothing of it was sent, and
+else fails, saying that the session may have been made.
+
+An error is raised where neither a request nor an answer is in sight, so that a traceback with its locals shows none of
+a device's identifiers.
+"""
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, NoReturn, Self
+from urllib.parse import quote
+
+import httpx2
+import orjson
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt, wait_random_exponential
+
+from receiver.errors import ApiRefused, Malformed, Unavailable
+from receiver.oauth import ClientCredentials
+from receiver.qod import model
+from receiver.qod.model import ApiSession, Creation
+from receiver.settings import ApiSettings
+
+_LIST_BYTES_MAX = 64 * 1024 * 1024
+_SESSION_BYTES_MAX = 1024 * 1024
+_ERROR_BYTES_MAX = 64 * 1024
+_MESSAGE_CHARS_MAX = 300
+
+#: Full jitter: each wait is a random part of a limit that doubles from attempt to attempt.
+_BACKOFF = wait_random_exponential(multiplier=0.25, max=10)
+#: An API that wants a longer pause gets another caller by then.
+_RETRY_AFTER_SECONDS_MAX = 30.0
+
+_UNAUTHORIZED = 401
+_NOT_FOUND = 404
+#: Asked again, these may succeed (RFC 9110 and RFC 6585).
+_PASSING = frozenset({429, 502, 503, 504})
+_PASSING_CLIENT_ERRORS = frozenset({408, 429})
+
+_MAYBE_MADE = "; it may have been made: see `session list`"
+
+
+class _Call:
+    """What is asked, through all attempts. A class without a repr of its members: one is the request."""
+
+    __slots__ = ("attempts", "bytes_max", "correlator", "creation", "maybe_done", "method", "token_renewed", "url")
+
+    def __init__(self, method: str, url: str, bytes_max: int, creation: Creation | None = None) -> None:
+        self.method = method
+        self.url = url
+        self.bytes_max = bytes_max
+        self.creation = creation
+        self.correlator = str(uuid.uuid4())
+        self.token_renewed = False
+        self.attempts = 0
+        self.maybe_done = False  # by one of them, of which it is not known that it was in vain
+
+
+class _Answer:
+    """A status and a body, which is not shown."""
+
+    __slots__ = ("content", "retry_after_seconds", "status")
+
+    def __init__(self, status: int, content: bytes, retry_after_seconds: float | None) -> None:
+        self.status = status
+        self.content = content
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it was done."""
+        return httpx2.codes.is_success(self.status)
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether it was not done, and would not be done another time either."""
+        about_request = httpx2.codes.is_client_error(self.status) and self.status not in _PASSING_CLIENT_ERRORS
+        return about_request or httpx2.codes.is_redirect(self.status)
+
+    def __repr__(self) -> str:
+        return f"<answer {self.status}>"
+
+
+class _Failure:
+    """No answer, in words; whether there may be one next time, and whether anything of the request was sent."""
+
+    __slots__ = ("passing", "sent", "why")
+    retry_after_seconds = None
+
+    def __init__(self, why: str, *, passing: bool, sent: bool) -> None:
+        self.why = why
+        self.passing = passing
+        self.sent = sent
+
+
+class QodClient:
+    """The API of these settings, which must have a base URL. Used as a context manager, by one event loop.
+
+    Every operation raises Unavailable where it may succeed later, and ApiRefused where it can't.
+    """
+
+    def __init__(self, settings: ApiSettings) -> None:
+        if settings.base_url is None:
+            raise ValueError("there is no api.base_url")
+        self._sessions_url = f"{settings.base_url.rstrip('/')}/qod/sessions"
+        self._timeout_seconds = settings.timeout_seconds
+        self._attempts_max = settings.attempts_max
+        self._tokens = ClientCredentials(
+            settings.token_url or "",
+            settings.client_id or "",
+            settings.client_secret.get_secret_value() if settings.client_secret else "",
+            settings.scope,
+            timeout_seconds=settings.timeout_seconds,
+            audience="the QoD API",
+            reason="api",
+        )
+        self._client = httpx2.AsyncClient(timeout=None, follow_redirects=False)  # each exchange is limited as a whole
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def create(self, request: Creation) -> ApiSession:
+        """Make a session."""
+        call = _Call("POST", self._sessions_url, _SESSION_BYTES_MAX, request)
+        answer = await self._ask(call)
+        if not answer.is_success:
+            _raise_refused(call, answer)
+        return _session(call, answer)
+
+    async def list(self) -> Sequence[ApiSession]:
+        """All sessions that the API has of ours. One that can't be read fails it: nothing follows from a part."""
+        call = _Call("GET", self._sessions_url, _LIST_BYTES_MAX)
+        answer = await self._ask(call)
+        if not answer.is_success:
+            _raise_refused(call, answer)
+        # Tens of thousands take a while, in which the event loop has others to serve.
+        found = await asyncio.to_thread(_sessions_or_complaint, answer)
+        if isinstance(found, str):
+            _raise_unreadable(call, found)
+        return found
+
+    async def get(self, session_id: str) -> ApiSession | None:
+        """A session, None where there is none of this id."""
+        url = self._url(session_id)
+        if url is None:
+            return None
+        call = _Call("GET", url, _SESSION_BYTES_MAX)
+        answer = await self._ask(call)
+        if answer.status == _NOT_FOUND:
+            return None
+        if not answer.is_success:
+            _raise_refused(call, answer)
+        return _session(call, answer)
+
+    async def delete(self, session_id: str) -> bool:
+        """End a session; False where there was none of this id, and no attempt of ours can have ended it."""
+        url = self._url(session_id)
+        if url is None:
+            return False
+        call = _Call("DELETE", url, _SESSION_BYTES_MAX)
+        answer = await self._ask(call)
+        if answer.status == _NOT_FOUND:
+            return call.maybe_done
+        if not answer.is_success:
+            _raise_refused(call, answer)
+        return True
+
+    def _url(self, session_id: str) -> str | None:
+        """Where a session is; None for what is no id but a way to somewhere else."""
+        return None if session_id in {"", ".", ".."} else f"{self._sessions_url}/{quote(session_id, safe='')}"
+
+    async def _ask(self, call: _Call) -> _Answer:
+        """A success or a refusal. Raises Unavailable for anything else, once it was asked for often enough."""
+        outcome: _Answer | _Failure = await AsyncRetrying(
+            stop=stop_after_attempt(self._attempts_max),
+            wait=_pause_seconds,
+            retry=retry_if_result(lambda outcome: _is_worth_another(call, outcome)),
+            retry_error_callback=_last_outcome,
+        )(self._attempt, call)
+        if isinstance(outcome, _Failure):
+            _raise_unavailable(call, outcome.why)
+        if not (outcome.is_success or outcome.is_refusal):
+            _, words = _explained(call, outcome)
+            _raise_unavailable(call, f"answers {words}", outcome.retry_after_seconds)
+        return outcome
+
+    async def _attempt(self, call: _Call) -> _Answer | _Failure:
+        """Ask, and once more with another token where the first is not accepted. Raises Unavailable without one."""
+        token = await self._tokens.token()
+        outcome = await self._exchange(call, token)
+        if isinstance(outcome, _Answer) and outcome.status == _UNAUTHORIZED and not call.token_renewed:
+            call.token_renewed = True
+            self._tokens.forget(token)
+            outcome = await self._exchange(call, await self._tokens.token())
+        call.attempts += 1
+        call.maybe_done = call.maybe_done or (outcome.sent if isinstance(outcome, _Failure) else not outcome.is_refusal)
+        return outcome
+
+    async def _exchange(self, call: _Call, token: str) -> _Answer | _Failure:
+        """One request and its answer."""
+        sent = False
+
+        async def trace(event: str, _: dict[str, Any]) -> None:
+            nonlocal sent
+            sent = sent or event.endswith("send_request_headers.started")
+
+        headers = {
+            "authorization": f"Bearer {token}",
+            "accept": "application/json",
+            "accept-encoding": "identity",  # what is compressed could be of any length
+            "x-correlator": call.correlator,
+        }
+        if call.creation is not None:
+            headers["content-type"] = "application/json"
+        try:
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                self._client.stream(
+                    call.method,
+                    call.url,
+                    headers=headers,
+                    content=None if call.creation is None else call.creation.content(),
+                    extensions={"trace": trace},
+                ) as answer,
+            ):
+                bytes_max = call.bytes_max if answer.is_success else _ERROR_BYTES_MAX
+                content = await _bounded(answer, bytes_max)
+                if content is None and answer.is_success:
+                    return _Failure("answers at too great length", passing=False, sent=True)
+                return _Answer(answer.status_code, content or b"", _retry_after_seconds(answer))
+        except TimeoutError:
+            return _Failure(f"did not answer within {self._timeout_seconds:g} s", passing=True, sent=sent)
+        except httpx2.TransportError as error:
+            why = f"hung up: {type(error).__name__}" if sent else f"can't be reached: {_reason(error)}"
+            return _Failure(why, passing=True, sent=sent)
+        except Exception as error:  # noqa: BLE001  # whatever the URL leads to; it passes as little as the URL does
+            return _Failure(f"can't be asked: {type(error).__name__}", passing=False, sent=sent)
+
+
+async def _bounded(answer: httpx2.Response, bytes_max: int) -> bytes | None:
+    """The body as it came, None where it is too long."""
+    content = bytearray()
+    async for part in answer.aiter_raw():
+        content += part
+        if len(content) > bytes_max:
+            return None
+    return bytes(content)
+
+
+def _is_worth_another(call: _Call, outcome: _Answer | _Failure) -> bool:
+    if isinstance(outcome, _Failure):
+        return outcome.passing and not (outcome.sent and call.creation is not None)
+    return outcome.status in _PASSING and call.creation is None
+
+
+def _pause_seconds(state: RetryCallState) -> float:
+    """How long to wait before the next attempt: as long as the API says, and never less than chance does."""
+    outcome = _last_outcome(state)
+    return max(_BACKOFF(state), min(outcome.retry_after_seconds or 0, _RETRY_AFTER_SECONDS_MAX))
+
+
+def _last_outcome(state: RetryCallState) -> _Answer | _Failure:
+    outcome: _Answer | _Failure = state.outcome.result()  # type: ignore[union-attr]  # there was an attempt
+    return outcome
+
+
+def _retry_after_seconds(answer: httpx2.Response) -> float | None:
+    """RFC 9110, 10.2.3: seconds, or a date."""
+    text = answer.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no connection: what the system says of it, such as of a certificate."""
+    return model.told(str(error), None, _MESSAGE_CHARS_MAX) or type(error).__name__
+
+
+def _session(call: _Call, answer: _Answer) -> ApiSession:
+    found = _session_or_complaint(answer)
+    if isinstance(found, str):
+        _raise_unreadable(call, found)
+    return found
+
+
+def _session_or_complaint(answer: _Answer) -> ApiSession | str:
+    try:
+        return model.api_session(orjson.loads(answer.content))
+    except Malformed as error:
+        return error.message
+    except orjson.JSONDecodeError:
+        return "it is not JSON"
+
+
+def _sessions_or_complaint(answer: _Answer) -> Sequence[ApiSession] | str:
+    try:
+        tree = orjson.loads(answer.content)
+    except orjson.JSONDecodeError:
+        return "it is not JSON"
+    if not isinstance(tree, list):
+        return "it is not a list of sessions"
+    found: list[ApiSession] = []
+    for each in tree:
+        try:
+            found.append(model.api_session(each))
+        except Malformed as error:
+            return f"of its session {len(found) + 1} {error.message}"
+    return found
+
+
+def _explained(call: _Call, answer: _Answer) -> tuple[str, str]:
+    """The API's code for an error, and its answer in words, as far as both can be shown."""
+    try:
+        tree = orjson.loads(answer.content)
+    except orjson.JSONDecodeError:
+        tree = None
+    if not isinstance(tree, dict):
+        return "", str(answer.status)
+    code = model.code_told(tree.get("code"), call.creation)
+    message = model.told(tree.get("message"), call.creation, _MESSAGE_CHARS_MAX)
+    return code, f"{answer.status}{f' ({code})' if code else ''}{f': {message}' if message else ''}"
+
+
+def _raise_refused(call: _Call, answer: _Answer) -> NoReturn:
+    code, words = _explained(call, answer)
+    if httpx2.codes.is_redirect(answer.status):
+        words += ", a redirect, which is not followed"
+    raise ApiRefused(answer.status, code, f"the QoD API answers {words} ({_traced(call)})")
+
+
+def _raise_unreadable(call: _Call, complaint: str) -> NoReturn:
+    _raise_unavailable(call, f"answers what can't be read: {complaint}")
+
+
+def _raise_unavailable(call: _Call, why: str, retry_after_seconds: float | None = None) -> NoReturn:
+    attempts = f"{call.attempts} attempts, " if call.attempts > 1 else ""
+    outcome = _MAYBE_MADE if call.creation is not None and call.maybe_done else ""
+    message = f"the QoD API {why} ({attempts}{_traced(call)}){outcome}"
+    if retry_after_seconds is None:
+        raise Unavailable(message, reason="api")
+    raise Unavailable(message, reason="api", retry_after_seconds=math.ceil(retry_after_seconds))
+
+
+def _traced(call: _Call) -> str:
+    """What the API's operator finds the request by (CAMARA Commonalities, X-Correlator)."""
+    return f"x-correlator {call.correlator}"

@@ -1,0 +1,56 @@
+"""The difference between the sessions of the operator's API and ours: what was never notified. Pure.
+
+Whether something is news is not decided here a second time: it is news if the router would find it so.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from receiver.event import QosStatus, StatusInfo
+from receiver.facts import NO_FACTS, Facts
+from receiver.notification import RECONCILE
+from receiver.qod.model import ApiSession
+from receiver.qod.telling import Telling, told
+from receiver.session import Session, Verdict, learn
+
+
+class Difference(NamedTuple):
+    """What a session of ours, None for one that we don't remember, is behind the API."""
+
+    ours: Session | None
+    telling: Telling
+    #: Whether its status is news, and not only facts.
+    is_news: bool
+
+
+def differences(
+    theirs: Mapping[str, ApiSession | None],
+    ours: Mapping[str, Session],
+    asked_micros: int,
+    facts: Callable[[ApiSession], Facts],
+) -> list[Difference]:
+    """Where ours are behind theirs, by session id; None is a session that the API does not know, or no more.
+
+    `asked_micros` is when the API was asked, before it answered.
+    """
+    found = []
+    for session_id, session in theirs.items():
+        mine = ours.get(session_id)
+        if session is None:
+            if mine is None or mine.qos_status is QosStatus.UNAVAILABLE:
+                continue
+            telling = _gone(mine, asked_micros)
+        else:
+            telling = told(session, mine, asked_micros, facts(session))
+        _, verdict = learn(mine, telling.event(RECONCILE), telling.facts, "", asked_micros)
+        if verdict is not Verdict.DUPLICATE:
+            found.append(Difference(mine, telling, verdict is Verdict.ACCEPTED))
+    return found
+
+
+def _gone(mine: Session, asked_micros: int) -> Telling:
+    """The end of a session that the API does not know any more. Before its time was up nobody can tell why."""
+    expires_micros = mine.facts.expires_micros
+    if expires_micros is None or expires_micros > asked_micros:
+        return Telling(mine.session_id, QosStatus.UNAVAILABLE, None, asked_micros, NO_FACTS)
+    return Telling(mine.session_id, QosStatus.UNAVAILABLE, StatusInfo.DURATION_EXPIRED.value, expires_micros, NO_FACTS)

@@ -1,0 +1,329 @@
+"""Sessions as the API tells them, and what it is asked for when one is made. Pure.
+
+Answers are read leniently: later releases have more members, older ones have times as numbers. Requests are checked
+strictly, so that nothing is sent that can only be refused.
+
+Nobody's phone number may get into a log by way of a message or of a traceback with its locals. So whatever holds a
+device's identifiers here has a repr without them, and no function raises while a variable of its own has them.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import orjson
+from pydantic import SecretStr
+
+from receiver import rfc3339
+from receiver.errors import Malformed
+from receiver.event import QosStatus
+
+DURATION_SECONDS_MAX = 86_400
+URL_WANTED = "an http or https URL without user and fragment is wanted"
+
+_ID_CHARS_MAX = 256
+_TEXT_CHARS_MAX = 2_048
+_NAI_CHARS_MAX = 256
+_URL_CHARS_MAX = 2_048
+_PORT_MAX = 65_535
+#: A zone can move a time out of the years that can be written.
+_WRITABLE_MICROS = range(rfc3339.micros("0001-01-01T00:00:00Z"), rfc3339.micros("9999-12-31T23:59:59.999999Z") + 1)
+
+_PHONE_NUMBER = re.compile(r"\+[1-9][0-9]{4,14}")
+_URL = re.compile(r"https?://[^\s/?#@]+([/?][^\s#]*)?")
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")
+_CODE_CHARS_MAX = 64
+
+#: What may be a device's in a message, whoever's: a number that calls somebody, and an address.
+_CALLABLE = re.compile(r"\+[1-9](?:[ ().-]*[0-9]){4,}")
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:]*[.:][0-9A-Fa-f.:]*[0-9A-Fa-f:]")
+#: A number without its +, or only the end of it.
+_DIGITS = re.compile(r"[0-9](?:[ ().-]*[0-9]){4,}")
+#: So many digits of a phone number in a row tell of it; fewer are a port, a status or a duration.
+_TELLING_DIGITS = 6
+_REMOVED = "…"
+
+_STATUSES: Mapping[str, QosStatus] = {str(status): status for status in QosStatus}
+
+
+class QosProfile(StrEnum):
+    """Profiles that can be asked for."""
+
+    QOS_E = "QOS_E"
+    QOS_S = "QOS_S"
+    QOS_M = "QOS_M"
+    QOS_L = "QOS_L"
+
+
+class _Private(Mapping[str, Any]):
+    """Members that nobody sees who only looks at the object: not by repr, and not as a dict that a printer unfolds."""
+
+    __slots__ = ("_members",)
+
+    def __init__(self, members: Mapping[str, Any]) -> None:
+        self._members = dict(members)
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401  # what JSON is
+        return self._members[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.lower()}>"
+
+
+class Device(_Private):
+    """A device as the API names it: phoneNumber, networkAccessIdentifier, ipv4Address and ipv6Address, as told."""
+
+    __slots__ = ()
+
+
+class Creation(_Private):
+    """A request to make a session: a CreateSessionRequest."""
+
+    __slots__ = ()
+
+    def notified(self, url: str, token: SecretStr) -> "Creation":
+        """The same, whose notifications are posted to a URL with a token. Raises ValueError where none could be."""
+        if not is_url(url):
+            raise ValueError(f"notifications can't be posted to {url!r}: {URL_WANTED}")
+        return Creation({**self, "notificationUrl": url, "notificationAuthToken": token.get_secret_value()})
+
+    def content(self) -> bytes:
+        """The body to post."""
+        return orjson.dumps(self, default=dict)
+
+
+class Identifiers(NamedTuple):
+    """What a device is known by; one of them at least. `ipv4` may have a port behind a colon."""
+
+    phone_number: SecretStr | None = None
+    network_access_identifier: SecretStr | None = None
+    ipv4: SecretStr | None = None
+    ipv6: SecretStr | None = None
+
+
+class ApiSession(NamedTuple):
+    """A session as the API tells it. Times are microseconds since 1970, None until it has begun, or where not told.
+
+    `status_info` is the reason for the end, None unless UNAVAILABLE; releases before 1.0 don't tell it.
+    """
+
+    session_id: str
+    qos_status: QosStatus
+    status_info: str | None
+    qos_profile: str | None
+    duration_seconds: int | None
+    started_micros: int | None
+    expires_micros: int | None
+    device: Mapping[str, Any]
+
+
+def api_session(tree: object) -> ApiSession:
+    """The session that an answer tells. Raises Malformed where it does not tell which session has what status."""
+    found = _session_or_complaint(tree)
+    del tree
+    if isinstance(found, str):
+        raise Malformed(found)
+    return found
+
+
+def creation(
+    identifiers: Identifiers,
+    *,
+    qos_profile: QosProfile,
+    duration_seconds: int,
+    server_ipv4: str | None = None,
+    server_ipv6: str | None = None,
+) -> Creation:
+    """What to post for a session of a device. Raises ValueError with a message that quotes nothing."""
+    complaint = _complaint(identifiers)
+    if complaint is None and not 1 <= duration_seconds <= DURATION_SECONDS_MAX:
+        complaint = f"a duration has 1 to {DURATION_SECONDS_MAX} seconds"
+    if complaint is None and not (server_ipv4 is None or _is_ipv4_range(server_ipv4)):
+        complaint = "the server's IPv4 address is none, such as 198.51.100.7 or 198.51.100.0/24"
+    if complaint is None and not (server_ipv6 is None or _is_ipv6_range(server_ipv6)):
+        complaint = "the server's IPv6 address is none, such as 2001:db8::7 or 2001:db8::/64"
+    if complaint is not None:
+        raise ValueError(complaint)
+    server = _given({"ipv4Address": server_ipv4, "ipv6Address": server_ipv6})
+    return Creation(
+        {
+            "device": _device(identifiers),
+            **({"applicationServer": server} if server else {}),
+            "qosProfile": str(qos_profile),
+            "duration": duration_seconds,
+        }
+    )
+
+
+def is_url(text: str) -> bool:
+    """Whether notifications can be posted there."""
+    return len(text) <= _URL_CHARS_MAX and text.isascii() and text.isprintable() and bool(_URL.fullmatch(text))
+
+
+def told(text: object, asked: Creation | None, chars_max: int) -> str:
+    """What the API said, fit to be shown: printable, short, and without the identifiers and tokens that were sent."""
+    if not isinstance(text, str):
+        return ""
+    # It is cut last: of what a cut went through the rest would not be known for what it is.
+    text = "".join(c if c.isprintable() else " " for c in text)
+    for secret in _secrets(asked):
+        text = re.sub(re.escape(secret), _REMOVED, text, flags=re.IGNORECASE)
+    text = _CALLABLE.sub(_REMOVED, text)
+    text = _ADDRESS.sub(lambda found: _REMOVED if _is_address(found[0]) else found[0], text)
+    number = _digits(asked["device"].get("phoneNumber", "")) if asked else ""
+    text = _DIGITS.sub(lambda found: _REMOVED if _tells(_digits(found[0]), number) else found[0], text)
+    text = " ".join(text.split())
+    return text if len(text) <= chars_max else f"{text[:chars_max]}…"
+
+
+def code_told(text: object, asked: Creation | None) -> str:
+    """The API's code for an error, such as INVALID_ARGUMENT; empty where it is none."""
+    code = told(text, asked, _CODE_CHARS_MAX)
+    return code if _CODE.fullmatch(code) else ""
+
+
+def _session_or_complaint(tree: object) -> ApiSession | str:
+    if not isinstance(tree, dict):
+        return "a session is not a JSON object"
+    session_id, status = tree.get("sessionId"), tree.get("qosStatus")
+    if not isinstance(session_id, str) or not 0 < len(session_id) <= _ID_CHARS_MAX or not session_id.isprintable():
+        return f"sessionId must be 1 to {_ID_CHARS_MAX} printable characters"
+    if not isinstance(status, str) or status not in _STATUSES:
+        return f"qosStatus must be one of {', '.join(QosStatus)}"
+    device = tree.get("device")
+    return ApiSession(
+        session_id,
+        _STATUSES[status],
+        _text(tree.get("statusInfo")) if status == QosStatus.UNAVAILABLE else None,
+        _text(tree.get("qosProfile")),
+        _whole(tree.get("duration")),
+        _micros(tree.get("startedAt")),
+        _micros(tree.get("expiresAt")),
+        Device(device if isinstance(device, dict) else {}),
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and 0 < len(value) <= _TEXT_CHARS_MAX and value.isprintable() else None
+
+
+def _whole(value: object) -> int | None:
+    # JSON has one kind of number: 60.0 is an integer to JSON Schema.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _micros(value: object) -> int | None:
+    """A time: RFC 3339, or as QualityOnDemand v0.8 and v0.9 have it, seconds since 1970."""
+    if isinstance(value, str):
+        try:
+            micros = rfc3339.micros(value.upper())
+        except (ValueError, OverflowError):
+            return None
+    else:
+        seconds = _whole(value)
+        if seconds is None:
+            return None
+        micros = seconds * 1_000_000
+    return micros if micros in _WRITABLE_MICROS else None
+
+
+def _complaint(identifiers: Identifiers) -> str | None:
+    """What is wrong with a device's identifiers."""
+    phone_number, nai, ipv4, ipv6 = identifiers
+    if not any(identifier is not None for identifier in identifiers):
+        return "a device is wanted: its phone number, network access identifier, IPv4 or IPv6 address"
+    if phone_number is not None and not _PHONE_NUMBER.fullmatch(phone_number.get_secret_value()):
+        return "a phone number has a + and 5 to 15 digits, of which the first is not 0"
+    if nai is not None and not _is_nai(nai.get_secret_value()):
+        return f"a network access identifier has 1 to {_NAI_CHARS_MAX} printable characters"
+    if ipv4 is not None and not _is_ipv4_with_port(ipv4.get_secret_value()):
+        return "the device's IPv4 address is none, such as 192.0.2.7 or 192.0.2.7:50000"
+    if ipv6 is not None and not _is_ipv6(ipv6.get_secret_value()):
+        return "the device's IPv6 address is none, such as 2001:db8::7"
+    return None
+
+
+def _device(identifiers: Identifiers) -> Device:
+    phone_number, nai, ipv4, ipv6 = (None if each is None else each.get_secret_value() for each in identifiers)
+    members: dict[str, Any] = {"phoneNumber": phone_number, "networkAccessIdentifier": nai, "ipv6Address": ipv6}
+    if ipv4 is not None:
+        address, colon, port = ipv4.partition(":")
+        members["ipv4Address"] = {"publicAddress": address, **({"publicPort": int(port)} if colon else {})}
+    return Device(_given(members))
+
+
+def _given(members: Mapping[str, object]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _is_nai(text: str) -> bool:
+    return 0 < len(text) <= _NAI_CHARS_MAX and text.isprintable()
+
+
+def _is_ipv4_with_port(text: str) -> bool:
+    address, colon, port = text.partition(":")
+    is_port = port.isascii() and port.isdigit() and len(port) <= len(str(_PORT_MAX)) and int(port) <= _PORT_MAX
+    return (is_port or not colon) and "/" not in address and _is_ipv4_range(address)
+
+
+def _is_ipv4_range(text: str) -> bool:
+    try:
+        ipaddress.IPv4Interface(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_ipv6(text: str) -> bool:
+    return "/" not in text and _is_ipv6_range(text)
+
+
+def _is_ipv6_range(text: str) -> bool:
+    try:
+        ipaddress.IPv6Interface(text)
+    except ValueError:
+        return False
+    return "%" not in text
+
+
+def _secrets(asked: Creation | None) -> list[str]:
+    """What was sent and must not come back in a message, the longest first: one may be a part of another."""
+    if asked is None:
+        return []
+    device: Mapping[str, Any] = asked["device"]
+    found = [device.get("phoneNumber"), device.get("networkAccessIdentifier"), asked.get("notificationAuthToken")]
+    found.append(device.get("ipv4Address", {}).get("publicAddress"))
+    if "ipv6Address" in device:
+        address = ipaddress.IPv6Address(device["ipv6Address"])
+        found += [device["ipv6Address"], address.compressed, address.exploded]
+    return sorted(filter(None, found), key=len, reverse=True)
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is an IP address, perhaps with a port behind it."""
+    host = text.partition(":")[0] if text.count(":") == 1 else text
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _digits(text: str) -> str:
+    return "".join(filter(str.isdigit, text))
+
+
+def _tells(digits: str, number: str) -> bool:
+    """Whether there is enough of a phone number in these digits to know it by."""
+    length = min(_TELLING_DIGITS, len(number))
+    return number != "" and any(number[at : at + length] in digits for at in range(len(number) - length + 1))

@@ -1,0 +1,180 @@
+"""A QoD API whose answers, good and bad, are a test's own, and the authorization server beside it on the same port.
+
+It is a socket that reads HTTP by itself: what is wrong with an answer need not be anything that a server would send.
+"""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from receiver.settings import ApiSettings
+
+SESSION_ID = "3f2b8c1e-0d5a-4b7e-9c64-1a2b3c4d5e6f"
+SESSION = {"sessionId": SESSION_ID, "qosStatus": "REQUESTED", "qosProfile": "QOS_E", "duration": 60}
+
+
+class Asked(NamedTuple):
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+#: Writes an answer, or a part of one; the connection is closed behind it.
+Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+def answer(status: int, told: object = None, **headers: str) -> Reply:
+    """A whole answer; `told` is its JSON, or as bytes what is there in place of it. `retry_after` is a header."""
+    content = told if isinstance(told, bytes) else b"" if told is None else json.dumps(told).encode()
+    return _written(_head(status, len(content), headers) + content)
+
+
+def error(status: int, code: str, message: str, **headers: str) -> Reply:
+    """CAMARA's ErrorInfo."""
+    return answer(status, {"status": status, "code": code, "message": message}, **headers)
+
+
+def cut(status: int, told: object) -> Reply:
+    """An answer that ends in its middle."""
+    content = json.dumps(told).encode()
+    return _written(_head(status, len(content), {}) + content[: len(content) // 2])
+
+
+def hung_up() -> Reply:
+    """No answer: the connection ends."""
+    return _written(b"")
+
+
+def garbage() -> Reply:
+    """Something that is not HTTP."""
+    return _written(b"\x16\x03\x01 no HTTP\r\n\r\n")
+
+
+def huge(status: int) -> Reply:
+    """An answer that has no end."""
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 {status} -\r\nconnection: close\r\n\r\n[".encode())
+        while True:
+            writer.write(b" " * 1024 * 1024)
+            await writer.drain()
+
+    return write
+
+
+def silent() -> Reply:
+    """Nothing, until the client gives up."""
+
+    async def wait(_: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    return wait
+
+
+def trickling() -> Reply:
+    """An answer that comes byte for byte, and so slowly that its end is never seen."""
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        for byte in _head(200, 10_000, {}) + b" " * 10_000:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    return write
+
+
+class FaultyApi:
+    """Answers each request with the next of `replies`, and all further ones with the last. Tokens count from 1."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = [answer(200, SESSION)]
+        self.asked: list[Asked] = []
+        self.tokens = 0
+        self.token_reply: Reply | None = None
+        self.token_life_seconds = 3_600.0
+        self.url = ""
+        self._serving: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def listening(self, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator["FaultyApi"]:
+        """Listen there, or on a free port."""
+        server = await asyncio.start_server(self._accept, "127.0.0.1", port, ssl=tls, limit=1024 * 1024)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def settings(self, **changes: Any) -> ApiSettings:  # noqa: ANN401  # what settings take
+        """How to reach it."""
+        api = {
+            "base_url": f"{self.url}/v1",
+            "token_url": f"{self.url}/token",
+            "client_id": "demo",
+            "client_secret": "the-secret-of-the-client",
+            "sender": "operator",
+            "timeout_seconds": 30,
+        }
+        return ApiSettings(**{**api, **changes})
+
+    def script(self, *replies: Reply) -> None:
+        """What to answer from now on."""
+        self.replies = list(replies)
+
+    def posts(self) -> Sequence[Asked]:
+        """The creations that came."""
+        return [each for each in self.asked if each.method == "POST"]
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            asked = await _request(reader)
+            await self._reply(asked)(writer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    def _reply(self, asked: Asked) -> Reply:
+        if asked.path == "/token":
+            self.tokens += 1
+            token = {"access_token": f"token-{self.tokens}", "expires_in": self.token_life_seconds}
+            return self.token_reply or answer(200, token)
+        self.asked.append(asked)
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+
+
+async def _request(reader: asyncio.StreamReader) -> Asked:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    request_line, *lines = head.rstrip().split("\r\n")
+    headers = {name.lower(): text.strip() for name, _, text in (line.partition(":") for line in lines)}
+    method, path, _ = request_line.split(" ")
+    return Asked(method, path, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
+
+
+def _head(status: int, length: int, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} -", "content-type: application/json", "connection: close"]
+    lines += [f"{name.replace('_', '-')}: {text}" for name, text in headers.items()]
+    lines += [] if status == 204 else [f"content-length: {length}"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def _written(content: bytes) -> Reply:
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(content)
+
+    return write

@@ -1,0 +1,220 @@
+"""An operator, its client and a receiver, each a process: many sessions are played, and then both sides are compared.
+
+What should have come out follows from the simulator's ledger by rules that know nothing of the receiver's own: they are
+about what was answered, not about how it is decided. Everything is read through ports, so it is the same for a
+directory and for Kafka.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import httpx2
+
+_CREATORS = 16
+_SECONDS_MAX = 240
+_POLL_SECONDS = 0.3
+_DELETED_AFTER_SECONDS = 2, 10
+_PAGE = 5_000
+
+
+class Operator:
+    """The client's side of a simulator."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def play(self, edge_url: str, token: str, sessions_count: int, seed: int) -> None:
+        """Create sessions, delete some of them in the middle of their lives, and wait until all is over and told."""
+        chance = random.Random(seed)
+        numbers = iter(range(sessions_count))
+        async with httpx2.AsyncClient(timeout=60) as client:
+            form = {"grant_type": "client_credentials"}
+            answer = await client.post(f"{self.url}/token", data=form, auth=("demo", "demo"))
+            client.headers["authorization"] = f"Bearer {answer.json()['access_token']}"
+
+            async def create_some() -> None:
+                for number in numbers:
+                    wanted = {
+                        "device": {"phoneNumber": f"+34600{number:06d}"},
+                        "qosProfile": chance.choice(["QOS_E", "QOS_S", "QOS_M", "QOS_L"]),
+                        "duration": chance.randint(60, 600),
+                        "notificationUrl": edge_url,
+                        "notificationAuthToken": token,
+                    }
+                    made = await client.post(f"{self.url}/v1/qod/sessions", json=wanted)
+                    assert made.status_code == 201, made.text
+                    if chance.random() < 0.1:
+                        deleting.create_task(delete(made.json()["sessionId"]))
+
+            async def delete(session_id: str) -> None:
+                await asyncio.sleep(chance.uniform(*_DELETED_AFTER_SECONDS))
+                await client.delete(f"{self.url}/v1/qod/sessions/{session_id}")
+
+            async with asyncio.TaskGroup() as deleting, asyncio.TaskGroup() as tasks:
+                for _ in range(_CREATORS):
+                    tasks.create_task(create_some())
+
+    def is_over(self, requested_seconds: float) -> bool:
+        """Whether nothing will happen any more: what is REQUESTED for so long is stuck, and no post is to come."""
+        before = self._summary()
+        time.sleep(requested_seconds)
+        after = self._summary()
+        return before == after and not after["statuses"]["AVAILABLE"] and not any(after["posts"].values())
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All posts."""
+        return self._pages("ledger", "entries")
+
+    def lives(self) -> list[dict[str, Any]]:
+        """All sessions, with the states that they had."""
+        return self._pages("ledger/sessions", "sessions")
+
+    def _summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx2.get(f"{self.url}/ledger/summary", timeout=60).json()
+        return found
+
+    def _pages(self, path: str, name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        start = 1
+        while True:
+            page = httpx2.get(f"{self.url}/{path}", params={"from": start, "limit": 500}, timeout=60).json()
+            found += page[name]
+            if page["next"] == start:
+                return found
+            start = page["next"]
+
+
+class Topics:
+    """What came out, through an operations port."""
+
+    def __init__(self, ops_url: str) -> None:
+        self._url = ops_url
+
+    def records(self, topic: str) -> list[dict[str, Any]]:
+        """All records of a topic; none where there is no such topic yet."""
+        found: list[dict[str, Any]] = []
+        cursor = "beginning"
+        while True:
+            answer = httpx2.get(f"{self._url}/topics/{topic}", params={"from": cursor, "limit": _PAGE}, timeout=60)
+            if answer.status_code == httpx2.codes.NOT_FOUND:
+                return found
+            page = answer.json()
+            found += page["records"]
+            if not page["records"]:
+                return found
+            cursor = page["next"]
+
+    def sessions(self) -> dict[str, dict[str, Any]]:
+        """The sessions table."""
+        found = httpx2.get(f"{self._url}/sessions", params={"limit": 10_000}, timeout=60).json()["sessions"]
+        return {each["sessionId"]: each for each in found}
+
+    def lag(self) -> float:
+        """How many notifications wait to be routed."""
+        lines = httpx2.get(f"{self._url}/metrics", timeout=60).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("qod_receiver_inbox_lag{"))
+
+
+def wait(done: Any, what: str) -> None:  # noqa: ANN401  # a condition
+    """Wait for what nobody tells of."""
+    deadline = time.monotonic() + _SECONDS_MAX
+    while not done():
+        assert time.monotonic() < deadline, f"still not: {what}"
+        time.sleep(_POLL_SECONDS)
+
+
+class _Change(NamedTuple):
+    """What the ledger tells of a change of a session's status: how many posts of it were kept, and how many may be."""
+
+    kept: int
+    perhaps: int
+    is_odd: bool
+    infos: frozenset[str | None]
+
+
+def faults(entries: Sequence[Mapping[str, Any]], topics: Topics) -> Iterator[str]:
+    """What is wrong on the topics, in words: what was kept has its effect once, be it told by a post or by the API."""
+    changes = _changes(entries)
+    records = topics.records("status")
+    status = Counter((each["key"], each["value"]["qosStatus"]) for each in records)
+    late = {(each["key"], each["value"]["qosStatus"]) for each in records if each["value"]["late"]}
+    asked = {(each["key"], each["value"]["qosStatus"]) for each in records if "origin" in each["headers"]}
+    ends = Counter(each["key"] for each in topics.records("unavailable"))
+    sessions = topics.sessions()
+    for change, (kept, perhaps, is_odd, _) in changes.items():
+        found = status[change]
+        if found > 1:
+            yield f"{change} was told {found} times"
+        if kept and not found:
+            yield f"{change} was kept and not told"
+        if found and not kept + perhaps and change not in asked:
+            yield f"{change} was told and never kept"
+        if change[1] == "UNAVAILABLE" and found:
+            # An oddly spelled time may be cut to the minute, and so lie before the beginning.
+            if ends[change[0]] != 1 and not (is_odd and change in late):
+                yield f"the end of {change[0]} is {ends[change[0]]} times on unavailable"
+            if sessions[change[0]]["qosStatus"] != "UNAVAILABLE" and not (is_odd and change in late):
+                yield f"{change[0]} is {sessions[change[0]]['qosStatus']}"
+    yield from (f"{change} is of nobody" for change in status if change not in changes and change not in asked)
+    yield from _dead(entries, topics)
+
+
+def _changes(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], _Change]:
+    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for each in entries:
+        if not each["malformed"]:
+            grouped[each["sessionId"], each["qosStatus"]].append(each)
+    return {
+        change: _Change(
+            sum(map(_is_kept, some)),
+            sum(map(_is_kept_perhaps, some)),
+            any(each["odd"] for each in some),
+            # 0.8 tells only that it is over.
+            frozenset(each["statusInfo"] for each in some if _is_kept(each) and each["release"] != "0.8"),
+        )
+        for change, some in grouped.items()
+    }
+
+
+def _is_kept(entry: Mapping[str, Any]) -> bool:
+    return bool(entry["answer"] == (400 if entry["malformed"] else 204))
+
+
+def _is_kept_perhaps(entry: Mapping[str, Any]) -> bool:
+    """Whether it came whole and the sender does not know what became of it."""
+    unknown = entry["answer"] is None or entry["answer"] >= 500
+    return bool(entry["sent"] == "whole" and entry["authorization"] == "right" and unknown)
+
+
+def _dead(entries: Sequence[Mapping[str, Any]], topics: Topics) -> Iterator[str]:
+    """Each body that is none, once for each time that it was kept; and nothing else."""
+    malformed = [each for each in entries if each["malformed"]]
+    kept, perhaps = sum(map(_is_kept, malformed)), sum(map(_is_kept_perhaps, malformed))
+    letters = topics.records("dead-letter")
+    wrong = [each["value"]["reason"] for each in letters if each["headers"]["verdict"] != "malformed"]
+    yield from (f"a dead letter: {reason}" for reason in wrong)
+    if not kept <= len(letters) <= kept + perhaps:
+        yield f"{len(letters)} dead letters of {kept} that were kept, and perhaps {perhaps} more"
+
+
+def differences(
+    entries: Sequence[Mapping[str, Any]], lives: Sequence[Mapping[str, Any]], topics: Topics
+) -> Iterator[str]:
+    """Where the sessions table is not the operator's, once all was compared with the API."""
+    changes, sessions = _changes(entries), topics.sessions()
+    ends = Counter(each["key"] for each in topics.records("unavailable"))
+    for each in lives:
+        session_id, last = each["sessionId"], each["states"][-1]
+        found = sessions.get(session_id)
+        if found is None or found["qosStatus"] != last["qosStatus"]:
+            yield f"{session_id} is {last['qosStatus']}, and here {found and found['qosStatus']}"
+            continue
+        told = changes.get((session_id, "UNAVAILABLE"))
+        if told and last["statusInfo"] in told.infos and found.get("statusInfo") != last["statusInfo"]:
+            yield f"{session_id} ended by {last['statusInfo']}, and here by {found.get('statusInfo')}"
+        if last["qosStatus"] == "UNAVAILABLE" and ends[session_id] != 1:
+            yield f"the end of {session_id} is {ends[session_id]} times on unavailable"

@@ -1,0 +1,234 @@
+"""Reconciliation from outside: an operator that does not tell everything, a real receiver, and what is on its topics.
+
+The device numbers are those that the simulator has reserved: see `receiver/simulator/plan.py`.
+"""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests import simulated
+from tests.receiver_process import ReceiverProcess, run, tail
+
+NEVER_NOTIFIED = "+99904000001"
+TOLD = "+99900000001"
+
+
+class Operator:
+    """A simulator in its own process, and what an application asks of it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        form = {"grant_type": "client_credentials"}
+        token = httpx2.post(f"{url}/token", data=form, auth=("demo", "demo")).json()["access_token"]
+        self.client = httpx2.Client(base_url=f"{url}/v1/qod", headers={"authorization": f"Bearer {token}"})
+
+    def create(self, phone_number: str, duration: int, receiver: ReceiverProcess) -> str:
+        """A session that the receiver is told of, or should be; its id."""
+        wanted = {
+            "device": {"phoneNumber": phone_number},
+            "qosProfile": "QOS_E",
+            "duration": duration,
+            "notificationUrl": receiver.edge_url,
+            "notificationAuthToken": receiver.token,
+        }
+        answer = self.client.post("/sessions", json=wanted)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["sessionId"])
+
+    def session(self, session_id: str) -> dict[str, Any]:
+        """The session as the API has it."""
+        found: dict[str, Any] = self.client.get(f"/sessions/{session_id}").json()
+        return found
+
+
+@pytest.fixture
+def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
+    """An operator, which receivers that are started from now on know of and ask all the time."""
+    with simulated.serving(tmp_path, "--available-after", "0.2") as process:
+        known(monkeypatch, process.url)
+        yield Operator(process.url)
+
+
+def known(monkeypatch: pytest.MonkeyPatch, url: str, **more: str) -> None:
+    """Let all that is started from now on know of an API."""
+    api = {"BASE_URL": f"{url}/v1", "TOKEN_URL": f"{url}/token", "CLIENT_ID": "demo", "CLIENT_SECRET": "demo"}
+    quick = {"SENDER": "test", "RECONCILE_SECONDS": "0.3", "GRACE_SECONDS": "0"}
+    for name, text in {**api, **quick, **more}.items():
+        monkeypatch.setenv(f"QOD_RECEIVER_API__{name}", text)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], ReceiverProcess]]:
+    """Starts receivers on one directory, one after the other; the last is ended with the test."""
+    started: list[ReceiverProcess] = []
+
+    def call() -> ReceiverProcess:
+        started.append(ReceiverProcess(tmp_path / "data"))
+        return started[-1]
+
+    yield call
+    for each in started:
+        each.kill()
+
+
+Start = Callable[[], ReceiverProcess]
+
+
+def until(found: Callable[[], object], what: str) -> None:
+    """Wait for what nobody tells of."""
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline, f"still not: {what}"
+        time.sleep(0.1)
+
+
+def sessions(receiver: ReceiverProcess) -> dict[str, dict[str, Any]]:
+    """The sessions table, by session."""
+    told = httpx2.get(f"{receiver.ops_url}/sessions", params={"limit": 1000}).json()["sessions"]
+    return {each["sessionId"]: each for each in told}
+
+
+def on_topic(receiver: ReceiverProcess, topic: str) -> list[tuple[str, str | None, str | None]]:
+    """Status, reason and origin of each record."""
+    return [
+        (record["value"]["qosStatus"], record["value"].get("statusInfo"), record["headers"].get("origin"))
+        for record in tail(receiver.directory, topic)
+    ]
+
+
+def has_no_device(directory: Path) -> bool:
+    """Whether nothing that the receiver wrote, its log included, has a phone number in it."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return files != [] and not any(b"99904000001" in path.read_bytes() for path in files)
+
+
+def test_a_session_that_is_never_notified(operator: Operator, start: Start) -> None:
+    """Its life is told all the same, in order and once, marked, enriched, and without the device."""
+    receiver = start()
+    session_id = operator.create(NEVER_NOTIFIED, 3, receiver)
+    expires_at = ""
+
+    def is_over() -> bool:
+        nonlocal expires_at
+        found = sessions(receiver).get(session_id, {})
+        if found.get("qosStatus") == "AVAILABLE":
+            expires_at = found["expiresAt"]
+        return found.get("qosStatus") == "UNAVAILABLE"
+
+    until(is_over, "the end")
+    found = sessions(receiver)[session_id]
+    assert (found["statusInfo"], found["qosProfile"], found["duration"]) == ("DURATION_EXPIRED", "QOS_E", 3)
+    assert len(found["deviceHash"]) == 64
+    assert "device" not in found
+    assert expires_at
+    told = on_topic(receiver, "status")
+    assert [each for each in told if each[0] != "REQUESTED"] == [
+        ("AVAILABLE", None, "reconcile"),
+        ("UNAVAILABLE", "DURATION_EXPIRED", "reconcile"),
+    ]
+    assert on_topic(receiver, "unavailable") == [("UNAVAILABLE", "DURATION_EXPIRED", "reconcile")]
+    (end,) = tail(receiver.directory, "unavailable")
+    assert end["value"]["availableSeconds"] == pytest.approx(3, abs=1)
+    assert end["value"]["unexpected"] is False
+    receiver.terminate()
+    assert has_no_device(receiver.directory)
+
+
+def test_a_late_original_is_no_news(operator: Operator, start: Start) -> None:
+    """What was found by asking and is posted after all comes to nothing, however late."""
+    receiver = start()
+    session_id = operator.create(NEVER_NOTIFIED, 2, receiver)
+    until(lambda: sessions(receiver).get(session_id, {}).get("qosStatus") == "UNAVAILABLE", "the end")
+    before = on_topic(receiver, "status")
+    data = {"sessionId": session_id, "qosStatus": "UNAVAILABLE", "statusInfo": "DURATION_EXPIRED"}
+    original = {
+        "id": "the-original",
+        "source": f"https://api.example.com/sessions/{session_id}",
+        "specversion": "1.0",
+        "type": "org.camaraproject.qod.v0.qos-status-changed",
+        "time": sessions(receiver)[session_id]["expiresAt"],
+        "data": data,
+    }
+    assert receiver.post(json.dumps(original).encode()) == [204]
+    assert on_topic(receiver, "status") == before
+    assert len(on_topic(receiver, "unavailable")) == 1
+
+
+def test_an_ordinary_session_is_enriched(operator: Operator, start: Start) -> None:
+    """What senders tell stays as it is, and carries what the API knows from then on."""
+    receiver = start()
+    session_id = operator.create(TOLD, 60, receiver)
+    until(lambda: "deviceHash" in sessions(receiver).get(session_id, {}), "facts")
+    until(lambda: sessions(receiver)[session_id]["qosStatus"] == "AVAILABLE", "AVAILABLE")
+    assert operator.client.delete(f"/sessions/{session_id}").status_code == 204
+    until(lambda: sessions(receiver)[session_id]["qosStatus"] == "UNAVAILABLE", "the end")
+    until(lambda: tail(receiver.directory, "unavailable"), "the end on the topic")
+    (end,) = tail(receiver.directory, "unavailable")
+    assert (end["value"]["qosProfile"], end["value"]["duration"]) == ("QOS_E", 60)
+    assert end["value"]["deviceHash"] == sessions(receiver)[session_id]["deviceHash"]
+
+
+def test_a_failing_api_disturbs_nobody(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+    """Whether nobody listens there or nobody answers, notifications are kept, and an operator is told."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        known(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", TIMEOUT_SECONDS="0.5", ATTEMPTS_MAX="1")
+        receiver = start()
+
+        def notice() -> str:
+            return str(httpx2.get(f"{receiver.ops_url}/readyz").json()["checks"].get("api", "ok"))
+
+        until(lambda: notice() != "ok", "a notice")
+        assert httpx2.get(f"{receiver.ops_url}/readyz").status_code == 200
+        assert receiver.post(b'{"sessionId": "s-1", "event": "SESSION_TERMINATED"}') == [204]
+    assert receiver.metric('qod_receiver_reconciliations_total{outcome="failed"}') >= 1
+    assert "Traceback" not in receiver.log.read_text()
+    assert receiver.terminate() == 0
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_reconcile_by_command(
+    operator: Operator, start: Start, monkeypatch: pytest.MonkeyPatch, *, served: bool
+) -> None:
+    """A dry run lists what would be told and tells nothing; the command tells it, and then there is nothing more."""
+    monkeypatch.setenv("QOD_RECEIVER_API__RECONCILE_SECONDS", "0")
+    receiver = start()
+    session_id = operator.create(NEVER_NOTIFIED, 600, receiver)
+    until(lambda: operator.session(session_id)["qosStatus"] == "AVAILABLE", "AVAILABLE")
+    if not served:
+        receiver.terminate()
+    data = "--data", str(receiver.directory)
+    listed = run("reconcile", "--dry-run", *data)
+    assert session_id in listed
+    assert "1 status, and facts of 0 other sessions, would be told" in listed
+    assert "1 status, and facts of 0 other sessions, would be told" in run("reconcile", "--dry-run", *data)
+    assert "1 status, and facts of 0 other sessions, went into the inbox" in run("reconcile", *data)
+    if not served:
+        receiver = start()
+    until(lambda: session_id in sessions(receiver), "the session")
+    assert "0 statuses, and facts of 0 other sessions, would be told" in run("reconcile", "--dry-run", *data)
+    assert has_no_device(receiver.directory)
+
+
+def test_devices_are_told_where_that_is_wanted(
+    operator: Operator, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration may say that the topics tell the device itself; the log never does."""
+    monkeypatch.setenv("QOD_RECEIVER_API__DEVICE_IDENTIFIERS", "true")
+    receiver = start()
+    session_id = operator.create(NEVER_NOTIFIED, 60, receiver)
+    until(lambda: session_id in sessions(receiver), "the session")
+    assert sessions(receiver)[session_id]["device"] == {"phoneNumber": NEVER_NOTIFIED}
+    receiver.terminate()
+    assert NEVER_NOTIFIED not in receiver.log.read_text()
+
+
+def test_without_an_api_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    """The command says what is missing."""
+    assert "api.base_url" in run("reconcile", "--data", str(tmp_path), expect=1)
