@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.kill import Load, check, kill_rounds
-from tests.receiver_process import ReceiverProcess, run, tail
+from tests.receiver_process import COMMAND, ReceiverProcess, run, tail
 
 ENDED = {
     "id": "1",
@@ -122,3 +124,17 @@ def test_replay_brings_back_what_can_be_read_today(tmp_path: Path) -> None:
     assert receiver.terminate() == 0
     run("replay", "--data", str(receiver.directory))
     assert len(tail(receiver.directory, "dead-letter")) == 1
+
+
+def test_another_prefix_is_refused(tmp_path: Path) -> None:
+    """A directory whose topics have one prefix is not served under another, and goes on under its own."""
+    receiver = ReceiverProcess(tmp_path / "data")
+    receiver.post(json.dumps(ENDED).encode())
+    receiver.terminate()
+    environment = {**os.environ, "QOD_RECEIVER_PREFIX": "other"}
+    command = [*COMMAND, "serve", "--data", str(tmp_path / "data"), "--port", "0", "--ops-port", "0"]
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "there is no topic other.sessions in this directory" in refused.stderr
+    again = ReceiverProcess(tmp_path / "data")
+    assert again.terminate() == 0

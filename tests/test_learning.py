@@ -295,6 +295,7 @@ def theirs(
         ("A1", None, 70, ("U", None, 70)),
         ("~!A1", None, 40, ("U", None, 40)),
         ("~!A1", None, 4000, ("U", StatusInfo.DURATION_EXPIRED, 3600)),
+        ("~!R1 A30", None, 40, ("U", None, 40)),
     ],
 )
 def test_a_difference(
@@ -310,6 +311,16 @@ def test_a_difference(
     assert is_news
     status, info, second = expected
     assert (telling.qos_status[0], telling.status_info, telling.time_micros) == (status, info, START + second * SECOND)
+
+
+def test_an_end_that_was_planned_is_known_by_duration() -> None:
+    """Where only the duration was told, the session's time is up that long after it became AVAILABLE."""
+    mine = after(["A1"])[0]._replace(facts=Facts(duration_seconds=60))
+    for asked, expected in (50, (None, 50)), (70, (StatusInfo.DURATION_EXPIRED, 61)):
+        ((_, telling, _),) = differences(
+            {SESSION_ID: None}, {SESSION_ID: mine}, START + asked * SECOND, lambda _: NO_FACTS
+        )
+        assert (telling.status_info, telling.time_micros) == (expected[0], START + expected[1] * SECOND)
 
 
 def test_facts_are_a_difference() -> None:

@@ -175,6 +175,29 @@ def test_an_ordinary_session_is_enriched(operator: Operator, start: Start) -> No
     assert end["value"]["deviceHash"] == sessions(receiver)[session_id]["deviceHash"]
 
 
+@pytest.mark.usefixtures("operator")
+def test_a_session_that_was_made_here_is_enriched_from_the_first(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`session create` tells the receiver of the session before its first notification can come."""
+    monkeypatch.setenv("QOD_RECEIVER_API__RECONCILE_SECONDS", "0")
+    receiver = start()
+    options = "--profile", "QOS_L", "--duration", "1", "--json", "--data", str(receiver.directory)
+    session_id = json.loads(run("session", "create", "--phone", TOLD, *options))["sessionId"]
+    until(lambda: sessions(receiver).get(session_id, {}).get("qosStatus") == "UNAVAILABLE", "the end")
+    told = [
+        (record["value"]["qosStatus"], record["headers"].get("origin"), record["value"]["qosProfile"])
+        for record in tail(receiver.directory, "status")
+    ]
+    assert told == [
+        ("REQUESTED", "client", "QOS_L"),
+        ("AVAILABLE", None, "QOS_L"),
+        ("UNAVAILABLE", None, "QOS_L"),
+    ]
+    hashes = {record["value"]["deviceHash"] for record in tail(receiver.directory, "status")}
+    assert len(hashes) == 1
+    files = [path.read_bytes() for path in receiver.directory.rglob("*") if path.is_file()]
+    assert not any(TOLD.encode() in each for each in files)
+
+
 def test_a_failing_api_disturbs_nobody(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
     """Whether nobody listens there or nobody answers, notifications are kept, and an operator is told."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

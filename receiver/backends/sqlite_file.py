@@ -185,6 +185,7 @@ class SqliteFile:
             connection.wal_autocheckpoint(_CHECKPOINT_PAGES)
             self._create(connection)
             self._topics = dict(connection.execute("SELECT name, topic FROM topics"))
+            self._refuse_other_prefix(connection)
             (self.end,) = only_row(
                 connection,
                 "SELECT max(inbox_position, coalesce((SELECT position + count FROM inbox "
@@ -195,6 +196,14 @@ class SqliteFile:
             raise
         self._connection = connection
         return connection
+
+    def _refuse_other_prefix(self, connection: apsw.Connection) -> None:
+        """The sessions kept are those of one sessions topic, which goes on where it was."""
+        (sessions_count,) = only_row(connection, "SELECT EXISTS (SELECT 1 FROM sessions)")
+        if sessions_count and self._sessions_topic not in self._topics:
+            names = ", ".join(sorted(self._topics))
+            message = f"there is no topic {self._sessions_topic} in this directory, but {names}: is the prefix another?"
+            raise Unavailable(message, reason="store")
 
     def _rewrite_log(self) -> None:
         """Bring the log to the disk, whatever became of earlier syncs: a page written again is not clean.

@@ -219,11 +219,12 @@ def _token(settings: Settings, duration_seconds: int) -> SecretStr:
 async def _create(settings: Settings, request: Creation, ops_token: str, *, as_json: bool) -> None:
     async with QodClient(settings.api) as client:
         session = await client.create(request)
-    _print(session, show_device=False, as_json=as_json)
     try:
         await learned(settings, session, ops_token)
     except (Failed, ReceiverError) as error:
         typer.echo(f"the session was made, but its receiver does not know of it yet: {error}", err=True)
+    finally:
+        _print(session, show_device=False, as_json=as_json)
 
 
 def _ask(settings: Settings, ask: Callable[[QodClient], Awaitable[T]]) -> T:

@@ -10,7 +10,7 @@ from receiver.event import QosStatus, StatusInfo
 from receiver.facts import NO_FACTS, Facts
 from receiver.notification import RECONCILE
 from receiver.qod.model import ApiSession
-from receiver.qod.telling import Telling, told
+from receiver.qod.telling import Telling, planned_end, told
 from receiver.session import Session, Verdict, learn
 
 
@@ -50,7 +50,7 @@ def differences(
 
 def _gone(mine: Session, asked_micros: int) -> Telling:
     """The end of a session that the API does not know any more. Before its time was up nobody can tell why."""
-    expires_micros = mine.facts.expires_micros
-    if expires_micros is None or expires_micros > asked_micros:
+    ends_micros = planned_end(mine)
+    if ends_micros is None or ends_micros > asked_micros:
         return Telling(mine.session_id, QosStatus.UNAVAILABLE, None, asked_micros, NO_FACTS)
-    return Telling(mine.session_id, QosStatus.UNAVAILABLE, StatusInfo.DURATION_EXPIRED.value, expires_micros, NO_FACTS)
+    return Telling(mine.session_id, QosStatus.UNAVAILABLE, StatusInfo.DURATION_EXPIRED.value, ends_micros, NO_FACTS)

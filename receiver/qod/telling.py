@@ -72,9 +72,17 @@ def told(session: ApiSession, mine: Session | None, asked_micros: int, facts: Fa
     return Telling(session.session_id, status, status_info, time_micros, facts)
 
 
+def planned_end(session: Session) -> int | None:
+    """When a session of ours ends by itself, as far as that is known."""
+    expires_micros, duration_seconds = session.facts.expires_micros, session.facts.duration_seconds
+    if expires_micros is None and duration_seconds is not None and session.available_micros is not None:
+        return session.available_micros + duration_seconds * 1_000_000
+    return expires_micros
+
+
 def _reason(session: ApiSession, mine: Session | None, ended_micros: int) -> str | None:
     """Why it ended, where that can be told from when it did: at the end that had been planned."""
-    planned_micros = None if mine is None else mine.facts.expires_micros
+    planned_micros = None if mine is None else planned_end(mine)
     if planned_micros is None and session.started_micros is not None and session.duration_seconds is not None:
         planned_micros = session.started_micros + session.duration_seconds * 1_000_000
     if planned_micros is not None and ended_micros >= planned_micros - _EXPIRED_WITHIN_MICROS:
