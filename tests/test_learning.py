@@ -292,9 +292,10 @@ def theirs(
         ("A1", theirs("U", expires=61), 70, ("U", StatusInfo.DURATION_EXPIRED, 61)),
         ("A1", theirs("U", expires=90), 70, ("U", StatusInfo.DURATION_EXPIRED, 70)),
         ("A1", theirs("U", expires=30, info="NETWORK_TERMINATED"), 40, ("U", "NETWORK_TERMINATED", 30)),
-        ("A1", None, 70, ("U", None, 70)),
+        ("A1", None, 70, None),
         ("~!A1", None, 40, ("U", None, 40)),
         ("~!A1", None, 4000, ("U", StatusInfo.DURATION_EXPIRED, 3600)),
+        ("U5 ~!U6", None, 70, None),
         ("~!R1 A30", None, 40, ("U", None, 40)),
     ],
 )

@@ -3,16 +3,25 @@
 The device numbers are those that the simulator has reserved: see `receiver/simulator/plan.py`.
 """
 
+import asyncio
+import io
 import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from receiver.embedded import EmbeddedNode, open_node, open_reader
+from receiver.qod.reconcile import Schedule
+from receiver.reconciling import reconciler
+from receiver.service import build_router
+from receiver.settings import Settings
+from receiver.telemetry import Telemetry
 from tests import simulated
 from tests.receiver_process import ReceiverProcess, run, tail
 
@@ -213,6 +222,29 @@ def test_a_failing_api_disturbs_nobody(monkeypatch: pytest.MonkeyPatch, start: S
     assert receiver.metric('qod_receiver_reconciliations_total{outcome="failed"}') >= 1
     assert "Traceback" not in receiver.log.read_text()
     assert receiver.terminate() == 0
+
+
+async def test_what_is_not_routed_yet_is_told_once(
+    operator: Operator, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However far behind the router is, comparisons don't fill the inbox with the same again and again."""
+    monkeypatch.setenv("QOD_RECEIVER_API__RECONCILE_SECONDS", "0")
+    operator.create(NEVER_NOTIFIED, 600, start())
+    settings = Settings(data=tmp_path / "unrouted")
+    telemetry = Telemetry(io.StringIO())
+    with closing(open_node(settings)) as node, closing(open_reader(settings)) as reader:
+        async with reconciler(
+            settings, EmbeddedNode(node, reader, settings, telemetry, build_router(settings))
+        ) as made:
+            schedule = Schedule(made, node.inbox, telemetry, interval_seconds=0.2, grace_seconds=0)
+            running = asyncio.create_task(schedule.run())
+            await asyncio.sleep(3)
+            running.cancel()
+            await asyncio.wait({running})
+        told = [json.loads(each.body)["data"]["qosStatus"] for each in (await node.lane.read(100)).notifications]
+    assert not schedule.trouble
+    assert "AVAILABLE" in told
+    assert sorted(set(told)) == sorted(told)
 
 
 @pytest.mark.parametrize("served", [True, False])

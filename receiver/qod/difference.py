@@ -37,7 +37,7 @@ def differences(
     for session_id, session in theirs.items():
         mine = ours.get(session_id)
         if session is None:
-            if mine is None or mine.qos_status is QosStatus.UNAVAILABLE:
+            if mine is None or not may_be_gone(mine):
                 continue
             telling = _gone(mine, asked_micros)
         else:
@@ -46,6 +46,14 @@ def differences(
         if verdict is not Verdict.DUPLICATE:
             found.append(Difference(mine, telling, verdict is Verdict.ACCEPTED))
     return found
+
+
+def may_be_gone(mine: Session) -> bool:
+    """Whether it is over if the API does not know it: it is not over yet, and the API did know it.
+
+    A session that it never told of may be another client's, whom it tells of that one.
+    """
+    return mine.qos_status is not QosStatus.UNAVAILABLE and mine.facts != NO_FACTS
 
 
 def _gone(mine: Session, asked_micros: int) -> Telling:

@@ -9,6 +9,7 @@ notified is told within `api.reconcile_seconds` and `api.grace_seconds` of it, a
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
@@ -19,7 +20,7 @@ from receiver.facts import Facts
 from receiver.inbox import Inbox
 from receiver.notification import RECONCILE, Notification
 from receiver.qod.client import QodClient
-from receiver.qod.difference import Difference, differences
+from receiver.qod.difference import Difference, differences, may_be_gone
 from receiver.qod.model import ApiSession
 from receiver.qod.telling import notification
 from receiver.session import Session
@@ -30,9 +31,14 @@ _ASKED_MAX = 1_000
 _ASKED_AT_ONCE = 8
 #: So many are appended together.
 _APPENDED_AT_ONCE = 256
-#: Differences are remembered until they are told; where there are more, they are told later.
-_SEEN_MAX = 100_000
+#: Where there are more differences, the rest is told later.
+_FOUND_MAX = 100_000
+#: What was told is a difference until it is routed, which may take long; should nothing come of it, it is told again.
+_TOLD_AGAIN_SECONDS = 300.0
 _PAUSE_SECONDS_MIN = 0.2
+
+
+_Key = tuple[str, QosStatus, bool]
 
 
 class Ours(Protocol):
@@ -61,9 +67,7 @@ class Reconciler:
         asked_micros = time.time_ns() // 1000
         listed = {each.session_id: each for each in await self._client.list() if self._ours.owns(each.session_id)}
         mine = {each.session_id: each for each in await self._ours.sessions_of(self._sender, listed.keys())}
-        missing = [
-            key for key, each in mine.items() if key not in listed and each.qos_status is not QosStatus.UNAVAILABLE
-        ]
+        missing = [key for key, each in mine.items() if key not in listed and may_be_gone(each)]
         # Those first whose end was told for the earliest time.
         missing.sort(key=lambda key: mine[key].facts.expires_micros or 0)
         theirs: Mapping[str, ApiSession | None] = {**listed, **await self._ask(missing[:_ASKED_MAX])}
@@ -114,7 +118,8 @@ class Schedule:
         self._telemetry = telemetry
         self._interval_seconds = interval_seconds
         self._grace_seconds = grace_seconds
-        self._seen: dict[tuple[str, QosStatus], float] = {}
+        self._seen: dict[_Key, float] = {}
+        self._told: dict[_Key, float] = {}
 
     async def run(self) -> None:
         """Compare for ever."""
@@ -122,6 +127,7 @@ class Schedule:
             try:
                 ripe = self._ripe(await self._reconciler.compare(), time.monotonic())
                 await append(self._inbox, self._reconciler.notifications(ripe))
+                self._told |= dict.fromkeys(map(_key, ripe), time.monotonic())
             except Exception as error:  # noqa: BLE001  # nothing that the API answers may end what receives
                 self.trouble = _why(error)
                 self._telemetry.reconcile_failed(self.trouble, error)
@@ -133,18 +139,22 @@ class Schedule:
             await asyncio.sleep(max(pause_seconds, _PAUSE_SECONDS_MIN))
 
     def _ripe(self, found: Sequence[Difference], now: float) -> list[Difference]:
-        """What is to be told now; the rest is remembered."""
-        seen: dict[tuple[str, QosStatus], float] = {}
-        ripe = []
-        for each in found:
-            key = each.telling.session_id, each.telling.qos_status
-            since = self._seen.get(key, now)
-            if not each.is_news or now - since >= self._grace_seconds:
-                ripe.append(each)
-            elif len(seen) < _SEEN_MAX:
-                seen[key] = since
-        self._seen = seen
-        return ripe
+        """What is to be told now. All that is a difference is remembered, and so is what of it was told already."""
+        found = found[:_FOUND_MAX]
+        keys = list(map(_key, found))
+        self._told = {
+            key: self._told[key] for key in keys if now - self._told.get(key, -math.inf) < _TOLD_AGAIN_SECONDS
+        }
+        self._seen = {key: self._seen.get(key, now) for key in keys if key not in self._told}
+        return [
+            each
+            for key, each in zip(keys, found, strict=True)
+            if key in self._seen and (not each.is_news or now - self._seen[key] >= self._grace_seconds)
+        ]
+
+
+def _key(difference: Difference) -> _Key:
+    return difference.telling.session_id, difference.telling.qos_status, difference.is_news
 
 
 def _why(error: Exception) -> str:
