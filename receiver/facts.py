@@ -5,6 +5,7 @@ They come with the notifications that we make ourselves of the API's answers, in
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from receiver import rfc3339
@@ -26,6 +27,9 @@ class Facts(NamedTuple):
 
 NO_FACTS = Facts()
 
+#: A server may round its times one way today and another tomorrow.
+_SAME_WITHIN_MICROS = 2_000_000
+
 
 def members(facts: Facts) -> dict[str, Any]:
     """The facts as members of a JSON object; only those that are known."""
@@ -43,23 +47,39 @@ def members(facts: Facts) -> dict[str, Any]:
 
 def facts_of(tree: Mapping[str, Any]) -> Facts:
     """The inverse of `members`, which passes over all other members. Raises Malformed."""
-    expires_at = _member(tree, "expiresAt", str)
-    try:
-        expires_micros = None if expires_at is None else rfc3339.micros(expires_at)
-    except (ValueError, OverflowError):
-        raise Malformed("expiresAt is no RFC 3339 time") from None
     return Facts(
         _member(tree, "qosProfile", str),
         _member(tree, "duration", int),
-        expires_micros,
+        _micros(_member(tree, "expiresAt", str)),
         _member(tree, "deviceHash", str),
         _member(tree, "device", dict),
     )
 
 
 def merged(before: Facts, after: Facts) -> Facts:
-    """What is known then: the latest word on each."""
-    return before._replace(**{name: value for name, value in after._asdict().items() if value is not None})
+    """What is known then: the latest word on each.
+
+    But for what could alternate for ever: a device that goes by another identifier stays the same one, and so does a
+    time that differs by a rounding.
+    """
+    told = {name: value for name, value in after._asdict().items() if value is not None}
+    for name in "device_hash", "device":
+        if getattr(before, name) is not None:
+            told.pop(name, None)
+    if before.expires_micros is not None and after.expires_micros is not None:
+        rounded = abs(after.expires_micros - before.expires_micros) <= _SAME_WITHIN_MICROS
+        told["expires_micros"] = before.expires_micros if rounded else after.expires_micros
+    return before._replace(**told)
+
+
+def _micros(text: str | None) -> int | None:
+    if text is None:
+        return None
+    with suppress(ValueError, OverflowError):
+        micros = rfc3339.micros(text)
+        if micros in rfc3339.WRITABLE_MICROS:
+            return micros
+    raise Malformed("expiresAt is no RFC 3339 time")
 
 
 def _member(tree: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401  # of that kind, or None

@@ -74,9 +74,6 @@ _BARE_EVENTS = frozenset({"SESSION_TERMINATED", "SESSION_TERMINATION"})
 _KEY_CHARS_MAX = 256
 _TEXT_CHARS_MAX = 2_048
 
-#: A zone can move a time out of the years that can be written.
-_WRITABLE_MICROS = range(rfc3339.micros("0001-01-01T00:00:00Z"), rfc3339.micros("9999-12-31T23:59:59.999999Z") + 1)
-
 
 #: The edge parses, and so does the router, which on a node that does both is soon after. Larger bodies are rare.
 _REMEMBERED_MAX = 2_048
@@ -247,7 +244,7 @@ def _micros(time: str) -> int:
         except (ValueError, OverflowError):
             pass
         else:
-            if micros in _WRITABLE_MICROS:
+            if micros in rfc3339.WRITABLE_MICROS:
                 return micros
     raise Malformed(f"no RFC 3339 time: {_quoted(time)}")
 

@@ -205,6 +205,9 @@ class OpsApp(Starlette):
         return _json({"replayed": replayed})
 
     async def _learn(self, request: Request) -> Response:
+        # A page in a browser on this host could post too, but neither JSON nor without saying where it is from.
+        if request.headers.get("content-type") != "application/json" or "origin" in request.headers:
+            raise HTTPException(415, "the content type is application/json")
         notifications = _learned(await request.body(), time.time_ns() // 1000)
         await asyncio.gather(*map(self._inbox.append, notifications))
         return _json({"learned": len(notifications)})

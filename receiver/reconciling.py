@@ -29,16 +29,22 @@ async def reconciling(settings: Settings, node: Node, telemetry: Telemetry) -> A
             telemetry,
             interval_seconds=api.reconcile_seconds,
             grace_seconds=api.grace_seconds,
+            behind=lambda: _behind(node),
         )
 
 
 @asynccontextmanager
 async def reconciler(settings: Settings, ours: Ours) -> AsyncIterator[Reconciler]:
     """What compares the sessions of the settings' API with ours. Raises Unavailable."""
-    async with QodClient(settings.api) as client:
+    async with QodClient(settings.api, quotes=False) as client:
         yield Reconciler(client, ours, settings.api.sender or "", api_facts(settings))
 
 
 def api_facts(settings: Settings) -> Callable[[ApiSession], Facts]:
     """What of a session of the API the topics are told. Raises Unavailable where there is no key for devices."""
     return partial(facts_told, device_key=device_key(settings), identifiers=settings.api.device_identifiers)
+
+
+def _behind(node: Node) -> str:
+    """Why what was appended may not be routed, empty while it is: an API must not fill a spool."""
+    return "; ".join(filter(None, (*node.troubles().values(), *node.notices().values())))

@@ -26,3 +26,7 @@ def micros(text: str) -> int:
     """The inverse: microseconds since 1970 began. A time without a zone is read as UTC. Raises ValueError."""
     time = datetime.fromisoformat(text)
     return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+
+
+#: A zone can move a time out of the years that can be written.
+WRITABLE_MICROS = range(micros("0001-01-01T00:00:00Z"), micros("9999-12-31T23:59:59.999999Z") + 1)

@@ -44,6 +44,7 @@ PURE_IMPORTS = {
     "binascii",
     "collections",
     "collections.abc",
+    "contextlib",
     "dataclasses",
     "datetime",
     "enum",

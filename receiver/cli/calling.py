@@ -52,7 +52,7 @@ To try it out, run `{program} simulate --port 9090`, and set
   export QOD_RECEIVER_API__BASE_URL=http://127.0.0.1:9090/v1
   export QOD_RECEIVER_API__TOKEN_URL=http://127.0.0.1:9090/token
   export QOD_RECEIVER_API__CLIENT_ID=demo QOD_RECEIVER_API__CLIENT_SECRET=demo
-  export QOD_RECEIVER_API__SENDER=simulator"""
+  export QOD_RECEIVER_API__SENDER=simulated"""
 
 # A SecretStr from the first on: what has no repr is in no traceback either.
 PhoneOption = Annotated[

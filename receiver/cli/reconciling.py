@@ -63,7 +63,7 @@ async def _reconcile(settings: Settings, ops_token: str, *, dry_run: bool) -> No
     if dry_run:
         typer.echo(f"{_counted(found)} would be told")
     else:
-        await _keep(settings, made.notifications(found), ops_token)
+        await _keep(settings, list(made.notifications(found)), ops_token)
         typer.echo(f"{_counted(found)} went into the inbox")
 
 

@@ -50,7 +50,17 @@ _MAYBE_MADE = "; it may have been made: see `session list`"
 class _Call:
     """What is asked, through all attempts. A class without a repr of its members: one is the request."""
 
-    __slots__ = ("attempts", "bytes_max", "correlator", "creation", "maybe_done", "method", "token_renewed", "url")
+    __slots__ = (
+        "attempts",
+        "bytes_max",
+        "correlator",
+        "creation",
+        "maybe_done",
+        "method",
+        "quotes",
+        "token_renewed",
+        "url",
+    )
 
     def __init__(self, method: str, url: str, bytes_max: int, creation: Creation | None = None) -> None:
         self.method = method
@@ -60,6 +70,7 @@ class _Call:
         self.correlator = str(uuid.uuid4())
         self.token_renewed = False
         self.attempts = 0
+        self.quotes = True
         self.maybe_done = False  # by one of them, of which it is not known that it was in vain
 
 
@@ -103,14 +114,16 @@ class _Failure:
 class QodClient:
     """The API of these settings, which must have a base URL. Used as a context manager, by one event loop.
 
-    Every operation raises Unavailable where it may succeed later, and ApiRefused where it can't.
+    Every operation raises Unavailable where it may succeed later, and ApiRefused where it can't. Their messages have
+    the API's own words only where it `quotes`: these may name a device, which is nothing for a log.
     """
 
-    def __init__(self, settings: ApiSettings) -> None:
+    def __init__(self, settings: ApiSettings, *, quotes: bool = True) -> None:
         if settings.base_url is None:
             raise ValueError("there is no api.base_url")
         self._sessions_url = f"{settings.base_url.rstrip('/')}/qod/sessions"
         self._timeout_seconds = settings.timeout_seconds
+        self._quotes = quotes
         self._attempts_max = settings.attempts_max
         self._tokens = ClientCredentials(
             settings.token_url or "",
@@ -159,6 +172,9 @@ class QodClient:
         call = _Call("GET", url, _SESSION_BYTES_MAX)
         answer = await self._ask(call)
         if answer.status == _NOT_FOUND:
+            # A session that is gone is over for good, so a gateway's page about a path is not taken for the API's word.
+            if answer.content.strip() and not answer.content.lstrip().startswith(b"{"):
+                _raise_unreadable(call, "404, and not as JSON")
             return None
         if not answer.is_success:
             _raise_refused(call, answer)
@@ -183,6 +199,7 @@ class QodClient:
 
     async def _ask(self, call: _Call) -> _Answer:
         """A success or a refusal. Raises Unavailable for anything else, once it was asked for often enough."""
+        call.quotes = self._quotes
         outcome: _Answer | _Failure = await AsyncRetrying(
             stop=stop_after_attempt(self._attempts_max),
             wait=_pause_seconds,
@@ -333,7 +350,7 @@ def _explained(call: _Call, answer: _Answer) -> tuple[str, str]:
     if not isinstance(tree, dict):
         return "", str(answer.status)
     code = model.code_told(tree.get("code"), call.creation)
-    message = model.told(tree.get("message"), call.creation, _MESSAGE_CHARS_MAX)
+    message = model.told(tree.get("message"), call.creation, _MESSAGE_CHARS_MAX) if call.quotes else ""
     return code, f"{answer.status}{f' ({code})' if code else ''}{f': {message}' if message else ''}"
 
 

@@ -13,6 +13,8 @@ from receiver.qod.model import ApiSession
 from receiver.qod.telling import Telling, planned_end, told
 from receiver.session import Session, Verdict, learn
 
+_RECENT_MICROS = 3600 * 1_000_000
+
 
 class Difference(NamedTuple):
     """What a session of ours, None for one that we don't remember, is behind the API."""
@@ -40,12 +42,19 @@ def differences(
             if mine is None or not may_be_gone(mine):
                 continue
             telling = _gone(mine, asked_micros)
+        elif mine is None and session.qos_status is QosStatus.UNAVAILABLE and not _is_recent(session, asked_micros):
+            continue
         else:
             telling = told(session, mine, asked_micros, facts(session))
         _, verdict = learn(mine, telling.event(RECONCILE), telling.facts, "", asked_micros)
         if verdict is not Verdict.DUPLICATE:
             found.append(Difference(mine, telling, verdict is Verdict.ACCEPTED))
     return found
+
+
+def _is_recent(session: ApiSession, asked_micros: int) -> bool:
+    """Whether it ended lately; who remembers nothing of one that ended long ago may have forgotten it."""
+    return session.expires_micros is not None and asked_micros - session.expires_micros < _RECENT_MICROS
 
 
 def may_be_gone(mine: Session) -> bool:

@@ -28,8 +28,9 @@ _TEXT_CHARS_MAX = 2_048
 _NAI_CHARS_MAX = 256
 _URL_CHARS_MAX = 2_048
 _PORT_MAX = 65_535
-#: A zone can move a time out of the years that can be written.
-_WRITABLE_MICROS = range(rfc3339.micros("0001-01-01T00:00:00Z"), rfc3339.micros("9999-12-31T23:59:59.999999Z") + 1)
+_DEVICE_BYTES_MAX = 4_096
+#: What every reader of JSON takes for the same number.
+_WHOLE_MAX = 2**53
 
 _PHONE_NUMBER = re.compile(r"\+[1-9][0-9]{4,14}")
 _URL = re.compile(r"https?://[^\s/?#@]+([/?][^\s#]*)?")
@@ -207,8 +208,16 @@ def _session_or_complaint(tree: object) -> ApiSession | str:
         _whole(tree.get("duration")),
         _micros(tree.get("startedAt")),
         _micros(tree.get("expiresAt")),
-        Device(device if isinstance(device, dict) else {}),
+        Device(device if isinstance(device, dict) and _is_small(device) else {}),
     )
+
+
+def _is_small(device: dict[str, Any]) -> bool:
+    """Whether it can be told: what no broker takes, or nobody can write, is no device."""
+    try:
+        return len(orjson.dumps(device)) <= _DEVICE_BYTES_MAX
+    except TypeError:
+        return False
 
 
 def _text(value: object) -> str | None:
@@ -219,7 +228,7 @@ def _whole(value: object) -> int | None:
     # JSON has one kind of number: 60.0 is an integer to JSON Schema.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _WHOLE_MAX else None
 
 
 def _micros(value: object) -> int | None:
@@ -234,7 +243,7 @@ def _micros(value: object) -> int | None:
         if seconds is None:
             return None
         micros = seconds * 1_000_000
-    return micros if micros in _WRITABLE_MICROS else None
+    return micros if micros in rfc3339.WRITABLE_MICROS else None
 
 
 def _complaint(identifiers: Identifiers) -> str | None:

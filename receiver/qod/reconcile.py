@@ -4,17 +4,20 @@ Nobody who receives waits for it: it has a client of its own, and whatever fails
 Every process that routes compares the sessions that it decides on.
 
 A status is news only once it has been so for a while: a notification may be on its way. So an end that was never
-notified is told within `api.reconcile_seconds` and `api.grace_seconds` of it, and the time that the API takes.
+notified, of a session that the API had listed, is told within `api.reconcile_seconds` and `api.grace_seconds` of it,
+and the time that the API takes.
 """
 
 import asyncio
 import contextlib
 import math
+import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Protocol, TypeVar
 
-from receiver.errors import ReceiverError
+from receiver.errors import ReceiverError, Unavailable
 from receiver.event import QosStatus
 from receiver.facts import Facts
 from receiver.inbox import Inbox
@@ -22,13 +25,18 @@ from receiver.notification import RECONCILE, Notification
 from receiver.qod.client import QodClient
 from receiver.qod.difference import Difference, differences, may_be_gone
 from receiver.qod.model import ApiSession
-from receiver.qod.telling import notification
+from receiver.qod.telling import notification, planned_end
 from receiver.session import Session
 from receiver.telemetry import Telemetry
 
 #: Sessions that are not among the API's are asked for one by one, so many at a time, and the rest next time.
 _ASKED_MAX = 1_000
 _ASKED_AT_ONCE = 8
+_ASKED_SECONDS_MAX = 60.0
+#: So many that are gone before their time, and are more than half of all, are a mistake of the API's or of ours.
+_MASS_MIN = 20
+#: So many are compared before others have their turn.
+_SLICE = 200
 #: So many are appended together.
 _APPENDED_AT_ONCE = 256
 #: Where there are more differences, the rest is told later.
@@ -37,6 +45,8 @@ _FOUND_MAX = 100_000
 _TOLD_AGAIN_SECONDS = 300.0
 _PAUSE_SECONDS_MIN = 0.2
 
+
+T = TypeVar("T")
 
 _Key = tuple[str, QosStatus, bool]
 
@@ -68,15 +78,20 @@ class Reconciler:
         listed = {each.session_id: each for each in await self._client.list() if self._ours.owns(each.session_id)}
         mine = {each.session_id: each for each in await self._ours.sessions_of(self._sender, listed.keys())}
         missing = [key for key, each in mine.items() if key not in listed and may_be_gone(each)]
-        # Those first whose end was told for the earliest time.
-        missing.sort(key=lambda key: mine[key].facts.expires_micros or 0)
-        theirs: Mapping[str, ApiSession | None] = {**listed, **await self._ask(missing[:_ASKED_MAX])}
-        return differences(theirs, mine, asked_micros, self._facts)
+        # By chance, so that none has to wait for ever behind others.
+        asked = random.sample(missing, min(len(missing), _ASKED_MAX))
+        theirs: Mapping[str, ApiSession | None] = {**listed, **await self._ask(asked)}
+        self._doubt_mass_end(theirs, mine, asked_micros)
+        found: list[Difference] = []
+        for some in batched(theirs.items(), _SLICE):
+            found += differences(dict(some), mine, asked_micros, self._facts)
+            await asyncio.sleep(0)
+        return sorted(found, key=lambda each: not each.is_news)
 
-    def notifications(self, found: Sequence[Difference]) -> list[Notification]:
+    def notifications(self, found: Sequence[Difference]) -> Iterator[Notification]:
         """What is to be appended for them."""
-        now_micros = time.time_ns() // 1000
-        return [notification(each.telling, RECONCILE, self._sender, now_micros) for each in found]
+        for each in found:
+            yield notification(each.telling, RECONCILE, self._sender, time.time_ns() // 1000)
 
     async def _ask(self, session_ids: Sequence[str]) -> Mapping[str, ApiSession | None]:
         """What the API says of sessions that are not on its list, but for those of which it says nothing now."""
@@ -84,24 +99,44 @@ class Reconciler:
         waiting = iter(session_ids)
 
         async def ask_some() -> None:
-            with contextlib.suppress(ReceiverError):  # then the list will tell what is wrong, and these come next time
-                for session_id in waiting:
+            for session_id in waiting:
+                # Of one that is refused nothing is known; what is wrong with all of them the list will tell.
+                with contextlib.suppress(ReceiverError):
                     found[session_id] = await self._client.get(session_id)
 
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(_ASKED_AT_ONCE, len(session_ids))):
-                tasks.create_task(ask_some())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ASKED_SECONDS_MAX), asyncio.TaskGroup() as tasks:
+                for _ in range(min(_ASKED_AT_ONCE, len(session_ids))):
+                    tasks.create_task(ask_some())
         return found
 
+    def _doubt_mass_end(self, theirs: Mapping[str, ApiSession | None], mine: Mapping[str, Session], now: int) -> None:
+        """Raise Unavailable where the API suddenly knows hardly any of our sessions: it is not they that are wrong."""
+        early = [key for key, each in theirs.items() if each is None and (planned_end(mine[key]) or now + 1) > now]
+        live = sum(may_be_gone(each) for each in mine.values())
+        if len(early) >= _MASS_MIN and 2 * len(early) > live:
+            what = f"{len(early)} of our {live} sessions no more, before their time"
+            raise Unavailable(f"the QoD API knows {what}: is api.client_id the right one?", reason="api")
 
-async def append(inbox: Inbox, notifications: Sequence[Notification]) -> None:
+
+async def append(inbox: Inbox, notifications: Iterable[Notification]) -> None:
     """Append a few at a time. Raises Unavailable."""
-    for first in range(0, len(notifications), _APPENDED_AT_ONCE):
-        await asyncio.gather(*map(inbox.append, notifications[first : first + _APPENDED_AT_ONCE]))
+    for some in batched(notifications, _APPENDED_AT_ONCE):
+        await asyncio.gather(*map(inbox.append, some))
+
+
+def batched(items: Iterable[T], count: int) -> Iterator[Sequence[T]]:
+    """The items, so many at a time."""
+    waiting = iter(items)
+    while some := list(islice(waiting, count)):
+        yield some
 
 
 class Schedule:
-    """Compares again and again, and tells what has been a difference for long enough."""
+    """Compares again and again, and tells what has been a difference for long enough.
+
+    `behind` says why what was told already may not be routed, in words for an operator; then nothing is compared.
+    """
 
     def __init__(
         self,
@@ -111,8 +146,10 @@ class Schedule:
         *,
         interval_seconds: float,
         grace_seconds: float,
+        behind: Callable[[], str] = lambda: "",
     ) -> None:
         self.trouble = ""
+        self._behind = behind
         self._reconciler = reconciler
         self._inbox = inbox
         self._telemetry = telemetry
@@ -125,9 +162,7 @@ class Schedule:
         """Compare for ever."""
         while True:
             try:
-                ripe = self._ripe(await self._reconciler.compare(), time.monotonic())
-                await append(self._inbox, self._reconciler.notifications(ripe))
-                self._told |= dict.fromkeys(map(_key, ripe), time.monotonic())
+                ripe = await self._compare()
             except Exception as error:  # noqa: BLE001  # nothing that the API answers may end what receives
                 self.trouble = _why(error)
                 self._telemetry.reconcile_failed(self.trouble, error)
@@ -137,6 +172,15 @@ class Schedule:
                 self._telemetry.reconciled(news, len(ripe) - news)
             pause_seconds = min(self._interval_seconds, self._grace_seconds) if self._seen else self._interval_seconds
             await asyncio.sleep(max(pause_seconds, _PAUSE_SECONDS_MIN))
+
+    async def _compare(self) -> Sequence[Difference]:
+        """Compare once, and tell; returns what was told."""
+        if why := self._behind():
+            raise Unavailable(f"not compared now: {why}", reason="behind")
+        ripe = self._ripe(await self._reconciler.compare(), time.monotonic())
+        await append(self._inbox, self._reconciler.notifications(ripe))
+        self._told |= dict.fromkeys(map(_key, ripe), time.monotonic())
+        return ripe
 
     def _ripe(self, found: Sequence[Difference], now: float) -> list[Difference]:
         """What is to be told now. All that is a difference is remembered, and so is what of it was told already."""

@@ -6,6 +6,7 @@ type that senders use, with the facts beside the status.
 """
 
 import hmac
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ _CONTENT_TYPE = "application/cloudevents+json"
 
 #: Between the end that was planned and the one that is told a server may take so long, and round.
 _EXPIRED_WITHIN_MICROS = 2_000_000
+
+#: As in `settings.py`.
+_SENDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 #: A device goes by the first of these that the API tells: it may tell more of them at one time than at another.
 _IDENTIFIERS = ("phoneNumber", "networkAccessIdentifier", "ipv4Address", "ipv6Address")
@@ -123,7 +127,7 @@ def received(tree: Mapping[str, Any], now_micros: int) -> Notification:
     """The inverse of `sent`. Raises Malformed, KeyError, TypeError and ValueError."""
     origin, sender, body = tree["origin"], tree["sender"], orjson.dumps(tree["event"])
     event = parse(body)
-    if origin not in API_ORIGINS or not isinstance(sender, str) or not isinstance(event, Event):
+    if origin not in API_ORIGINS or not _SENDER.fullmatch(sender) or not isinstance(event, Event):
         raise Malformed("no telling of the API's")
     facts_of(tree["event"]["data"])
     return Notification(body, event.session_id, sender, now_micros, _CONTENT_TYPE, "", "", origin)

@@ -1,0 +1,161 @@
+"""Comparisons with an API that is wrong: no false end, nothing told twice, and nobody else disturbed."""
+
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from receiver.errors import ReceiverError
+from receiver.event import QosStatus
+from receiver.facts import NO_FACTS, Facts
+from receiver.notification import RECONCILE
+from receiver.qod import model
+from receiver.qod.client import QodClient
+from receiver.qod.reconcile import Reconciler
+from receiver.qod.telling import Telling, facts_told, notification
+from receiver.session import Session, learn
+from tests.faulty_api import SESSION, FaultyApi, answer, error
+
+SENDER = "operator"
+KEY = b"k" * 32
+SECOND = 1_000_000
+
+
+class Table:
+    """Sessions of ours that nothing else changes."""
+
+    def __init__(self, sessions: Mapping[str, Session]) -> None:
+        self._sessions = sessions
+
+    async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:  # noqa: ARG002
+        """See `receiver.qod.reconcile.Ours`."""
+        return list(self._sessions.values())
+
+    def owns(self, session_id: str) -> bool:  # noqa: ARG002
+        """See `receiver.qod.reconcile.Ours`."""
+        return True
+
+
+def live(count: int, *, seconds_left: float = 3600, facts: bool = True) -> Table:
+    """So many sessions that are AVAILABLE, of which the API told, or only their sender did."""
+    now = time.time_ns() // 1000
+    known = Facts("QOS_E", 7200, now + round(seconds_left * SECOND), "ab") if facts else NO_FACTS
+    made = {}
+    for number in range(count):
+        telling = Telling(f"s-{number}", QosStatus.AVAILABLE, None, now - 7200 * SECOND, known)
+        made[telling.session_id], _ = learn(None, telling.event(RECONCILE), known, SENDER, now)
+    return Table(made)
+
+
+@asynccontextmanager
+async def comparing(table: Table) -> AsyncIterator[tuple[FaultyApi, Reconciler]]:
+    """An API, and what compares its sessions with these."""
+    async with FaultyApi().listening() as api, QodClient(api.settings(attempts_max=1), quotes=False) as client:
+        yield api, Reconciler(client, table, SENDER, lambda each: facts_told(each, KEY, identifiers=True))
+
+
+GONE = error(404, "NOT_FOUND", "there is no such session")
+
+
+async def test_a_session_that_is_gone_is_over() -> None:
+    """One that is neither on the list nor known is told to be over: the rest of these tests could find an end."""
+    async with comparing(live(1)) as (api, reconciler):
+        api.script(answer(200, []), GONE)
+        ((_, telling, is_news),) = await reconciler.compare()
+    assert (telling.qos_status, telling.status_info, is_news) == (QosStatus.UNAVAILABLE, None, True)
+
+
+async def test_another_clients_session_is_not_over() -> None:
+    """Of a session that the API never told of it may not tell this client either."""
+    async with comparing(live(1, facts=False)) as (api, reconciler):
+        api.script(answer(200, []), GONE)
+        assert not await reconciler.compare()
+
+
+async def test_a_gateways_page_ends_nobody() -> None:
+    """A 404 that is not the API's is no word on a session."""
+    async with comparing(live(1)) as (api, reconciler):
+        api.script(answer(200, []), answer(404, b"<html>no route</html>"))
+        assert not await reconciler.compare()
+
+
+async def test_an_api_that_forgot_everything_ends_nobody() -> None:
+    """That nearly all are gone at once, before their time, is taken for the API's mistake, or for the wrong client."""
+    async with comparing(live(100)) as (api, reconciler):
+        api.script(answer(200, []), GONE)
+        with pytest.raises(ReceiverError, match="100 of our 100 sessions no more"):
+            await reconciler.compare()
+
+
+async def test_after_their_time_any_number_is_over() -> None:
+    """Sessions whose time is up are over however many they are: so it is after an outage of the API."""
+    async with comparing(live(100, seconds_left=-60)) as (api, reconciler):
+        api.script(answer(200, []), GONE)
+        found = await reconciler.compare()
+    assert {each.telling.status_info for each in found} == {"DURATION_EXPIRED"}
+    assert len(found) == 100
+
+
+async def test_some_that_are_refused_don_t_hide_the_others() -> None:
+    """An API that refuses to tell of some sessions is still asked of all others."""
+    async with comparing(live(15)) as (api, reconciler):
+        api.script(answer(200, []), *[error(403, "PERMISSION_DENIED", "no")] * 10, GONE)
+        found = await reconciler.compare()
+    assert len(found) == 5
+    assert len(api.asked) == 16
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"duration": 1e30},
+        {"duration": 2**70},
+        {"device": {"phoneNumber": "+34600000001", "more": "x" * 100_000}},
+        {"expiresAt": "0001-01-01T00:00:00+14:00"},
+        {"device": [[[[]]]]},
+    ],
+)
+async def test_an_odd_session_does_not_stop_the_others(odd: dict[str, object]) -> None:
+    """What can't be told of a session is not told; the session is, and so are all others."""
+    listed = [{**SESSION, "sessionId": f"s-{number}"} for number in range(3)]
+    async with comparing(Table({})) as (api, reconciler):
+        api.script(answer(200, [{**listed[0], **odd}, *listed[1:]]))
+        notifications = list(reconciler.notifications(await reconciler.compare()))
+    assert [each.key for each in notifications] == ["s-0", "s-1", "s-2"]
+    assert all(len(each.body) < 8_192 for each in notifications)
+
+
+async def test_what_ended_long_ago_is_no_news() -> None:
+    """Of a session that we don't remember and that is over we may have known: it is not told anew."""
+    ended = {**SESSION, "qosStatus": "UNAVAILABLE", "expiresAt": "2026-01-01T00:00:00Z"}
+    async with comparing(Table({})) as (api, reconciler):
+        api.script(answer(200, [ended, {**ended, "sessionId": "s-2", "expiresAt": None}]))
+        assert not await reconciler.compare()
+
+
+async def test_a_failure_does_not_quote_the_api() -> None:
+    """What an API says of a failure may name a device, and goes to a log: it is not repeated."""
+    async with comparing(Table({})) as (api, reconciler):
+        api.script(error(500, "INTERNAL", "no profile for device 34600000001 of anna@operator.example"))
+        with pytest.raises(ReceiverError) as caught:
+            await reconciler.compare()
+    assert "INTERNAL" in caught.value.message
+    assert "3460" not in caught.value.message
+    assert "anna" not in caught.value.message
+
+
+def test_facts_don_t_alternate() -> None:
+    """A rounding and another identifier of the same device are no new facts, again and again."""
+    session = model.api_session({**SESSION, "expiresAt": "2026-11-24T10:00:00Z", "device": {"phoneNumber": "+346"}})
+    other = model.api_session({**SESSION, "expiresAt": "2026-11-24T10:00:00.9Z", "device": {"ipv6Address": "::1"}})
+    now = time.time_ns() // 1000
+    mine: Session | None = None
+    verdicts = []
+    for each in (session, other, session, other):
+        facts = facts_told(each, KEY, identifiers=True)
+        telling = Telling(each.session_id, each.qos_status, None, now, facts)
+        mine, verdict = learn(mine, telling.event(RECONCILE), facts, SENDER, now)
+        verdicts.append(verdict)
+        assert notification(telling, RECONCILE, SENDER, now).body
+    assert verdicts == ["accepted", "duplicate", "duplicate", "duplicate"]
