@@ -34,6 +34,9 @@ _AGAIN_SECONDS = 2.0
 _PREPARE_SECONDS_MAX = 60.0
 _CONNECT_SECONDS_MAX = 15.0
 
+#: How far apart a lane's transactions are at most.
+_PACE_SECONDS_MAX = 0.25
+
 #: So many sessions are looked through before others have their turn.
 _SLICE = 5_000
 
@@ -203,7 +206,8 @@ class ClusteredNode:
         group = f"{settings.prefix}.{settings.kafka.group}"
 
         def dispatcher(lane: KafkaLane) -> Dispatcher:
-            return Dispatcher(lane, router, self._telemetry, batch_max=settings.router.batch_max)
+            batch_max = settings.router.batch_max
+            return Dispatcher(lane, router, self._telemetry, batch_max=batch_max, pace_seconds_max=_PACE_SECONDS_MAX)
 
         prefix = settings.prefix
         topics = Topics(self._plan.inbox, f"{prefix}.{SESSIONS}", f"{prefix}.{DEAD_LETTER}", group)

@@ -24,7 +24,6 @@ _SLICE = 64
 #: Batches follow each other at least so far apart, unless the last one was full: every commit has its price, whatever
 #: its size. A notification that comes alone doesn't wait for company.
 _PACE_SECONDS = 0.02
-_PACE_SECONDS_MAX = 0.25
 #: A lane commits for a part of its time only, and the more there is to do the smaller it is: the pace is so many times
 #: the last commit's duration, and once more for so many notifications in the batch.
 _PACE_COMMITS = 2
@@ -40,14 +39,27 @@ _BACKOFF_SECONDS_MAX = 5.0
 
 
 class Dispatcher:
-    """Drives one lane."""
+    """Drives one lane.
 
-    def __init__(self, lane: Lane, router: Router, telemetry: Telemetry, *, batch_max: int) -> None:
+    `pace_seconds_max` is how far apart batches may be under load: far where others do the work of a commit, as Kafka's
+    brokers do; near where senders wait for it, as they do for a file.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        router: Router,
+        telemetry: Telemetry,
+        *,
+        batch_max: int,
+        pace_seconds_max: float = _PACE_SECONDS,
+    ) -> None:
         self._lane = lane
         self._router = router
         self._telemetry = telemetry
         self._batch_max = batch_max
         self._pace_seconds = _PACE_SECONDS
+        self._pace_seconds_max = pace_seconds_max
         telemetry.lane_opened(lane)
 
     @staticmethod
@@ -135,8 +147,13 @@ class Dispatcher:
     async def _commit(self, batch: Batch, decided: "_Decided", began: float) -> None:
         committing_at = self._loop_seconds()
         await self._lane.commit(batch, decided.messages, decided.sessions, decided.clock_micros)
-        self._pace_seconds = _pace_seconds(len(batch.notifications), self._loop_seconds() - committing_at)
+        self._set_pace(len(batch.notifications), self._loop_seconds() - committing_at)
         self._telemetry.batch(self._lane, batch, decided.verdicts, len(decided.messages), self._loop_seconds() - began)
+
+    def _set_pace(self, notifications_count: int, commit_seconds: float) -> None:
+        """How far apart batches are from now on, given the last one."""
+        wanted = commit_seconds * (_PACE_COMMITS + notifications_count / _PACE_NOTIFICATIONS)
+        self._pace_seconds = min(max(_PACE_SECONDS, wanted), self._pace_seconds_max)
 
     async def _forget(self) -> None:
         """Write the tombstones of sessions whose time has come, a limited number at once."""
@@ -147,12 +164,6 @@ class Dispatcher:
             tombstones = [self._router.forget(session, clock_micros) for session in ended]
             forgotten = dict.fromkeys((session.session_id for session in ended), None)
             await self._lane.commit(batch, tombstones, forgotten, clock_micros)
-
-
-def _pace_seconds(notifications_count: int, commit_seconds: float) -> float:
-    """How far apart batches should be, given the last one."""
-    wanted = commit_seconds * (_PACE_COMMITS + notifications_count / _PACE_NOTIFICATIONS)
-    return min(max(_PACE_SECONDS, wanted), _PACE_SECONDS_MAX)
 
 
 class _Decided:

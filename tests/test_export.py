@@ -487,7 +487,9 @@ def test_another_prefix_is_refused(directory: Directory) -> None:
     held = directory.held()
     prefix = directory.settings.prefix
     directory.settings = directory.settings.model_copy(update={"prefix": f"{prefix}x"})
-    with pytest.raises(Unavailable, match=rf"has not the prefix {prefix}x, but {prefix}\.dead-letter, "):
+    with pytest.raises(
+        Unavailable, match=rf"no topic {prefix}x\.sessions in this directory, but {prefix}\.dead-letter, "
+    ):
         directory.carried()
     directory.settings = directory.settings.model_copy(update={"prefix": prefix})
     assert directory.held() == held
