@@ -86,6 +86,7 @@ LAYERS = (
     {"backends.kafka.broker", "backends.kafka.oauth", "backends.kafka.records", "backends.packing"},
     {"backends.kafka.connection"},
     {"backends.kafka.inbox", "backends.kafka.reader", "backends.kafka.topics"},
+    {"backends.kafka.transactional"},
     {"backends.kafka.lane", "backends.kafka.transactions"},
     {"backends.kafka.membership"},
     {"backends.sqlite_schema"},

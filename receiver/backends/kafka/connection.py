@@ -6,7 +6,7 @@ wait is made within `limited`, and a client that did not end in time is left beh
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,6 +37,7 @@ _FETCH_WAIT_MILLIS = 50
 
 _CLOSE_SECONDS_MAX = 3.0
 _CANCELS_MAX = 10
+_RETRY_SECONDS = 0.2
 
 
 class Connection(NamedTuple):
@@ -116,6 +117,17 @@ def _why(error: BaseException, made: Attempts, seconds: float) -> str:
     if made.failed and isinstance(error, _NO_CONNECTION):
         return made.failed
     return f"longer than {seconds:g} s" if isinstance(error, TimeoutError) else type(error).__name__
+
+
+async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
+    """The answer about a group whose coordinator may be moving, or in a new cluster be made only now."""
+    while True:
+        try:
+            return await ask()
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            await asyncio.sleep(_RETRY_SECONDS)
 
 
 async def ended(call: Awaitable[object]) -> None:

@@ -18,28 +18,16 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.protocol.transaction import (
-    AddOffsetsToTxnRequest,
-    AddPartitionsToTxnRequest,
-    EndTxnRequest,
-    TxnOffsetCommitRequest,
-)
 from aiokafka.structs import OffsetAndMetadata
 
-from receiver.backends.kafka.connection import (
-    KAFKA_FAILURES,
-    Connection,
-    end_producer,
-    ended,
-    limited,
-)
-from receiver.backends.kafka.inbox import BATCH_BYTES_MAX
+from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, ended, limited, persistently
 from receiver.backends.kafka.records import notification_of, output_records, record_of
+from receiver.backends.kafka.transactional import COMMIT_SECONDS_MAX, Transactional
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
@@ -50,22 +38,13 @@ from receiver.session import Session
 
 T = TypeVar("T")
 
-#: While a transaction is open, nothing behind it is visible to others; a router that died leaves it open this long.
-_TRANSACTION_TIMEOUT_MILLIS = 15_000
-#: Below the time after which aiokafka would send the end of a transaction a second time, which could end a later one
-#: (KAFKA-17754).
-_COMMIT_SECONDS_MAX = 10.0
-_REQUEST_TIMEOUT_MILLIS = 20_000
 _OPEN_SECONDS_MAX = 30.0
 _POLL_MILLIS = 100
-_RETRY_SECONDS = 0.2
 #: So long may there be records that a consumer doesn't bring, before it is taken for stuck (aiokafka 1154, 847).
 _STUCK_SECONDS = 30.0
 _FETCH_BYTES_MAX = 16 * 1024 * 1024
 #: Dead letters that are remembered, the last ones of the partition.
 _LETTERS_MAX = 2_000
-
-_TRANSACTION_REQUESTS = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
 
 
 class Topics(NamedTuple):
@@ -90,12 +69,11 @@ class KafkaLane:
         self._letters = TopicPartition(topics.dead_letters, partition)
         self._letters_seen: OrderedDict[int, None] = OrderedDict()
         self._connection = connection
-        self._producer: AIOKafkaProducer | None = None
+        self._producer: Transactional | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self._committed = self._read_up_to = 0
         self._clock_micros = 0
         self._waiting: list[Any] = []
-        self._indefinite = False
         self._end = 0
         self._looked_at = 0.0
 
@@ -115,7 +93,7 @@ class KafkaLane:
         producer, self._producer = self._producer, None
         consumer, self._consumer = self._consumer, None
         if producer is not None:
-            await end_producer(producer)
+            await producer.close()
         if consumer is not None:
             await ended(consumer.stop())
 
@@ -173,13 +151,14 @@ class KafkaLane:
         if batch.position != self._committed:
             raise LaneLost(f"the lane of partition {self.partition} does not stand at {batch.position}")
         messages = [each for each in messages if each.topic != self._topics.dead_letters or self._is_new(each)]
+        producer = self._opened(self._producer)
         try:
-            async with asyncio.timeout(_COMMIT_SECONDS_MAX):
-                await self._transact(batch.next_position, messages, clock_micros)
+            async with asyncio.timeout(COMMIT_SECONDS_MAX):
+                await self._transact(producer, batch.next_position, messages, clock_micros)
         except BaseException as error:
-            producer, self._producer = self._producer, None
-            if producer is not None:
-                await end_producer(producer)
+            lost, self._producer = self._producer, None
+            if lost is not None:
+                await lost.close()
             if isinstance(error, KAFKA_FAILURES):
                 raise LaneLost(f"partition {self.partition}: {type(error).__name__}") from error
             raise
@@ -187,57 +166,23 @@ class KafkaLane:
             if message.topic == self._topics.sessions:
                 self._remember(message.key, sessions[message.key])
         self._committed, self._clock_micros = batch.next_position, clock_micros
-        if self._indefinite:
-            # A request of this transaction may still be on its way, and would end the next one: no next one, then.
+        if producer.went_astray:
             raise LaneLost(f"partition {self.partition}: a request went astray")
 
-    async def _transact(self, next_position: int, messages: Sequence[Message], clock_micros: int) -> None:
-        producer = self._opened(self._producer)
-        await producer.begin_transaction()
-        sending = [
-            _retrieved(await producer.send_batch(batch, topic, partition=self.partition))
-            for topic, batches in self._batches(producer, messages).items()
-            for batch in batches
-        ]
-        # Produced before the offsets, which alone would be waited for five times as long (BACKOFF_OVERRIDE).
-        await asyncio.gather(*sending)
-        offsets = {self._inbox: OffsetAndMetadata(next_position, str(clock_micros))}
-        await producer.send_offsets_to_transaction(offsets, self._topics.group)
-        await producer.commit_transaction()
-
-    def _batches(self, producer: AIOKafkaProducer, messages: Sequence[Message]) -> Mapping[str, Sequence[BatchBuilder]]:
+    async def _transact(
+        self, producer: Transactional, next_position: int, messages: Sequence[Message], clock_micros: int
+    ) -> None:
         batches: dict[str, list[BatchBuilder]] = {}
         for message, record in zip(messages, output_records(messages), strict=True):
-            some = batches.get(message.topic)
-            if some is None:
-                some = batches[message.topic] = [producer.create_batch()]
-            key, value, timestamp_millis, headers = record
-            if some[-1].append(timestamp=timestamp_millis, key=key, value=value, headers=headers) is None:
-                some.append(producer.create_batch())
-                some[-1].append(timestamp=timestamp_millis, key=key, value=value, headers=headers)
-        return batches
+            producer.add(record, batches.setdefault(message.topic, []))
+        sending = [(TopicPartition(topic, self.partition), batch) for topic, some in batches.items() for batch in some]
+        offsets = {self._inbox: OffsetAndMetadata(next_position, str(clock_micros))}
+        await producer.commit(sending, offsets, self._topics.group)
 
     async def _take(self) -> None:
-        producer = self._connection.producer(
-            transactional_id=f"{self._topics.group}-{self.partition}",
-            transaction_timeout_ms=_TRANSACTION_TIMEOUT_MILLIS,
-            request_timeout_ms=_REQUEST_TIMEOUT_MILLIS,
-            max_batch_size=BATCH_BYTES_MAX,
-            max_request_size=2 * BATCH_BYTES_MAX,
-            retry_backoff_ms=20,
-        )
-        self._producer = producer
-        send = producer.client.send
-
-        async def watched(node_id: int, request: Any, **options: Any) -> Any:  # noqa: ANN401  # aiokafka's
-            try:
-                return await send(node_id, request, **options)
-            except BaseException:
-                self._indefinite |= isinstance(request, _TRANSACTION_REQUESTS)
-                raise
-
-        producer.client.send = watched
-        await limited(producer.start(), _OPEN_SECONDS_MAX, f"the lane of partition {self.partition} can't be taken")
+        self._producer = Transactional(self._connection, f"{self._topics.group}-{self.partition}")
+        call = self._producer.start()
+        await limited(call, _OPEN_SECONDS_MAX, f"the lane of partition {self.partition} can't be taken")
 
     async def _restore(self) -> None:
         consumer = self._connection.consumer(isolation_level="read_committed", auto_offset_reset="earliest")
@@ -333,15 +278,9 @@ class KafkaLane:
 
     async def _ask_committed(self) -> OffsetAndMetadata | None:
         async with self._connection.admin(_OPEN_SECONDS_MAX) as admin:
-            while True:
-                try:
-                    told = await admin.list_consumer_group_offsets(self._topics.group, partitions=[self._inbox])
-                except KafkaError as error:
-                    if not error.retriable:
-                        raise
-                    await asyncio.sleep(_RETRY_SECONDS)  # a new cluster makes the topic for it only now
-                else:
-                    return told.get(self._inbox)
+            ask = partial(admin.list_consumer_group_offsets, self._topics.group, partitions=[self._inbox])
+            told: Mapping[TopicPartition, OffsetAndMetadata] = await persistently(ask)
+        return told.get(self._inbox)
 
     async def _look_for_the_end(self, consumer: AIOKafkaConsumer, position: int, since: float) -> float:
         """Ask now and then whether there is something that the consumer doesn't bring. Raises LaneLost."""
@@ -362,9 +301,3 @@ class KafkaLane:
         if client is None:
             raise LaneLost(f"the lane of partition {self.partition} is closed")
         return client
-
-
-def _retrieved(sent: asyncio.Future[Any]) -> asyncio.Future[Any]:
-    """The same; that it failed is no news to anybody where the transaction did already."""
-    sent.add_done_callback(lambda future: future.cancelled() or future.exception())
-    return sent
