@@ -27,6 +27,8 @@ class Facts(NamedTuple):
 
 NO_FACTS = Facts()
 
+_MEMBERS = frozenset({"qosProfile", "duration", "expiresAt", "deviceHash", "device"})
+
 #: A server may round its times one way today and another tomorrow.
 _SAME_WITHIN_MICROS = 2_000_000
 
@@ -46,7 +48,9 @@ def members(facts: Facts) -> dict[str, Any]:
 
 
 def facts_of(tree: Mapping[str, Any]) -> Facts:
-    """The inverse of `members`, which passes over all other members. Raises Malformed."""
+    """The inverse of `members`, which passes over all other members; NO_FACTS itself for none. Raises Malformed."""
+    if not _MEMBERS & tree.keys():
+        return NO_FACTS
     return Facts(
         _member(tree, "qosProfile", str),
         _member(tree, "duration", int),

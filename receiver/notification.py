@@ -44,6 +44,10 @@ RECONCILE = "reconcile"
 API_ORIGINS = frozenset({CLIENT, RECONCILE})
 
 
+#: What a sender is called in a configuration.
+SENDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
 class Kind(NamedTuple):
     """A kind of event that this release understands: the types that it goes by, and the members that tell its facts."""
 

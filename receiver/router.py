@@ -7,7 +7,7 @@ So a crash, a replica and a replay decide alike.
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -24,8 +24,6 @@ from receiver.session import Session, Verdict, apply, learn
 #: Topics that every router writes, without the common prefix.
 SESSIONS = "sessions"
 DEAD_LETTER = "dead-letter"
-
-_FACTS = frozenset({"qosProfile", "duration", "expiresAt", "deviceHash", "device"})
 
 _DAY_MICROS = 24 * 60 * 60 * 1_000_000
 #: A dead letter's body is cut here, so that the letter, with a body a third longer in Base64, is one that brokers take.
@@ -173,7 +171,11 @@ def session_value(session: Session) -> bytes:
         value["availableSince"] = rfc3339.render(session.available_micros)
     if session.available_seconds is not None:
         value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value | members(session.facts) if session.facts is not NO_FACTS else value)
+    return orjson.dumps(_enriched(value, session))
+
+
+def _enriched(value: dict[str, Any], session: Session) -> dict[str, Any]:
+    return value if session.facts is NO_FACTS else value | members(session.facts)
 
 
 def _memory(session: Session) -> list[tuple[str, str]]:
@@ -201,7 +203,7 @@ def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:
         told.get("availableSeconds"),
         tuple(headers["marks"].split(",")),
         None if cut is None else int(cut),
-        facts_of(told) if _FACTS & told.keys() else NO_FACTS,
+        facts_of(told),
         headers.get("learned", ""),
     )
 
@@ -221,7 +223,7 @@ def _status_value(event: Event, session: Session, verdict: Verdict, notification
         value["unexpected"] = event.unexpected
         if verdict is Verdict.ACCEPTED and session.available_seconds is not None:
             value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value | members(session.facts) if session.facts is not NO_FACTS else value)
+    return orjson.dumps(_enriched(value, session))
 
 
 def _headers(notification: Notification, trace: str, event: Event, verdict: Verdict) -> list[tuple[str, str]]:

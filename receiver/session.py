@@ -128,8 +128,8 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
     if rank < session.rank or (rank == session.rank and is_older):
         told_already = event.qos_status[0] in session.learned
         return session._replace(**memory), Verdict.UNCHANGED if told_already else Verdict.LATE, ""
-    changed = _change(session, event, event_micros, memory)
-    return changed._replace(learned=session.learned.replace(event.qos_status[0], "")), Verdict.ACCEPTED, ""
+    learned = session.learned.replace(event.qos_status[0], "")
+    return _change(session, event, event_micros, memory, learned), Verdict.ACCEPTED, ""
 
 
 def learn(
@@ -151,11 +151,10 @@ def learn(
     is_after = event_micros > max(session.time_micros, session.touched_micros)
     if rank > session.rank or (rank == session.rank and status is not session.qos_status and is_after):
         memory = _remember(session, _mark(event, event_micros), clock_micros)
-        if status[0] not in session.learned:
-            known = known._replace(learned=session.learned + status[0])
+        learned = session.learned if status[0] in session.learned else session.learned + status[0]
         if status is session.qos_status:  # it was UNAVAILABLE already, but might have come back
-            return known._replace(status_info=event.status_info, **memory), Verdict.UNCHANGED
-        return _change(known, event, event_micros, memory), Verdict.ACCEPTED
+            return known._replace(status_info=event.status_info, learned=learned, **memory), Verdict.UNCHANGED
+        return _change(known, event, event_micros, memory, learned), Verdict.ACCEPTED
     if known.facts == session.facts:
         return session, Verdict.DUPLICATE
     return known._replace(touched_micros=clock_micros), Verdict.UNCHANGED
@@ -232,7 +231,7 @@ def _remember(session: Session, mark: str, clock_micros: int) -> _Memory:
     return {"touched_micros": clock_micros, "marks": marks, "marks_cut_micros": cut_micros}
 
 
-def _change(session: Session, event: Event, event_micros: int, memory: _Memory) -> Session:
+def _change(session: Session, event: Event, event_micros: int, memory: _Memory, learned: str) -> Session:
     available_micros, available_seconds = session.available_micros, session.available_seconds
     if event.qos_status is QosStatus.AVAILABLE:
         available_micros, available_seconds = event_micros, None
@@ -247,6 +246,6 @@ def _change(session: Session, event: Event, event_micros: int, memory: _Memory) 
         available_micros=available_micros,
         available_seconds=available_seconds,
         facts=session.facts,
-        learned=session.learned,
+        learned=learned,
         **memory,
     )

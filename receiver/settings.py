@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from receiver.event import QosStatus
 from receiver.layers import Layers, Problem, SettingsError
+from receiver.notification import SENDER_NAME
 from receiver.tls import client_context, trusting
 
 __all__ = ["Problem", "Settings", "SettingsError", "layers", "load"]
@@ -65,9 +66,7 @@ def _comma_separated(value: object) -> object:
 Port = Annotated[int, Field(ge=0, le=65535)]
 Host = Annotated[str, _text(r"^[^\s/]+$", "an address or a host name, such as 127.0.0.1")]
 HostPort = Annotated[str, _text(r"^[^\s/,]+:[0-9]{1,5}$", "brokers such as 127.0.0.1:9092")]
-SenderName = Annotated[
-    str, _text(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", "1 to 64 letters, digits, dots, hyphens and underscores")
-]
+SenderName = Annotated[str, _text(f"^{SENDER_NAME}$", "1 to 64 letters, digits, dots, hyphens and underscores")]
 Sha256 = Annotated[
     str, StringConstraints(to_lower=True), _text(r"^[0-9a-fA-F]{64}$", "the SHA-256 of a token: 64 hexadecimal digits")
 ]

@@ -16,7 +16,7 @@ from receiver import rfc3339
 from receiver.errors import Malformed
 from receiver.event import Dialect, Event, QosStatus, StatusInfo
 from receiver.facts import Facts, facts_of, members
-from receiver.notification import API_ORIGINS, Notification, parse
+from receiver.notification import API_ORIGINS, SENDER_NAME, Notification, parse
 from receiver.qod.model import ApiSession
 from receiver.session import Session
 
@@ -27,8 +27,7 @@ _CONTENT_TYPE = "application/cloudevents+json"
 #: Between the end that was planned and the one that is told a server may take so long, and round.
 _EXPIRED_WITHIN_MICROS = 2_000_000
 
-#: As in `settings.py`.
-_SENDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SENDER = re.compile(SENDER_NAME)
 
 #: A device goes by the first of these that the API tells: it may tell more of them at one time than at another.
 _IDENTIFIERS = ("phoneNumber", "networkAccessIdentifier", "ipv4Address", "ipv6Address")
