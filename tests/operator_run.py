@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 _CREATORS = 16
-_SECONDS_MAX = 240
-_POLL_SECONDS = 0.3
+SECONDS_MAX = 240
 _DELETED_AFTER_SECONDS = 2, 10
 _PAGE = 5_000
 
@@ -117,14 +116,6 @@ class Topics:
         """How many notifications wait to be routed."""
         lines = httpx2.get(f"{self._url}/metrics", timeout=60).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith("qod_receiver_inbox_lag{"))
-
-
-def wait(done: Any, what: str) -> None:  # noqa: ANN401  # a condition
-    """Wait for what nobody tells of."""
-    deadline = time.monotonic() + _SECONDS_MAX
-    while not done():
-        assert time.monotonic() < deadline, f"still not: {what}"
-        time.sleep(_POLL_SECONDS)
 
 
 class _Change(NamedTuple):

@@ -11,8 +11,8 @@ import pytest
 
 from tests import simulated
 from tests.kafka_cluster import Brokers
-from tests.kafka_process import KafkaReceiver
-from tests.operator_run import Operator, Topics, differences, faults, wait
+from tests.kafka_process import KafkaReceiver, until
+from tests.operator_run import SECONDS_MAX, Operator, Topics, differences, faults
 from tests.receiver_process import ReceiverProcess, run
 
 SESSIONS = 2_000
@@ -101,7 +101,7 @@ def check_reconciled(operator: Operator, receiver: Serving) -> None:
         return not found
 
     try:
-        wait(is_reconciled, "the operator's sessions")
+        until(is_reconciled, "the operator's sessions", SECONDS_MAX)
     except AssertionError:
         raise AssertionError(f"{len(found)} differences: {found[:10]}") from None
     assert sum(each["unsent"] == "lost" for each in operator.entries()) > SESSIONS / 10
@@ -111,9 +111,9 @@ def check_reconciled(operator: Operator, receiver: Serving) -> None:
 def play(operator: Operator, receiver: Serving) -> Topics:
     """Play all sessions to their ends, and wait until all that was kept is routed."""
     asyncio.run(operator.play(receiver.edge_url, receiver.token, SESSIONS, seed=5))
-    wait(lambda: operator.is_over(3), "all over")
+    until(lambda: operator.is_over(3), "all over", SECONDS_MAX)
     topics = Topics(receiver.ops_url)
-    wait(lambda: not topics.lag(), "all routed")
+    until(lambda: not topics.lag(), "all routed", SECONDS_MAX)
     return topics
 
 

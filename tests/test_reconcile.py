@@ -7,7 +7,6 @@ import asyncio
 import io
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +22,7 @@ from receiver.service import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests import simulated
+from tests.kafka_process import until
 from tests.receiver_process import ReceiverProcess, run, tail
 
 NEVER_NOTIFIED = "+99904000001"
@@ -88,14 +88,6 @@ def start(tmp_path: Path) -> Iterator[Callable[[], ReceiverProcess]]:
 
 
 Start = Callable[[], ReceiverProcess]
-
-
-def until(found: Callable[[], object], what: str) -> None:
-    """Wait for what nobody tells of."""
-    deadline = time.monotonic() + 60
-    while not found():
-        assert time.monotonic() < deadline, f"still not: {what}"
-        time.sleep(0.1)
 
 
 def sessions(receiver: ReceiverProcess) -> dict[str, dict[str, Any]]:
