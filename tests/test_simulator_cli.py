@@ -31,6 +31,21 @@ def test_a_signal_ends_it_in_order(number: int, tmp_path: Path) -> None:
     assert [event["failure"] for event in events if event["event"] == "posted"] == ["stopped"]
 
 
+def test_a_client_that_breaks_off_is_no_failure(tmp_path: Path) -> None:
+    """A request whose client goes away in the middle of its body is no fault of the simulator's, and none is logged."""
+    with serving(tmp_path) as simulator:
+        host, port = simulator.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(
+                b"POST /token HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+                b"Content-Length: 100\r\n\r\ngrant_type="
+            )
+            httpx2.get(f"{simulator.url}/ledger/summary")  # by then the request has begun
+        create(simulator, "http://127.0.0.1:9/")
+        assert simulator.end(signal.SIGTERM) == 0
+    assert "Exception" not in simulator.log.read_text()
+
+
 def create(simulator: Process, url: str) -> str:
     """A session, and its id."""
     with httpx2.Client(base_url=simulator.url, timeout=DEADLINE_SECONDS) as client:

@@ -15,7 +15,7 @@ import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -180,6 +180,8 @@ async def _body(request: Request) -> bytes:
                     raise HTTPException(413, message, _LAST)
     except TimeoutError:
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the body took too long", _LAST) from None
+    except ClientDisconnect:  # nobody is there to be answered, and nothing is wrong here
+        raise HTTPException(HTTPStatus.BAD_REQUEST, "the body was broken off", _LAST) from None
     return bytes(body)
 
 
