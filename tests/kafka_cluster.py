@@ -505,8 +505,11 @@ class Cluster(Brokers):
 
     def pause(self, broker: int = 0) -> None:
         """Let a broker stand still with SIGSTOP: its connections stay open, and nothing is answered."""
-        self._processes[broker].send_signal(signal.SIGSTOP)
+        process = self._processes[broker]
+        process.send_signal(signal.SIGSTOP)
         self._paused.add(broker)
+        # Its threads stop one after the other, and the last one may still answer meanwhile.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self, broker: int = 0) -> None:
         """Let a broker that was paused go on."""
