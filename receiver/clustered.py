@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,6 +14,7 @@ from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.oauth import ClientCredentials
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.topics import Plan, check, create
+from receiver.backends.shared_spool import DistantSpool, SharedSpool
 from receiver.backends.spool import Spool
 from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
@@ -27,6 +28,7 @@ from receiver.telemetry import Telemetry
 from receiver.tls import client_context
 
 SPOOL = "spool"
+_OWN_SPOOL = "0"
 
 #: At the start the cluster has so long to answer; after that the edge takes notifications without it.
 _FIRST_SECONDS_MAX = 3.0
@@ -42,11 +44,11 @@ _SLICE = 5_000
 
 
 class Part(NamedTuple):
-    """What of the whole a process is: its role, and which of how many edges of this machine."""
+    """What of the whole a process is: its role, and which of several edges that share a spool."""
 
     role: Literal["all", "edge", "router"] = "all"
     worker: int = 0
-    workers_count: int = 1
+    shared: SharedSpool | None = None
 
     @property
     def receives(self) -> bool:
@@ -114,14 +116,12 @@ class ClusteredNode:
             appended=telemetry.appended,
         )
         self._membership = self._member(router) if part.routes else None
-        self._spools: list[Spool] = []
-        try:
-            for directory in _spool_directories(settings.data / SPOOL, part) if part.receives else ():
-                self._spools.append(self._spool(directory))
-        except BaseException:
-            self._close_spools()
-            raise
-        self.inbox: Inbox = self._spools[0] if self._spools else self._kafka_inbox
+        self._shared = part.shared
+        self._spool: Spool | DistantSpool | None = None
+        self._left: list[Spool] = []
+        if part.receives:
+            self._spool = self._distant(part.shared) if part.worker and part.shared else self._own()
+        self.inbox: Inbox = self._spool or self._kafka_inbox
         self.reader = KafkaReader(self._connection, settings.prefix)
 
     async def prepare(self, seconds_max: float) -> None:
@@ -142,18 +142,25 @@ class ClusteredNode:
 
     def jobs(self) -> Sequence[Coroutine[Any, Any, None]]:
         """See Node."""
-        return self._connect(), *(spool.run() for spool in self._spools)
+        match self._spool:
+            case None:
+                return (self._connect(),)
+            case DistantSpool():
+                return self._connect(), self._spool.run()
+            case Spool() if self._shared is not None:
+                return self._connect(), self._drain(self._spool), self._shared.serve(self._spool)
+            case Spool():
+                return self._connect(), self._drain(self._spool)
 
     def troubles(self) -> Mapping[str, str]:
         """See Node. What an edge answers 204 for is kept, be it in the spool; so it is ready without Kafka."""
-        return {"inbox": self.inbox.trouble} if self._spools else self._router_trouble()
+        return {"inbox": self.inbox.trouble} if self._spool else self._router_trouble()
 
     def notices(self) -> Mapping[str, str]:
         """See Node."""
-        if not self._spools:
+        if self._spool is None:
             return {}
-        spool = "; ".join(filter(None, (spool.notice for spool in self._spools)))
-        return {"kafka": self._kafka_inbox.trouble, "spool": spool, **self._router_trouble()}
+        return {"kafka": self._kafka_inbox.trouble, "spool": self._spool.notice, **self._router_trouble()}
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
         """See Node: those of the lanes that this process owns."""
@@ -213,18 +220,46 @@ class ClusteredNode:
         topics = Topics(self._plan.inbox, f"{prefix}.{SESSIONS}", f"{prefix}.{DEAD_LETTER}", group)
         return Membership(self._connection, topics, self._telemetry, dispatcher)
 
-    def _spool(self, directory: Path) -> Spool:
+    def _distant(self, shared: SharedSpool) -> DistantSpool:
+        return DistantSpool(
+            shared, self._kafka_inbox, append_timeout_seconds=self._settings.edge.append_timeout_seconds
+        )
+
+    def _own(self) -> Spool:
+        directory = self._settings.data / SPOOL
+        try:
+            for path in sorted(directory.glob("*")):
+                if path.name.isdecimal() and path.name != _OWN_SPOOL:
+                    self._left.append(self._opened(path))
+            opened = (lambda _: None) if self._shared is None else self._shared.set_open
+            return self._opened(directory / _OWN_SPOOL, opened, is_open=any(spool.count for spool in self._left))
+        except BaseException:
+            self._close_spools()
+            raise
+
+    def _opened(
+        self, directory: Path, opened: Callable[[bool], None] = lambda _: None, *, is_open: bool = False
+    ) -> Spool:
         return Spool(
             directory,
             self._kafka_inbox,
             self._telemetry,
             bytes_max=self._settings.kafka.spool_bytes_max,
             append_timeout_seconds=self._settings.edge.append_timeout_seconds,
+            opened=opened,
+            is_open=is_open,
         )
 
+    async def _drain(self, spool: Spool) -> None:
+        """Drain, for ever; first what an earlier release left, when each edge had a spool of its own: it is older."""
+        for each in self._left:
+            await each.empty()
+        await spool.run()
+
     def _close_spools(self) -> None:
-        for spool in self._spools:
-            spool.close()
+        for spool in (*self._left, self._spool):
+            if isinstance(spool, Spool):
+                spool.close()
 
 
 @asynccontextmanager
@@ -278,10 +313,3 @@ async def prepare(connection: Connection, plan: Plan, *, create_missing: bool) -
     fatal = [f"{each.topic} {each.what}" for each in differences if each.fatal]
     if fatal:
         raise Unavailable("; ".join(fatal), reason="topics")
-
-
-def _spool_directories(directory: Path, part: Part) -> Sequence[Path]:
-    """The spool of this edge first, then those that edges left which are no more: there were more workers once."""
-    left = [int(path.name) for path in directory.glob("*") if path.name.isdecimal()]
-    mine = sorted(n for n in left if n >= part.workers_count and n % part.workers_count == part.worker)
-    return [directory / str(number) for number in (part.worker, *mine)]

@@ -1,7 +1,8 @@
 """Several processes that receive on one port, and in the role `all` one more that routes, under one that watches them.
 
-They share nothing but the socket and Kafka. A process that ends is started again; when this one is told to end, or is
-killed, so are they: each holds one end of a pipe whose other end is only here.
+They share the socket, Kafka, and the spool of the first edge (`backends/shared_spool.py`). A process that ends is
+started again; when this one is told to end, or is killed, so are they: each holds one end of a pipe whose other end is
+only here.
 """
 
 import multiprocessing
@@ -11,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Self
@@ -20,6 +21,7 @@ import structlog
 import uvloop
 
 from receiver import service
+from receiver.backends.shared_spool import SharedSpool
 from receiver.clustered import Part
 from receiver.errors import ReceiverError, Unavailable
 from receiver.server import listening, url_of
@@ -43,7 +45,8 @@ def run(settings: Settings, role: str, edges_count: int, ready: Callable[[servic
 
     Raises Unavailable where a process can't be started, and OSError where the port can't be had.
     """
-    parts = [Part("edge", worker, edges_count) for worker in range(edges_count)]
+    shared = SharedSpool()
+    parts = [Part("edge", worker, shared) for worker in range(edges_count)]
     if role == "all":
         parts.insert(0, Part("router"))
     if settings.ops.port and settings.ops.port + len(parts) - 1 > _PORT_MAX:
@@ -51,6 +54,7 @@ def run(settings: Settings, role: str, edges_count: int, ready: Callable[[servic
         raise Unavailable(least, reason="worker")
     configure_log(settings.log.level, log_format_of(settings.log.format))
     with ExitStack() as stack:
+        stack.enter_context(closing(shared))
         edge_socket = stack.enter_context(listening(settings.edge.host, settings.edge.port))
         edge_url = settings.edge.public_url or url_of(settings.edge.host, edge_socket) + settings.edge.path
         signalled = stack.enter_context(_Signals())

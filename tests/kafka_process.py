@@ -90,7 +90,7 @@ class KafkaReceiver:
     """`qod-receiver serve --kafka`, in a process group of its own, which can be started again on its directory.
 
     `settings` are spelled as in the environment, without QOD_RECEIVER_. Its port for notifications stays the same, and
-    so do the operations ports: as many as there are processes.
+    so do the operations ports: as many as there are processes. A later start may have other `options`.
     """
 
     def __init__(self, directory: Path, bootstrap: str, prefix: str, *options: str, **settings: str) -> None:
@@ -105,7 +105,8 @@ class KafkaReceiver:
         self.ops_urls = [f"http://{HOST}:{self._ports.first + 1 + index}" for index in range(workers)]
         self._out = directory / "out"
         self._command = [*COMMAND, "serve", "--data", str(directory), "--kafka", bootstrap]
-        self._command += ["--port", str(self._ports.first), "--ops-port", str(self._ports.first + 1), *options]
+        self._command += ["--port", str(self._ports.first), "--ops-port", str(self._ports.first + 1)]
+        self.options = options
         given = {"PREFIX": prefix, "AUTH__ANONYMOUS": "true", "KAFKA__PARTITIONS": str(PARTITIONS), **settings}
         self._environment = {**os.environ, **{f"QOD_RECEIVER_{name}": value for name, value in given.items()}}
 
@@ -136,7 +137,7 @@ class KafkaReceiver:
         """Start it."""
         with self.log.open("ab") as log, self._out.open("wb") as out:
             self.process = subprocess.Popen(
-                self._command,
+                [*self._command, *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
@@ -237,11 +238,18 @@ class Load:
     """Senders that tell their sessions' events, one after the other, each again and again until it is kept.
 
     Each begins a new session after a while, so that sessions are in every partition; all of these have the load's
-    name. Runs in a thread of its own.
+    name. Where they are `scattered` each request has a connection of its own, and may come to another worker than the
+    one before. Runs in a thread of its own.
     """
 
     def __init__(
-        self, name: str, *edge_urls: str, senders: int = 8, events: int = 10, pause_seconds: float = 0.02
+        self,
+        name: str,
+        *edge_urls: str,
+        senders: int = 8,
+        events: int = 10,
+        pause_seconds: float = 0.02,
+        scattered: bool = False,
     ) -> None:
         self.answers: list[Answer] = []
         self.kept: dict[str, list[str]] = {}
@@ -250,6 +258,7 @@ class Load:
         self._senders = senders
         self._events = events
         self._pause_seconds = pause_seconds
+        self._kept_alive_max = 0 if scattered else 2 * senders
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
@@ -285,11 +294,8 @@ class Load:
         """The seconds that the answers took to what was posted between two times, sorted."""
         return sorted(answer.seconds for answer in self.answers if begin <= answer.at <= end)
 
-    def check(self, bootstrap: str, prefix: str, *, in_order: bool = True) -> float:
-        """Wait until all is routed, each event once and in order; returns how many seconds that took.
-
-        Where senders were told by several processes in turns there is no order.
-        """
+    def check(self, bootstrap: str, prefix: str) -> float:
+        """Wait until all is routed, each event once and in order; returns how many seconds that took."""
         assert not self._thread.is_alive(), "a load that goes on is never routed"
         kept = {session_id: ids for session_id, ids in self.kept.items() if ids}
         found: dict[str, list[str]] = {}
@@ -301,9 +307,6 @@ class Load:
             return sum(map(len, found.values())) >= self.count
 
         seconds = until(is_routed, f"{self.count} events on {prefix}.status")
-        if not in_order:
-            found = {session_id: sorted(id_.removesuffix(LATE) for id_ in ids) for session_id, ids in found.items()}
-            kept = {session_id: sorted(ids) for session_id, ids in kept.items()}
         wrong = {each: (kept[each], found.get(each)) for each in kept if found.get(each) != kept[each]}
         assert not wrong, f"{len(wrong)} sessions were told as the first and are on the topic as the second: {wrong}"
         return seconds
@@ -315,7 +318,7 @@ class Load:
             self._error = error
 
     async def _tell_all(self) -> None:
-        limits = httpx2.Limits(max_connections=2 * self._senders, max_keepalive_connections=2 * self._senders)
+        limits = httpx2.Limits(max_connections=2 * self._senders, max_keepalive_connections=self._kept_alive_max)
         async with httpx2.AsyncClient(timeout=20, limits=limits) as client, asyncio.TaskGroup() as tasks:
             for number in range(self._senders):
                 tasks.create_task(self._tell(client, self._urls[number % len(self._urls)], number))

@@ -93,6 +93,7 @@ LAYERS = (
     {"backends.sqlite_file", "backends.sqlite_view"},
     {"backends.sqlite"},
     {"backends.spool"},
+    {"backends.shared_spool"},
     {"layers"},
     {"settings"},
     {"secret_file"},

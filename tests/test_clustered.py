@@ -84,30 +84,28 @@ def _keys(kafka: Brokers, prefix: str) -> list[str]:
     return sorted(each.key.decode() for each in records(kafka.bootstrap, f"{prefix}.inbox", 1))
 
 
-async def test_spools_that_more_workers_left_are_drained(
+async def test_spools_that_an_earlier_release_left_are_sent_first(
     kafka: Brokers, topic_prefix: str, tmp_path: Path, telemetry: Telemetry
 ) -> None:
-    """Two edges empty what five had on disk, each its share; one that does everything empties all that is left."""
+    """Of five edges' spools one edge makes one order: what is posted from now on comes behind all that they hold."""
     settings = _settings(kafka, topic_prefix, tmp_path)
     spools = tmp_path / SPOOL
     for number in range(5):
         await _leave(spools / str(number), [f"s{number}"])
     (spools / "not-a-spool").mkdir()
-    first, second = Telemetry(StringIO()), Telemetry(StringIO())
-    async with (
-        _node(settings, Part("edge", 0, 2), first) as one,
-        _node(settings, Part("edge", 1, 2), second) as other,
-    ):
-        await until(lambda: not one.notices()["spool"] and not other.notices()["spool"])
-        assert _spools(first) == {"0", "2", "4"}
-        assert _spools(second) == {"1", "3"}
+    async with clustered(settings, telemetry, build_router(settings), Part("edge")) as node:
+        for number in range(1, 5):
+            await node.inbox.append(posted("U2", session_id=f"s{number}"))
         with pytest.raises(Unavailable, match="another process serves"):
             ClusteredNode(settings, telemetry, build_router(settings), Part())
-    assert await asyncio.to_thread(_keys, kafka, topic_prefix) == [f"s{number}" for number in range(5)]
-    await _leave(spools / "3", ["again"])
-    async with _node(settings, Part(), telemetry) as whole:
-        await until(lambda: not whole.notices()["spool"])
-    assert len(await asyncio.to_thread(_keys, kafka, topic_prefix)) == 6
+        async with _running(*node.jobs()):
+            await until(lambda: not node.notices()["spool"])
+    assert _spools(telemetry) == {"0", "1", "2", "3", "4"}
+    found = await asyncio.to_thread(records, kafka.bootstrap, f"{topic_prefix}.inbox", 1)
+    assert [(each.key.decode(), b"UNAVAILABLE" in each.value) for each in found] == [
+        *((f"s{number}", False) for number in (1, 2, 3, 4, 0)),
+        *((f"s{number}", True) for number in range(1, 5)),
+    ]
 
 
 def _spools(telemetry: Telemetry) -> set[str]:

@@ -85,7 +85,7 @@ def test_a_worker_that_is_killed_is_started_again(receiver: KafkaReceiver, kafka
             assert receiver.spooled(edge) >= spooled
         until(lambda: receiver.spooled(1) == receiver.spooled(2) == 0, "drained")
         until(lambda: _all_answer(receiver), "all ready")
-    routed = load.check(receiver.bootstrap, receiver.prefix, in_order=False)
+    routed = load.check(receiver.bootstrap, receiver.prefix)
     print(f"the edge back after {took:.1f} s, without Kafka; the router's part routed after {routed:.1f} s")
     assert receiver.log.read_text().count('"event":"worker_ended"') == 2
     assert receiver.end(signal.SIGINT, group=True) < 30

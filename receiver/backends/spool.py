@@ -74,7 +74,8 @@ class _Sent(NamedTuple):
 class Spool:
     """`receiver.inbox.Inbox` is the contract. `run` drains, for ever.
 
-    It takes at most about `bytes_max` bytes; beyond that an append is Unavailable.
+    It takes at most about `bytes_max` bytes; beyond that an append is Unavailable. `opened` is told whether anything
+    may lie here: before it does, and when it is all in Kafka. `is_open` begins so, for something older lies elsewhere.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class Spool:
         bytes_max: int,
         append_timeout_seconds: float,
         appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+        opened: Callable[[bool], None] = lambda _is_open: None,
+        is_open: bool = False,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._name = directory.name
@@ -111,9 +114,8 @@ class Spool:
         self._sent: _Sent | None = None
         self._held: deque[tuple[Notification, asyncio.Future[None]]] = deque()
         self._holding: asyncio.TimerHandle | None = None
-        self._is_open = self._file.end > self._position
-        if self._is_open:
-            self._filled.set()
+        self._opened = opened
+        self._set_open(is_open or self.count > 0)
         self._tell()
 
     @property
@@ -145,11 +147,21 @@ class Spool:
         self._held.append((notification, kept))
         return kept
 
+    def keep(self, notification: Notification) -> asyncio.Future[None]:
+        """Keep what Kafka did not take, on the disk whatever Kafka would say now."""
+        self._set_open(True)
+        return self._keep(notification)
+
     async def run(self) -> None:
         """Drain whatever comes to lie here."""
-        backoff_seconds = _BACKOFF_SECONDS_FIRST
         while True:
             await self._filled.wait()
+            await self.empty()
+
+    async def empty(self) -> None:
+        """Drain until nothing lies here."""
+        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        while self._is_open:
             try:
                 try:
                     await self._drain()
@@ -173,10 +185,16 @@ class Spool:
         self._file.close()
         self._lock.release()
 
+    def _set_open(self, is_open: bool) -> None:
+        self._is_open = is_open
+        self._opened(is_open)
+        if is_open:
+            self._filled.set()
+        else:
+            self._filled.clear()
+
     def _failed(self, notification: Notification, kept: asyncio.Future[None], _: Unavailable) -> None:
-        self._is_open = True
-        self._filled.set()
-        self._keep(notification).add_done_callback(partial(_pass_on, kept))
+        self.keep(notification).add_done_callback(partial(_pass_on, kept))
 
     def _keep(self, notification: Notification) -> asyncio.Future[None]:
         if self._bytes >= self._bytes_max:
@@ -224,8 +242,7 @@ class Spool:
             await loop.run_in_executor(self._writer, self._file.retain, now_micros, now_micros, _RETAIN_ROWS_MAX)
             self._tell()
         self._bytes = 0
-        self._is_open = False
-        self._filled.clear()
+        self._set_open(False)
         held, self._held = self._held, deque()
         for notification, kept in held:
             self.append(notification).add_done_callback(partial(_pass_on, kept))
