@@ -21,8 +21,9 @@ from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Inbox
 from receiver.reader import is_asked_for
-from receiver.router import DEAD_LETTER, SESSIONS, Router
+from receiver.router import DEAD_LETTER, Router
 from receiver.session import Session
+from receiver.session_record import SESSIONS
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from receiver.tls import client_context

@@ -10,8 +10,9 @@ from receiver.backends.sqlite import SqliteNode, SqliteReader
 from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
-from receiver.router import SESSIONS, Router
+from receiver.router import Router
 from receiver.session import Session
+from receiver.session_record import SESSIONS
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 

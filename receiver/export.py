@@ -39,8 +39,9 @@ from receiver.errors import Unavailable
 from receiver.inbox import Lane, LaneLost
 from receiver.message import Message, Record
 from receiver.reader import Reader
-from receiver.router import DEAD_LETTER, SESSIONS, Router, session_from, session_value
-from receiver.session import MARKS_MAX, Session
+from receiver.router import DEAD_LETTER, Router
+from receiver.session import merged
+from receiver.session_record import SESSIONS, session_from, session_message, traced
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
@@ -131,26 +132,6 @@ async def export(
             patience_seconds=patience_seconds,
         )
         return [*await exporter.carry_records(), await exporter.carry_sessions()]
-
-
-def merged(ours: Session, theirs: Session) -> Session:
-    """What to remember of a session that the cluster remembers too: the state that is ahead, and the marks of both.
-
-    It is `theirs` where that has all of it, or where the session is another sender's there.
-    """
-    if ours.sender != theirs.sender:
-        return theirs
-    state = max(theirs, ours, key=lambda each: (each.rank, each.time_micros, each.touched_micros, len(each.marks)))
-    known = set(theirs.marks)
-    news = tuple(mark for mark in ours.marks if mark not in known)
-    marks = theirs.marks + news if ours.touched_micros >= theirs.touched_micros else news + theirs.marks
-    cuts = [each.marks_cut_micros for each in (ours, theirs) if each.marks_cut_micros is not None]
-    cuts += [int(mark.rsplit("|", 1)[1]) for mark in marks[:-MARKS_MAX]]
-    return state._replace(
-        touched_micros=max(ours.touched_micros, theirs.touched_micros),
-        marks=marks[-MARKS_MAX:],
-        marks_cut_micros=max(cuts, default=None),
-    )
 
 
 class Ledger:
@@ -362,28 +343,22 @@ class _Exporter:
                 there_count += message.key not in written
             elif not self._router.is_forgotten(after, clock_micros):
                 sessions[message.key] = after
-                messages.append(self._retraced(message, after))
+                told = self._retraced(message._replace(headers=traced(message)))
+                messages.append(session_message(message.topic, after, told.headers, after.touched_micros // 1000))
         if messages:
             written.update(sessions)
             await lane.commit(empty, messages, sessions, clock_micros)
         return there_count
 
-    def _retraced(self, message: Message, session: Session | None = None) -> Message:
-        """A message as it goes to the cluster, of a session's record the one that tells of `session`."""
+    def _retraced(self, message: Message) -> Message:
+        """A message as it goes to the cluster."""
         texts = dict(message.headers)
         trace = texts.get("inbox", "")
-        traced = f"export:{self._ledger.id}:{trace}"
+        place = f"export:{self._ledger.id}:{trace}"
         if texts.get("ce_id") == trace:
-            texts["ce_id"] = traced
-        texts["inbox"] = traced
-        if session is None:
-            return message._replace(headers=list(texts.items()))
-        texts["marks"], texts["touched"] = ",".join(session.marks), str(session.touched_micros)
-        if session.marks_cut_micros is not None:
-            texts["marks-cut"] = str(session.marks_cut_micros)
-        return Message(
-            message.topic, message.key, session_value(session), list(texts.items()), session.touched_micros // 1000
-        )
+            texts["ce_id"] = place
+        texts["inbox"] = place
+        return message._replace(headers=list(texts.items()))
 
     async def _range(self, topic: str) -> tuple[int, int]:
         """The oldest record's position in the directory, and the one behind the newest's."""

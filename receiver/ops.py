@@ -29,8 +29,8 @@ from receiver.notification import Notification
 from receiver.qod.telling import received
 from receiver.reader import Cursor, Reader, cursor_text
 from receiver.replay import DeadLetters
-from receiver.router import session_value
 from receiver.session import Session
+from receiver.session_record import session_value
 from receiver.telemetry import Telemetry
 
 _PATHS = """\

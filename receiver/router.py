@@ -6,8 +6,8 @@ So a crash, a replica and a replay decide alike.
 """
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -20,9 +20,9 @@ from receiver.message import Message
 from receiver.notification import API_ORIGINS, Notification, parse
 from receiver.routes import DEFAULT_ROUTES, Route, targets
 from receiver.session import Session, Verdict, apply, learn
+from receiver.session_record import SESSIONS, session_message
 
-#: Topics that every router writes, without the common prefix.
-SESSIONS = "sessions"
+#: The other topic that every router writes, without the common prefix.
 DEAD_LETTER = "dead-letter"
 
 _DAY_MICROS = 24 * 60 * 60 * 1_000_000
@@ -89,10 +89,10 @@ class Router:
         headers = _headers(notification, trace, event, verdict)
         # Its timestamp is the inbox's clock, not the event's: tables keep the record with the latest one.
         millis = clock_micros // 1000
-        memory = headers + _memory(after)
-        messages = [Message(self._sessions_topic, after.session_id, session_value(after), memory, millis)]
+        messages = [session_message(self._sessions_topic, after, headers, millis)]
         if names := targets(self._routes, verdict, event, notification.sender):
-            value = _status_value(event, after, verdict, notification)
+            granted = verdict is Verdict.LATE and known is not None and known.available_micros != after.available_micros
+            value = _status_value(event, after, verdict, notification, granted=granted)
             millis = _record_millis(event, notification)
             messages += [Message(self.topic(name), after.session_id, value, headers, millis) for name in names]
         return Decision(verdict, after, messages)
@@ -157,58 +157,10 @@ def _facts(notification: Notification) -> Facts | None:
     return facts_of(tree["data"]) if "data" in tree else NO_FACTS
 
 
-def session_value(session: Session) -> bytes:
-    """The session as the flat JSON of the sessions topic."""
-    value: dict[str, str | float | bool] = {
-        "sessionId": session.session_id,
-        "qosStatus": session.qos_status,
-        "time": rfc3339.render(session.time_micros),
-        "sender": session.sender,
-    }
-    if session.status_info is not None:
-        value["statusInfo"] = session.status_info
-    if session.available_micros is not None:
-        value["availableSince"] = rfc3339.render(session.available_micros)
-    if session.available_seconds is not None:
-        value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(_enriched(value, session))
-
-
-def _enriched(value: dict[str, Any], session: Session) -> dict[str, Any]:
-    return value if session.facts is NO_FACTS else value | members(session.facts)
-
-
-def _memory(session: Session) -> list[tuple[str, str]]:
-    """What a session remembers beside its flat value: headers, so that the value stays a row for everybody."""
-    memory = [("marks", ",".join(session.marks)), ("touched", str(session.touched_micros))]
-    if session.marks_cut_micros is not None:
-        memory.append(("marks-cut", str(session.marks_cut_micros)))
-    if session.learned:
-        memory.append(("learned", session.learned))
-    return memory
-
-
-def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:
-    """The session that a record of the sessions topic tells of: the inverse of what `decide` wrote."""
-    told = orjson.loads(value)
-    since, cut = told.get("availableSince"), headers.get("marks-cut")
-    return Session(
-        told["sessionId"],
-        told["sender"],
-        QosStatus(told["qosStatus"]),
-        told.get("statusInfo"),
-        rfc3339.micros(told["time"]),
-        int(headers["touched"]),
-        None if since is None else rfc3339.micros(since),
-        told.get("availableSeconds"),
-        tuple(headers["marks"].split(",")),
-        None if cut is None else int(cut),
-        facts_of(told),
-        headers.get("learned", ""),
-    )
-
-
-def _status_value(event: Event, session: Session, verdict: Verdict, notification: Notification) -> bytes:
+def _status_value(
+    event: Event, session: Session, verdict: Verdict, notification: Notification, *, granted: bool
+) -> bytes:
+    """The flat JSON of the status topic. `granted`: it is late, and filled in when the session had been available."""
     value: dict[str, str | float | bool] = {
         "sessionId": event.session_id,
         "qosStatus": event.qos_status,
@@ -223,7 +175,10 @@ def _status_value(event: Event, session: Session, verdict: Verdict, notification
         value["unexpected"] = event.unexpected
         if verdict is Verdict.ACCEPTED and session.available_seconds is not None:
             value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(_enriched(value, session))
+    elif granted and session.available_micros is not None and session.available_seconds is not None:
+        value["availableSince"] = rfc3339.render(session.available_micros)
+        value["availableSeconds"] = session.available_seconds
+    return orjson.dumps(value if session.facts is NO_FACTS else value | members(session.facts))
 
 
 def _headers(notification: Notification, trace: str, event: Event, verdict: Verdict) -> list[tuple[str, str]]:

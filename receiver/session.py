@@ -22,6 +22,12 @@ Each event taken into account leaves a mark: a digest of (source, id), its conte
 conforming sender collects two or three. The list is cut at MARKS_MAX from its oldest end, and from then on an event
 as old as a forgotten one can't be told from a repetition: it goes to the dead letters, neither lost nor repeated.
 
+An AVAILABLE that comes late
+----------------------------
+Of two machines that receive for one session the slower one may bring AVAILABLE after the end. It does not change the
+status, but it tells that quality was granted, and since when: where the session knows of no availability yet, a late
+AVAILABLE with a time before an end fills it in.
+
 What the operator's API tells
 -----------------------------
 A session may be learned of from the API too, see `learn`. The API tells how things stand, not what happened, so it is
@@ -35,7 +41,8 @@ from typing import NamedTuple, TypedDict
 from zlib import crc32
 
 from receiver.event import Event, QosStatus
-from receiver.facts import NO_FACTS, Facts, merged
+from receiver.facts import NO_FACTS, Facts
+from receiver.facts import merged as merged_facts
 
 
 class Verdict(StrEnum):
@@ -127,7 +134,7 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
     is_older = event_micros < session.time_micros and session.qos_status[0] not in session.learned
     if rank < session.rank or (rank == session.rank and is_older):
         told_already = event.qos_status[0] in session.learned
-        return session._replace(**memory), Verdict.UNCHANGED if told_already else Verdict.LATE, ""
+        return _late(session, event, memory), Verdict.UNCHANGED if told_already else Verdict.LATE, ""
     learned = session.learned.replace(event.qos_status[0], "")
     return _change(session, event, event_micros, memory, learned), Verdict.ACCEPTED, ""
 
@@ -145,7 +152,7 @@ def learn(
     if session is None:
         begun = _begin(event, sender, event_micros, clock_micros, _mark(event, event_micros))
         return begun._replace(facts=facts, learned=status[0]), Verdict.ACCEPTED
-    known = session._replace(facts=merged(session.facts, facts))
+    known = session._replace(facts=merged_facts(session.facts, facts))
     rank = 2 if ends else _rank(event.qos_status, event.status_info)
     # One that went without a reason came back only if the API said so after that came in, whatever the sender's clock.
     is_after = event_micros > max(session.time_micros, session.touched_micros)
@@ -158,6 +165,34 @@ def learn(
     if known.facts == session.facts:
         return session, Verdict.DUPLICATE
     return known._replace(touched_micros=clock_micros), Verdict.UNCHANGED
+
+
+def merged(ours: Session, theirs: Session) -> Session:
+    """What to remember of a session that was told of in two places: the state that is ahead, and the memory of both.
+
+    It is `theirs` where that has all of it, or where the session is another sender's there.
+    """
+    if ours.sender != theirs.sender:
+        return theirs
+    ahead = max(theirs, ours, key=lambda each: (each.rank, each.time_micros, each.touched_micros, len(each.marks)))
+    behind = ours if ahead is theirs else theirs
+    older, newer = (theirs, ours) if ours.touched_micros >= theirs.touched_micros else (ours, theirs)
+    # Where both have a mark it stays where theirs has it, so that merging again changes nothing.
+    known = frozenset(theirs.marks)
+    news = tuple(mark for mark in ours.marks if mark not in known)
+    marks = news + theirs.marks if older is ours else theirs.marks + news
+    cuts = [each.marks_cut_micros for each in (ours, theirs) if each.marks_cut_micros is not None]
+    cuts += map(_told_micros, marks[:-MARKS_MAX])
+    after = ahead._replace(
+        touched_micros=newer.touched_micros,
+        marks=marks[-MARKS_MAX:],
+        marks_cut_micros=max(cuts, default=None),
+        facts=merged_facts(older.facts, newer.facts),
+        learned=ahead.learned + "".join(letter for letter in behind.learned if letter not in ahead.learned),
+    )
+    if _END in after.learned and behind.qos_status is QosStatus.UNAVAILABLE:
+        after = after._replace(status_info=after.status_info or behind.status_info)
+    return after if behind.available_micros is None else _granted(after, behind.available_micros)
 
 
 def _rank(qos_status: QosStatus, status_info: str | None) -> int:
@@ -179,6 +214,11 @@ def _mark(event: Event, event_micros: int) -> str:
     )
     told = "" if event.time_micros is None else event.time_micros
     return f"{identity}|{event.qos_status[0]}.{told}.{_kind(event.type, event.status_info)}|{event_micros}"
+
+
+def _told_micros(mark: str) -> int:
+    """The event time of a mark."""
+    return int(mark.rsplit("|", 1)[1])
 
 
 @lru_cache(1024)
@@ -226,9 +266,29 @@ class _Memory(TypedDict):
 def _remember(session: Session, mark: str, clock_micros: int) -> _Memory:
     marks, cut_micros = (*session.marks, mark), session.marks_cut_micros
     if len(marks) > MARKS_MAX:
-        oldest_micros = int(marks[0].rsplit("|", 1)[1])
+        oldest_micros = _told_micros(marks[0])
         marks, cut_micros = marks[1:], oldest_micros if cut_micros is None else max(cut_micros, oldest_micros)
     return {"touched_micros": clock_micros, "marks": marks, "marks_cut_micros": cut_micros}
+
+
+def _late(session: Session, event: Event, memory: _Memory) -> Session:
+    """The session after an event that is behind it."""
+    if event.qos_status is QosStatus.AVAILABLE and event.time_micros is not None:
+        session = _granted(session, event.time_micros)
+    return session._replace(**memory)
+
+
+def _granted(session: Session, available_micros: int) -> Session:
+    """The session with an availability that is told only now, where it knows of none, and an end came after that."""
+    if session.available_micros is not None or session.qos_status is not QosStatus.UNAVAILABLE:
+        return session
+    # None of them is missing: an event as old as a mark that was cut off does not get here.
+    told = map(_told_micros, (mark for mark in session.marks if f"|{_END}." in mark))
+    ended_micros = min((micros for micros in told if micros >= available_micros), default=None)
+    if ended_micros is None:
+        return session
+    seconds = (ended_micros - available_micros) / 1e6
+    return session._replace(available_micros=available_micros, available_seconds=seconds)
 
 
 def _change(session: Session, event: Event, event_micros: int, memory: _Memory, learned: str) -> Session:

@@ -39,6 +39,7 @@ class Oracle:
         self.heard: list[Heard] = []
         self.changes: list[Heard] = []
         self.told_at = 0
+        self.granted_late: tuple[int, float] | None = None
         self.touched_at = 0
 
     @property
@@ -78,18 +79,31 @@ class Oracle:
             return UNCHANGED
         if heard.rank < self.now.rank or (heard.rank == self.now.rank and heard.micros < self.told_at):
             self._remember(heard, clock)
+            self._grant(heard)
             return LATE
         return self._change(heard, clock)
 
     def availability(self) -> tuple[int | None, float | None]:
-        """When the session last became available, and for how many seconds it was."""
+        """When the session last became available, and for how many seconds it was.
+
+        By what was accepted; where nothing of that was an AVAILABLE, by the late one that told of it first.
+        """
         for at in reversed(range(len(self.changes))):
             begin = self.changes[at]
             if begin.event.qos_status == "AVAILABLE":
                 if begin is self.now:
                     return begin.micros, None
                 return begin.micros, max(0, self.changes[at + 1].micros - begin.micros) / 1_000_000
-        return None, None
+        return self.granted_late or (None, None)
+
+    def _grant(self, late: Heard) -> None:
+        """An AVAILABLE that is late tells that quality was granted, where nothing did yet and an end came after it."""
+        if late.event.qos_status != "AVAILABLE" or late.event.time_micros is None:
+            return
+        ends = [each.micros for each in self.heard if each.event.qos_status == "UNAVAILABLE"]
+        after = [micros for micros in ends if micros >= late.micros]
+        if self.availability() == (None, None) and after:
+            self.granted_late = late.micros, (min(after) - late.micros) / 1_000_000
 
     def _remember(self, heard: Heard, clock: int) -> None:
         self.heard.append(heard)

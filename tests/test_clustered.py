@@ -19,8 +19,8 @@ from receiver.backends.spool import Spool
 from receiver.backends.sqlite_schema import FILE_NAME
 from receiver.clustered import SPOOL, ClusteredNode, Part, clustered
 from receiver.errors import Unavailable
-from receiver.router import SESSIONS
 from receiver.service import build_router
+from receiver.session_record import SESSIONS
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster

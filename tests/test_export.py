@@ -25,11 +25,14 @@ from receiver.backends.kafka.records import partition_of
 from receiver.clustered import connection_of
 from receiver.embedded import open_node, open_reader
 from receiver.errors import Unavailable
-from receiver.export import LEDGER_NAME, Carried, Ledger, export, merged
+from receiver.event import QosStatus
+from receiver.export import LEDGER_NAME, Carried, Ledger, export
+from receiver.facts import Facts
 from receiver.message import Record
-from receiver.notification import Notification
+from receiver.notification import RECONCILE, Notification
+from receiver.qod import telling
 from receiver.service import build_router
-from receiver.session import MARKS_MAX, Session, apply
+from receiver.session import MARKS_MAX, Session, apply, merged
 from receiver.settings import KafkaSettings, RouteSettings, Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import HOST, Brokers, Cluster
@@ -37,7 +40,7 @@ from tests.kafka_process import KafkaReceiver, Ports, until
 from tests.nodes import Node, commit
 from tests.proxy import Proxy
 from tests.receiver_process import COMMAND
-from tests.samples import SECOND, START, bare, body, posted, told
+from tests.samples import SECOND, SENDER, START, bare, body, posted, told
 
 _SECONDS_MAX = 60.0
 
@@ -360,6 +363,24 @@ def test_a_router_goes_on_with_what_was_carried(directory: Directory, tmp_path: 
     after = directory.session_in_cluster("s00003")
     assert (after.status_info, len(after.marks)) == ("DELETE_REQUESTED", 4)
     assert directory.carried()["sessions"] == (0, 40)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_end_that_the_api_told_does_not_revive(
+    kafka: Brokers, topic_prefix: str, tmp_path: Path, order: tuple[int, int]
+) -> None:
+    """Whichever of two directories knew the end, and whichever is carried first, the cluster knows all of it."""
+    facts = Facts("QOS_E", 3_600, START + 3_600 * SECOND, "ab12")
+    end = telling.Telling("s", QosStatus.UNAVAILABLE, None, START + 5 * SECOND, facts)
+    both = [Directory(tmp_path / str(number), kafka.bootstrap, topic_prefix) for number in range(2)]
+    both[0].keep(posted("A1#a", session_id="s"), telling.notification(end, RECONCILE, SENDER, START))
+    both[1].keep(posted("A1#a", session_id="s"), posted("U2#b", session_id="s"), posted("A4#c", session_id="s"))
+    for number in order:
+        assert both[number].carried()["sessions"] == (1, 0)
+    known = both[0].session_in_cluster("s")
+    assert (known.qos_status, known.rank, known.facts, len(known.marks)) == (QosStatus.UNAVAILABLE, 2, facts, 4)
+    _, verdict, _ = apply(known, told("A9", "s")[0], SENDER, START, START)
+    assert verdict == "late"
 
 
 def test_what_is_served_is_not_carried(directory: Directory) -> None:

@@ -15,8 +15,9 @@ from receiver.notification import CLIENT, RECONCILE, Notification
 from receiver.qod.difference import differences
 from receiver.qod.model import ApiSession
 from receiver.qod.telling import Telling, device_hash, facts_told, notification, received, sent
-from receiver.router import Decision, Router, session_from
+from receiver.router import Decision, Router
 from receiver.session import Session, Verdict, apply, learn
+from receiver.session_record import session_from
 from tests.samples import SECOND, SENDER, SESSION_ID, START, decisions, posted, told
 
 ACCEPTED, DUPLICATE, UNCHANGED, LATE = Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.UNCHANGED, Verdict.LATE

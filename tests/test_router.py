@@ -13,9 +13,10 @@ from receiver import rfc3339
 from receiver.event import QosStatus
 from receiver.message import Message
 from receiver.notification import Notification
-from receiver.router import Decision, Router, session_from
+from receiver.router import Decision, Router
 from receiver.routes import DEFAULT_ROUTES, Route, targets
 from receiver.session import MARKS_MAX, Verdict
+from receiver.session_record import session_from
 from tests.samples import HOUR, SECOND, SENDER, SESSION_ID, SOURCE, START, TYPE, bare, body, decisions, posted, told
 
 RECEIVED = START + 60 * SECOND
@@ -118,7 +119,10 @@ def test_the_prefix_names_every_topic() -> None:
         (["A1#x"], {"qosStatus": "AVAILABLE", "time": "2026-11-24T10:00:01Z", "late": False}),
         (["R1.25"], {"qosStatus": "REQUESTED", "time": "2026-11-24T10:00:01.25Z", "late": False}),
         (["A?"], {"qosStatus": "AVAILABLE", "time": "2026-11-24T10:01:00Z", "late": False}),
-        (["U2:N", "A1"], {"qosStatus": "AVAILABLE", "time": "2026-11-24T10:00:01Z", "late": True}),
+        (["U2:N", "A9"], {"qosStatus": "AVAILABLE", "time": "2026-11-24T10:00:09Z", "late": True}),
+        (["A1", "U5:E", "A2"], {"qosStatus": "AVAILABLE", "late": True}),
+        # One that comes late, and tells that quality was granted.
+        (["U2.5:N", "A1"], {"late": True, "availableSince": "2026-11-24T10:00:01Z", "availableSeconds": 1.5}),
         (["U5:N"], {"late": False, "statusInfo": "NETWORK_TERMINATED", "unexpected": True}),
         (["A1", "U5:E"], {"statusInfo": "DURATION_EXPIRED", "unexpected": False, "availableSeconds": 4.0}),
         (["A1", "U5:D"], {"statusInfo": "DELETE_REQUESTED", "unexpected": False, "availableSeconds": 4.0}),
@@ -132,7 +136,7 @@ def test_status_value(router: Router, what: list[str | bytes], value: dict[str, 
     assert told_value | value == told_value
     assert (told_value["sessionId"], told_value["sender"]) == (SESSION_ID, SENDER)
     assert told_value["receivedAt"] == "2026-11-24T10:01:00Z"
-    optional = {"statusInfo", "unexpected", "availableSeconds"}
+    optional = {"statusInfo", "unexpected", "availableSince", "availableSeconds"}
     assert optional & told_value.keys() == optional & value.keys()
 
 
@@ -148,7 +152,16 @@ def test_both_streams_tell_the_same(router: Router) -> None:
         (["A1"], {"qosStatus": "AVAILABLE", "time": "2026-11-24T10:00:01Z", "availableSince": "2026-11-24T10:00:01Z"}),
         (["R1"], {"qosStatus": "REQUESTED", "time": "2026-11-24T10:00:01Z"}),
         (["A1", "A2"], {"time": "2026-11-24T10:00:02Z", "availableSince": "2026-11-24T10:00:01Z"}),
-        (["U2:N", "A1"], {"qosStatus": "UNAVAILABLE", "statusInfo": "NETWORK_TERMINATED"}),
+        (["U2:N", "A9"], {"qosStatus": "UNAVAILABLE", "statusInfo": "NETWORK_TERMINATED"}),
+        (
+            ["U3:E", "A1"],
+            {
+                "qosStatus": "UNAVAILABLE",
+                "statusInfo": "DURATION_EXPIRED",
+                "availableSince": "2026-11-24T10:00:01Z",
+                "availableSeconds": 2.0,
+            },
+        ),
         (["A1", "U3"], {"availableSince": "2026-11-24T10:00:01Z", "availableSeconds": 2.0}),
     ],
 )

@@ -124,17 +124,20 @@ def routed() -> list[Message]:
         {"id": "4", "qosStatus": "PAUSED"},
         {"id": "5"},
     ]
-    session: Session | None = None
+    # A session that is told of in the wrong order.
+    told += [{**told[1], "session": "s-3"}, {**told[0], "session": "s-3"}]
+    sessions: dict[str, Session | None] = {}
     messages: list[Message] = []
     for number, event in enumerate(told):
-        data = {"sessionId": "s-1"} | {name: event[name] for name in ("qosStatus", "statusInfo") if name in event}
+        session_id = event.get("session", "s-1")
+        data = {"sessionId": session_id} | {name: event[name] for name in ("qosStatus", "statusInfo") if name in event}
         body = {"specversion": "1.0", "type": wire, "source": "/s", "data": data}
         body |= {name: event[name] for name in ("id", "time") if name in event}
         notification = Notification(
-            json.dumps(body).encode(), "s-1", "acme", 1_795_514_410_000_000, "application/json", "c-1", "00-1-2-03"
+            json.dumps(body).encode(), session_id, "acme", 1_795_514_410_000_000, "application/json", "c-1", "00-1-2-03"
         )
-        decision = router.decide(notification, f"0-{number}", session, notification.received_micros)
-        session = decision.session
+        decision = router.decide(notification, f"0-{number}", sessions.get(session_id), notification.received_micros)
+        session = sessions[session_id] = decision.session
         messages += decision.messages
     facts = Facts("QOS_E", 60, 1_795_514_470_000_000, "ab12", {"phoneNumber": "+34600000001"})
     for second, status in enumerate((QosStatus.AVAILABLE, QosStatus.UNAVAILABLE)):
@@ -157,7 +160,8 @@ def test_values_are_as_their_schema_says(topic: str) -> None:
     written = {name for value in values for name in value}
     described = schema(f"topics/{topic}.schema.json")
     described = schema("topics/status.schema.json") if "$ref" in described else described
-    assert written == set(described["properties"])
+    only_late = {"availableSince"} if topic == "unavailable" else set()
+    assert written == set(described["properties"]) - only_late
 
 
 def test_headers_are_as_the_readme_says() -> None:

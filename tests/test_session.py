@@ -184,7 +184,21 @@ def test_time_is_the_latest_at_which_the_status_was_told(texts: str, seconds: in
         ("A1 U3 A5", 5, None),
         ("A1 U3 A5 U9", 5, 4.0),
         ("A5 U2:N", 5, 0),  # clocks that contradict each other make no negative duration
-        ("U5:N A1", None, None),
+        # One that comes after the end fills in what is not known, where it was before that end and tells its time.
+        ("U5:N A1", 1, 4.0),
+        ("U5 A1", 1, 4.0),
+        ("U5 A1 U8:N", 1, 4.0),
+        ("U5 U8:N A1", 1, 4.0),
+        ("U5 U8:N A6", 6, 2.0),
+        ("U5 U7 A1", 1, 4.0),
+        ("U5:N A1 A2", 1, 4.0),
+        ("U5 A1 A7", 7, None),
+        ("U5 A1 A7 U9", 7, 2.0),
+        ("U5:N A5", 5, 0),
+        ("U5:N A6", None, None),
+        ("U5:N A?", None, None),
+        ("R0 U5:N A1", 1, 4.0),
+        ("A1 U3 U5:N A2", 1, 2.0),
         ("A5 U7 A6", 5, 2.0),
         ("R1 U2:N", None, None),
     ],
@@ -231,13 +245,16 @@ def test_what_is_not_to_be_remembered_changes_nothing(texts: str) -> None:
 
 @pytest.mark.parametrize("texts", ["R5", "A5", "U5", "U5:N", "A1 U5:N"])
 def test_a_late_event_leaves_the_state(texts: str) -> None:
-    """All that a late event changes is what is remembered of having heard it."""
+    """All that a late event changes is what is remembered of having heard it, and an availability not known before."""
     before = after(*texts.split())[0]
     for late in ("R9", "A0", "U0", "A9"):
         event, sender = told(late)
         session, verdict, _ = apply(before, event, sender, START, START)
         if verdict is LATE:
-            assert session._replace(marks=before.marks, touched_micros=before.touched_micros) == before
+            state = session._replace(marks=before.marks, touched_micros=before.touched_micros)
+            if before.available_micros is None:
+                state = state._replace(available_micros=None, available_seconds=None)
+            assert state == before
             assert len(session.marks) == len(before.marks) + 1
 
 

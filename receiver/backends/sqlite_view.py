@@ -12,8 +12,8 @@ from receiver.backends.sqlite_schema import BUSY_TIMEOUT_MILLIS, FILE_NAME, PART
 from receiver.event import QosStatus
 from receiver.message import Message, Record
 from receiver.notification import Notification
-from receiver.router import session_from
 from receiver.session import Session
+from receiver.session_record import session_from
 
 
 class SqliteView:

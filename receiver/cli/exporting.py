@@ -14,9 +14,9 @@ from receiver.cli.options import ConfigOption, DataOption, s, settings_of
 from receiver.console import console, data_option, place_option, program
 from receiver.export import Carried
 from receiver.export import export as carry
-from receiver.router import SESSIONS
 from receiver.secret_file import FILE_NAME as SECRET_NAME
 from receiver.secret_file import is_made
+from receiver.session_record import SESSIONS
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry, configure_log, log_format_of
 

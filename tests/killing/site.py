@@ -21,7 +21,7 @@ import httpx2
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from receiver.router import SESSIONS
+from receiver.session_record import SESSIONS
 from tests.kafka_cluster import HOST, Cluster
 from tests.killing.findings import ROUTES
 from tests.killing.topics import not_routed

@@ -50,6 +50,7 @@ WANTED = (
     "unrecognized",
     "malformed",
     "too old to tell",
+    "granted late",
     "session ended",
     "known again after it was forgotten",
     "removed by retention",

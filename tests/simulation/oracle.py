@@ -53,6 +53,9 @@ class Remembered:
     seconds: float | None
     heard: list[tuple[Facts, int]] = field(default_factory=list)
     cut: int | None = None
+    #: The times of all that told of an end, those that a repetition is not recognized of any more included.
+    ends: list[int] = field(default_factory=list)
+    granted_by: Facts | None = None
 
 
 class Truth:
@@ -89,9 +92,11 @@ class Truth:
             session = None
         if session is None:
             since = time if facts.qos_status == "AVAILABLE" else None
-            self.sessions[facts.session_id] = Remembered(
+            session = Remembered(
                 kept.sender, facts.qos_status, facts.status_info, time, self.clock, since, None, [(facts, time)]
             )
+            session.ends += [time] if facts.qos_status == "UNAVAILABLE" else []
+            self.sessions[facts.session_id] = session
             return "accepted"
         return self._hear_of(session, kept, time)
 
@@ -109,6 +114,7 @@ class Truth:
             self.verdicts["too old to tell"] += 1
             return "conflict"
         session.heard.append((facts, time))
+        session.ends += [time] if facts.qos_status == "UNAVAILABLE" else []
         session.touched = self.clock
         if len(session.heard) > self._heard_max:
             _, oldest = session.heard.pop(0)
@@ -117,6 +123,7 @@ class Truth:
             session.time = max(session.time, time)
             return "unchanged"
         if told < now or (told == now and time < session.time):
+            self._grant(session, facts)
             return "late"
         self._change(session, facts, time)
         return "accepted"
@@ -127,6 +134,14 @@ class Truth:
         elif session.status == "AVAILABLE" and session.since is not None:
             session.seconds = max(0, time - session.since) / 1_000_000
         session.status, session.info, session.time = facts.qos_status, facts.status_info, time
+
+    def _grant(self, session: Remembered, late: Facts) -> None:
+        """A late AVAILABLE tells since when quality was granted, where nothing did and an end came after it."""
+        after = [time for time in session.ends if late.micros is not None and time >= late.micros]
+        if late.qos_status == "AVAILABLE" and late.micros is not None and session.since is None and after:
+            self.verdicts["granted late"] += 1
+            session.since, session.seconds = late.micros, (min(after) - late.micros) / 1_000_000
+            session.granted_by = late
 
     def _tell(self, kept: Kept, verdict: str) -> None:
         facts, session = kept.facts, self.sessions[kept.facts.session_id]
@@ -145,6 +160,8 @@ class Truth:
             value["unexpected"] = facts.status_info not in {"DURATION_EXPIRED", "DELETE_REQUESTED"}
             if verdict == "accepted" and session.seconds is not None:
                 value["availableSeconds"] = session.seconds
+        if session.since is not None and session.granted_by is facts and verdict == "late":
+            value["availableSince"], value["availableSeconds"] = _text(session.since), session.seconds
         millis = (time if kept.received - _DAY <= time <= kept.received else kept.received) // 1000
         trace = f"0-{kept.position}"
         row = Row(facts.session_id, trace, verdict, kept.correlator, facts.id or trace, value, millis)

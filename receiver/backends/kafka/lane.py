@@ -33,8 +33,8 @@ from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
 from receiver.message import Message
 from receiver.notification import Notification
-from receiver.router import session_from
 from receiver.session import Session
+from receiver.session_record import session_from
 
 T = TypeVar("T")
 

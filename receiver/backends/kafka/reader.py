@@ -15,8 +15,8 @@ from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.message import Record
 from receiver.reader import Cursor, Reader, is_asked_for
-from receiver.router import SESSIONS, session_from
 from receiver.session import Session
+from receiver.session_record import SESSIONS, session_from
 
 _SECONDS_MAX = 10.0
 #: Whoever is asked and doesn't answer in time may be a broker that stands still: then another one is asked.

@@ -15,7 +15,7 @@ from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionErro
 
 from receiver.backends.kafka.connection import Connection, limited
 from receiver.errors import Unavailable
-from receiver.router import SESSIONS
+from receiver.session_record import SESSIONS
 
 _ADMIN_SECONDS_MAX = 30.0
 #: Brokers learn of a new topic one after the other, and whom a client asks is chance.
