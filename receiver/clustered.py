@@ -159,9 +159,10 @@ class ClusteredNode:
 
     def notices(self) -> Mapping[str, str]:
         """See Node."""
+        lanes = {} if self._membership is None else {"lanes": self._membership.notice}
         if self._spool is None:
-            return {}
-        return {"kafka": self._kafka_inbox.trouble, "spool": self._spool.notice, **self._router_trouble()}
+            return lanes
+        return {"kafka": self._kafka_inbox.trouble, "spool": self._spool.notice, **self._router_trouble(), **lanes}
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
         """See Node: those of the lanes that this process owns."""
@@ -218,7 +219,14 @@ class ClusteredNode:
             return Dispatcher(lane, router, self._telemetry, batch_max=batch_max, pace_seconds_max=_PACE_SECONDS_MAX)
 
         prefix = settings.prefix
-        topics = Topics(self._plan.inbox, f"{prefix}.{SESSIONS}", f"{prefix}.{DEAD_LETTER}", group)
+        topics = Topics(
+            self._plan.inbox,
+            f"{prefix}.{SESSIONS}",
+            f"{prefix}.{DEAD_LETTER}",
+            group,
+            self._plan.names,
+            settings.retention.session_hours * 3600,
+        )
         return Membership(self._connection, topics, self._telemetry, dispatcher)
 
     def _distant(self, shared: SharedSpool) -> DistantSpool:

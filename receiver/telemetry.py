@@ -93,6 +93,12 @@ class Telemetry:
             ["partition"],
             registry=registry,
         )
+        self._lane_doubts = Counter(
+            "qod_receiver_lane_doubts_total",
+            "Partitions whose topics did not fit what was routed, by what was doubted; each was settled.",
+            ["partition", "doubt"],
+            registry=registry,
+        )
         self._sessions = Gauge(
             "qod_receiver_sessions", "Sessions remembered, by status.", ["qos_status"], registry=registry
         )
@@ -225,6 +231,11 @@ class Telemetry:
         """A batch could not be read or committed."""
         self._lane_failures.labels(partition).inc()
         self._log.warning("lane_failed", partition=partition, reason=reason)
+
+    def lane_doubted(self, partition: int, doubt: str, what: str) -> None:
+        """A partition's topics did not fit what was routed, and this was done about it."""
+        self._lane_doubts.labels(partition, doubt).inc()
+        self._log.warning("lane_doubted", partition=partition, doubt=doubt, what=what)
 
     def retention_failed(self, reason: str) -> None:
         """What is too old could not be removed."""

@@ -145,7 +145,8 @@ class KafkaBackend:
             self._made = True
         inbox = KafkaInbox(self._connection, plan.inbox, append_timeout_seconds=append_timeout_seconds)
         running = asyncio.create_task(inbox.run())
-        topics = Topics(plan.inbox, *(f"{self.prefix}.{name}" for name in ("sessions", "dead-letter", "router")))
+        prefix = self.prefix
+        topics = Topics(plan.inbox, f"{prefix}.sessions", f"{prefix}.dead-letter", f"{prefix}.router")
         lane = _AskingLane(self._connection, topics, 0)
         reader = KafkaReader(self._connection, self.prefix)
         try:

@@ -34,7 +34,7 @@ class Site:
         self.connection = Connection([brokers.bootstrap], Security().options())
         self.router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
         self.plan = Plan(prefix, self.router.topics, PARTITIONS, None, 168, 168)
-        self.topics = Topics(self.plan.inbox, *(f"{prefix}.{name}" for name in ("sessions", "dead-letter", "router")))
+        self.topics = Topics(self.plan.inbox, f"{prefix}.sessions", f"{prefix}.dead-letter", f"{prefix}.router")
         self.prefix = prefix
 
     @asynccontextmanager

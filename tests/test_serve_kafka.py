@@ -146,7 +146,7 @@ def test_what_is_posted_is_routed(whole: KafkaReceiver, cli: Command) -> None:
     assert [record["value"]["qosStatus"] for record in seen] == ["AVAILABLE", "UNAVAILABLE"]
     assert {session["sessionId"] for session in whole.get("/sessions?qos_status=UNAVAILABLE")["sessions"]} == {"seen"}
     until(lambda: set(whole.checks().values()) == {ALL_WELL}, "all parts well")
-    assert set(whole.checks()) == {"inbox", "kafka", "router", "shutdown", "spool"}
+    assert set(whole.checks()) == {"inbox", "kafka", "lanes", "router", "shutdown", "spool"}
     assert whole.samples("qod_receiver_sessions")['qos_status="UNAVAILABLE"'] == 1
     assert set(whole.samples("qod_receiver_inbox_lag").values()) == {0}
     assert len(whole.lanes()) == PARTITIONS
@@ -208,7 +208,7 @@ def test_each_part_tells_of_itself(pair: Pair) -> None:
     until(lambda: router.get("/readyz")["ready"], "the router a member")
     until(lambda: edge.get("/sessions")["sessions"], "a session")
     assert set(edge.checks()) == {"inbox", "kafka", "shutdown", "spool"}
-    assert set(router.checks()) == {"router", "shutdown"}
+    assert set(router.checks()) == {"lanes", "router", "shutdown"}
     assert set(edge.checks().values()) == set(router.checks().values()) == {ALL_WELL}
     assert edge.lanes() == set()
     assert len(router.lanes()) == PARTITIONS

@@ -1,5 +1,7 @@
 """A connection to one broker: aiokafka's, with what it leaves out.
 
+- A connection that is being made when its client is closed would stay open until it is collected. Here each client's
+  connections are known, and end with it.
 - Why a connection can't be made it tells its log alone. Here the reason is kept for whoever waits, see `Attempts`.
 - What a token provider raises would end the task that keeps its metadata, and with it the client.
 - A broker that refuses a token tells so in a challenge (RFC 7628, 3.2.2), which aiokafka takes for success; it would
@@ -17,6 +19,7 @@ import ssl
 from collections.abc import Awaitable, Iterator
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from aiokafka import client
 from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
@@ -189,13 +192,46 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+#: The client that is being started, which tells its first connections nothing of itself.
+_starting: ContextVar[client.AIOKafkaClient | None] = ContextVar("starting", default=None)
+_connections: WeakKeyDictionary[client.AIOKafkaClient, WeakSet[BrokerConnection]] = WeakKeyDictionary()
+_closed: WeakSet[client.AIOKafkaClient] = WeakSet()
+_bootstrap, _close = client.AIOKafkaClient.bootstrap, client.AIOKafkaClient.close
+
+
 async def _create_conn(host: str, port: int, **options: Any) -> BrokerConnection:  # noqa: ANN401  # aiokafka's
+    owner = getattr(options.get("on_close"), "__self__", None) or _starting.get()
     connection = BrokerConnection(host, port, **options)
+    if owner is not None:
+        _connections.setdefault(owner, WeakSet()).add(connection)
     await connection.connect()
+    if owner in _closed:
+        connection.close()
+        raise KafkaConnectionError("the client was closed")
     return connection
 
 
+async def _bootstrap_known(self: client.AIOKafkaClient) -> None:
+    before = _starting.set(self)
+    try:
+        await _bootstrap(self)
+    finally:
+        _starting.reset(before)
+
+
+async def _close_all(self: client.AIOKafkaClient) -> None:
+    _closed.add(self)
+    try:
+        await _close(self)
+    finally:
+        closing = [connection.close() for connection in _connections.pop(self, ()) if connection.connected()]
+        if closing:
+            await asyncio.wait(closing, timeout=_CLOSE_SECONDS_MAX)
+
+
 client.create_conn = _create_conn
+client.AIOKafkaClient.bootstrap = _bootstrap_known
+client.AIOKafkaClient.close = _close_all
 logging.getLogger("aiokafka.conn").addFilter(lambda line: line.levelno > logging.DEBUG)
 # Where nobody set up a log, as in a command, its complaints would come out beside the one line that tells why.
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())

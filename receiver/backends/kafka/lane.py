@@ -7,7 +7,7 @@ is opened in this order, which is the only one that neither loses nor repeats:
     1  start the transactional producer; what the owner before left open is ended by that
     2  restore the sessions up to the end of their partition
     3  read the committed position
-    4  read on from there
+    4  read on from there, where that fits the log; `standing.py` has what is done where it doesn't
 
 A commit is one transaction: the messages, the states among them, and the position. A commit does not look at sends that
 failed (aiokafka), so each is awaited before it. After any failure nobody can tell what became of it: the lane is lost,
@@ -19,6 +19,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -26,7 +27,9 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, ended, limited, persistently
-from receiver.backends.kafka.records import notification_of, output_records, record_of
+from receiver.backends.kafka.known import Known, expect_topics
+from receiver.backends.kafka.records import notification_of, output_records, partition_of, record_of
+from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, place_of, standing
 from receiver.backends.kafka.transactional import COMMIT_SECONDS_MAX, Transactional
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
@@ -45,15 +48,41 @@ _STUCK_SECONDS = 30.0
 _FETCH_BYTES_MAX = 16 * 1024 * 1024
 #: Dead letters that are remembered, the last ones of the partition.
 _LETTERS_MAX = 2_000
+#: What a broker that lags says of a log's end is forgiven for so long.
+_SHORTER_SECONDS = 5.0
+_ASK_SECONDS = 0.5
+#: So many sessions are asked for their partition. With another number of partitions, half of them at least belong into
+#: another one; a few may have been written by somebody else.
+_PLACED_MAX = 1_000
+_MISPLACED_SHARE = 0.25
+#: Header of a session's record: the id of the topic that its `inbox` is a place in.
+_INBOX_ID = "inbox-id"
 
 
 class Topics(NamedTuple):
-    """The names that a lane reads and writes, besides those in its messages."""
+    """The names that a lane reads and writes; `outputs` are those that its messages may name, besides.
+
+    Sessions are remembered for `remembered_seconds` after their last event.
+    """
 
     inbox: str
     sessions: str
     dead_letters: str
     group: str
+    outputs: Sequence[str] = ()
+    remembered_seconds: float = 96 * 3600.0
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all topics, the inbox's first."""
+        return list(dict.fromkeys((self.inbox, self.sessions, self.dead_letters, *self.outputs)))
+
+
+class Doubted(NamedTuple):
+    """A doubt that was settled when a lane was opened, and what to tell an operator of it."""
+
+    doubt: Doubt
+    what: str
 
 
 class KafkaLane:
@@ -76,17 +105,48 @@ class KafkaLane:
         self._waiting: list[Any] = []
         self._end = 0
         self._looked_at = 0.0
+        self.doubted: Doubted | None = None
+        self._known: Mapping[str, Known] = {}
+        self._traces: Counter[str] = Counter()  # the position behind the last one told of, by the inbox's id
+        self._place_before = Place(0)
+        self._rebuilt_up_to = 0
+        self._lost = ""
 
     async def open(self) -> None:
-        """Take the right to the partition from whoever has it. Raises Unavailable."""
+        """Take the right to the partition from whoever has it. Raises Unavailable and LaneLost."""
         try:
             await self._take()
+            # First: what is found then in topics that are made anew meanwhile is noted for the ones before.
+            self._known = await self._ask_topics()
             await self._restore()
             await self._stand()
         except KAFKA_FAILURES as error:
             raise Unavailable(
                 f"lane {self.partition} can't be opened: {type(error).__name__}", reason="kafka"
             ) from error
+        if self.doubted is not None:
+            # Noted before anything else is: by the next time the log may have grown beyond where it was.
+            await self.commit((await self.oldest(0))[0], (), {}, self._clock_micros)
+
+    def check(self, found: Mapping[str, Known]) -> str:
+        """Compare the topics as they are found now with those that the lane was opened on; where they are others, it is
+        lost. Returns what is wrong, in words for an operator.
+        """
+        for name in (self._topics.inbox, self._topics.sessions):
+            before, now = self._known[name], found.get(name, self._known[name])
+            if now.topic_id != before.topic_id:
+                self._lost = f"{name} was made anew"
+            elif now.partitions_count != before.partitions_count:
+                # What it has read and decided on is right still.
+                return f"{name} has {now.partitions_count} partitions, and had {before.partitions_count}"
+        return self._lost
+
+    @property
+    def rebuilding(self) -> str:
+        """What of its sessions is missing still, in words for an operator; empty once they are all there."""
+        if self._committed >= self._rebuilt_up_to:
+            return ""
+        return f"{self._topics.sessions} was made anew, the inbox is read again for it up to {self._rebuilt_up_to}"
 
     async def close(self) -> None:
         """Give it back. What was not committed is nowhere."""
@@ -111,12 +171,16 @@ class KafkaLane:
         since = time.monotonic()
         consumer.resume(self._inbox)
         while not records:
-            if consumer.assignment() and (await self._known(consumer.position(self._inbox))) != position:
+            if self._lost:
+                raise LaneLost(self._lost)
+            if consumer.assignment() and (await self._soon(consumer.position(self._inbox))) != position:
                 consumer.seek(self._inbox, position)
-            found = await self._known(
+            found = await self._soon(
                 consumer.getmany(self._inbox, timeout_ms=_POLL_MILLIS, max_records=count_max), "read"
             )
             records = [each for each in found.get(self._inbox, ()) if each.offset >= position]
+            if position < self._rebuilt_up_to:  # no batch has both, what was decided before and what was not
+                records = [each for each in records if each.offset < self._rebuilt_up_to]
             if not records:
                 since = await self._look_for_the_end(consumer, position, since)
         if len(found[self._inbox]) < count_max:
@@ -150,6 +214,10 @@ class KafkaLane:
         """See the contract. Raises LaneLost whatever fails: nobody can tell then what became of it."""
         if batch.position != self._committed:
             raise LaneLost(f"the lane of partition {self.partition} does not stand at {batch.position}")
+        if self._lost:
+            raise LaneLost(self._lost)
+        if self.rebuilding:
+            messages = [each for each in messages if each.topic == self._topics.sessions]
         messages = [each for each in messages if each.topic != self._topics.dead_letters or self._is_new(each)]
         producer = self._opened(self._producer)
         try:
@@ -173,11 +241,27 @@ class KafkaLane:
         self, producer: Transactional, next_position: int, messages: Sequence[Message], clock_micros: int
     ) -> None:
         batches: dict[str, list[BatchBuilder]] = {}
+        messages = [self._traced(each) for each in messages]
         for message, record in zip(messages, output_records(messages), strict=True):
             producer.add(record, batches.setdefault(message.topic, []))
         sending = [(TopicPartition(topic, self.partition), batch) for topic, some in batches.items() for batch in some]
-        offsets = {self._inbox: OffsetAndMetadata(next_position, str(clock_micros))}
-        await producer.commit(sending, offsets, self._topics.group)
+        place = self._place(next_position, clock_micros)
+        if next_position < self._rebuilt_up_to:
+            place = self._place_before  # whoever opens the lane next has to begin with that again
+        await producer.commit(
+            sending, {self._inbox: OffsetAndMetadata(place.position, place.metadata)}, self._topics.group
+        )
+
+    def _place(self, position: int, clock_micros: int) -> Place:
+        inbox, sessions = self._known[self._topics.inbox], self._known[self._topics.sessions]
+        return Place(position, clock_micros, inbox.topic_id, sessions.topic_id, inbox.partitions_count)
+
+    def _traced(self, message: Message) -> Message:
+        """The same; a session's record with the id of the inbox that it came from."""
+        inbox_id = self._known[self._topics.inbox].topic_id
+        if message.topic != self._topics.sessions or message.value is None or not inbox_id:
+            return message
+        return message._replace(headers=[*message.headers, (_INBOX_ID, inbox_id)])
 
     async def _take(self) -> None:
         self._producer = Transactional(self._connection, f"{self._topics.group}-{self.partition}")
@@ -209,10 +293,10 @@ class KafkaLane:
         consumer.seek(partition, begin if count_max is None else max(begin, end - count_max))
         position, since = -1, time.monotonic()
         while position < end:
-            found = await self._known(consumer.getmany(partition, timeout_ms=_POLL_MILLIS), "restored")
+            found = await self._soon(consumer.getmany(partition, timeout_ms=_POLL_MILLIS), "restored")
             for each in found.get(partition, ()):
                 yield each
-            before, position = position, await self._known(consumer.position(partition), "restored")
+            before, position = position, await self._soon(consumer.position(partition), "restored")
             if position > before:
                 since = time.monotonic()
             elif time.monotonic() - since > _STUCK_SECONDS:
@@ -241,7 +325,8 @@ class KafkaLane:
             session = session_from(message.value, headers)
             self._remember(message.key, session)
             # Should the group's offset be gone, this is how far the lane came at least.
-            self._committed = max(self._committed, self._behind(headers.get("inbox", "")))
+            inbox_id = headers.get(_INBOX_ID, "")
+            self._traces[inbox_id] = max(self._traces[inbox_id], self._behind(headers.get("inbox", "")))
             self._clock_micros = max(self._clock_micros, session.touched_micros)
 
     def _behind(self, trace: str) -> int:
@@ -259,42 +344,115 @@ class KafkaLane:
             self.session_counts[session.qos_status] += 1
 
     async def _stand(self) -> None:
-        committed = await limited(self._ask_committed(), _OPEN_SECONDS_MAX, "no committed position")
-        if committed is not None and committed.offset >= 0:
-            self._committed = max(self._committed, committed.offset)
-            if committed.metadata.isdecimal():
-                self._clock_micros = max(self._clock_micros, int(committed.metadata))
+        """Find out where to read on, and settle what does not fit."""
+        committed = await self._ask_committed()
         consumer = self._connection.consumer(
             auto_offset_reset="earliest", fetch_max_bytes=_FETCH_BYTES_MAX, max_partition_fetch_bytes=_FETCH_BYTES_MAX
         )
         self._consumer = consumer
-        await limited(consumer.start(), _OPEN_SECONDS_MAX, "Kafka does not answer")
+        await self._soon(consumer.start())
         consumer.assign([self._inbox])
-        beginning = await limited(consumer.beginning_offsets([self._inbox]), _OPEN_SECONDS_MAX, "no beginning")
-        self._committed = max(self._committed, beginning[self._inbox])
-        self._read_up_to = self._committed
-        consumer.seek(self._inbox, self._committed)
-        self._end = (await limited(consumer.end_offsets([self._inbox]), _OPEN_SECONDS_MAX, "no end"))[self._inbox]
+        found = await self._ask_standing(consumer, committed)
+        if await self._ask_topics() != self._known:
+            raise Unavailable("topics are being made anew", reason="kafka")
+        clock_micros = self._clock_micros
+        if committed is not None:
+            self._clock_micros = max(self._clock_micros, committed.clock_micros)
+        if found.position is None:
+            position = await self._since_remembered(consumer)
+        else:
+            position = found.position
+        if found.doubt is not None:
+            self.doubted = Doubted(found.doubt, self._told(found.doubt, committed, position))
+        if found.rebuilt_up_to:
+            # What was remembered then depends on the clock as it was then.
+            self._rebuilt_up_to, self._place_before = found.rebuilt_up_to, committed or self._place_before
+            self._clock_micros = clock_micros
+        self._committed = self._read_up_to = position
+        consumer.seek(self._inbox, position)
 
-    async def _ask_committed(self) -> OffsetAndMetadata | None:
+    async def _ask_standing(self, consumer: AIOKafkaConsumer, committed: Place | None) -> Standing:
+        inbox, sessions = self._known[self._topics.inbox], self._known[self._topics.sessions]
+        since = time.monotonic()
+        while True:
+            beginning = (await self._soon(consumer.beginning_offsets([self._inbox])))[self._inbox]
+            self._end = (await self._soon(consumer.end_offsets([self._inbox])))[self._inbox]
+            found = standing(
+                committed,
+                self._traces,
+                inbox_id=inbox.topic_id,
+                sessions_id=sessions.topic_id,
+                beginning=beginning,
+                end=self._end,
+            )
+            if found.doubt is not Doubt.INBOX_SHORTER or time.monotonic() - since > _SHORTER_SECONDS:
+                return found
+            await asyncio.sleep(_ASK_SECONDS)
+
+    async def _since_remembered(self, consumer: AIOKafkaConsumer) -> int:
+        """The position of the first notification that came since sessions are remembered."""
+        millis = max(0, self._clock_micros // 1000 - round(self._topics.remembered_seconds * 1000))
+        found = (await self._soon(consumer.offsets_for_times({self._inbox: millis})))[self._inbox]
+        return self._end if found is None else int(found.offset)
+
+    def _told(self, doubt: Doubt, committed: Place | None, position: int) -> str:
+        inbox, was_at = self._topics.inbox, 0 if committed is None else committed.position
+        match doubt:
+            case Doubt.INBOX_ANEW:
+                return f"{inbox} is another topic than the one that sessions came from: it is read from its beginning"
+            case Doubt.INBOX_SHORTER:
+                return f"{inbox} ends before what was routed: it is read again from {position} on"
+            case Doubt.INBOX_REMOVED:
+                return f"{position - was_at} notifications were removed before they were routed from {inbox}"
+            case Doubt.SESSIONS_ANEW:
+                return f"{self._topics.sessions} was made anew: its sessions are told again by the inbox"
+
+    async def _ask_topics(self) -> Mapping[str, Known]:
+        """What is known of the lane's topics. Raises Unavailable where nothing may be decided on them."""
+        names = self._topics.names
+        producer = self._opened(self._producer)
+        found = await self._soon(producer.known(names))
+        expect_topics(names, found)
+        return found
+
+    async def _ask_committed(self) -> Place | None:
+        """Where the group stands. Raises Unavailable where it was with another number of partitions."""
+        count = self._known[self._topics.inbox].partitions_count
+        partitions = [TopicPartition(self._topics.inbox, each) for each in range(count)]
         async with self._connection.admin(_OPEN_SECONDS_MAX) as admin:
-            ask = partial(admin.list_consumer_group_offsets, self._topics.group, partitions=[self._inbox])
-            told: Mapping[TopicPartition, OffsetAndMetadata] = await persistently(ask)
-        return told.get(self._inbox)
+            ask = partial(admin.list_consumer_group_offsets, self._topics.group, partitions=partitions)
+            told: Mapping[TopicPartition, OffsetAndMetadata] = await self._soon(persistently(ask))
+        places = {at: place_of(each.offset, each.metadata) for at, each in told.items() if each.offset >= 0}
+        expect_partitions(self._topics.inbox, count, places.values())
+        self._expect_placed(count)
+        return places.get(self._inbox)
+
+    def _expect_placed(self, count: int) -> None:
+        """Raises Unavailable where the sessions of this partition belong into others."""
+        some = list(islice(self.sessions, _PLACED_MAX))
+        misplaced = [each for each in some if partition_of(each, count) != self.partition]
+        if len(misplaced) > _MISPLACED_SHARE * len(some):
+            raise Unavailable(
+                f"{self._topics.sessions} was written with another number of partitions than {count}: "
+                f"{misplaced[0]} is in {self.partition}, and belongs into {partition_of(misplaced[0], count)}",
+                reason="topics",
+            )
 
     async def _look_for_the_end(self, consumer: AIOKafkaConsumer, position: int, since: float) -> float:
         """Ask now and then whether there is something that the consumer doesn't bring. Raises LaneLost."""
         now = time.monotonic()
         if now - self._looked_at > _STUCK_SECONDS / 3:
             self._looked_at = now
-            self._end = (await self._known(consumer.end_offsets([self._inbox])))[self._inbox]
-        if self._end <= position:
+            self._end = (await self._soon(consumer.end_offsets([self._inbox])))[self._inbox]
+        if self._end < position:
+            raise LaneLost(f"partition {self.partition}: {self._topics.inbox} ends at {self._end}, before {position}")
+        if self._end == position:
             return now
         if now - since > _STUCK_SECONDS:
             raise LaneLost(f"partition {self.partition}: the consumer is stuck at {position} of {self._end}")
         return since
 
-    async def _known(self, call: Awaitable[T], what: str = "asked") -> T:
+    async def _soon(self, call: Awaitable[T], what: str = "asked") -> T:
         return await limited(call, _OPEN_SECONDS_MAX, f"partition {self.partition} can't be {what}")
 
     def _opened(self, client: T | None) -> T:

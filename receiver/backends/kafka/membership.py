@@ -14,8 +14,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.known import Known, expect_topics, watch
 from receiver.backends.kafka.lane import KafkaLane, Topics
-from receiver.backends.kafka.reader import KafkaReader
 from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
 from receiver.inbox import LaneLost
@@ -25,8 +25,6 @@ SESSION_TIMEOUT_MILLIS = 10_000
 _HEARTBEAT_MILLIS = 2_000
 _JOIN_SECONDS_MAX = 60.0
 _POLL_SECONDS = 1.0
-#: So often the brokers are asked whether they are there.
-_LOOK_SECONDS = 5.0
 #: A process that was stopped for a while and is not the owner any more must learn so before it opens a lane again, and
 #: fences the owner: at the next heartbeat it is told.
 _REOPEN_SECONDS = 3.0
@@ -45,7 +43,9 @@ class Membership:
     ) -> None:
         self.lanes: dict[int, KafkaLane] = {}
         self._trouble = "not yet a member of the group"
+        self._topics_trouble = ""
         self._lane_troubles: dict[int, str] = {}
+        self._doubts: dict[int, str] = {}
         self._connection = connection
         self._topics = topics
         self._telemetry = telemetry
@@ -55,11 +55,21 @@ class Membership:
     @property
     def trouble(self) -> str:
         """Why not all that is its part is routed, in words for an operator; empty while it is."""
-        closed = sorted(self._tasks.keys() - self.lanes.keys())
-        if self._trouble or not closed:
-            return self._trouble
-        why = next((self._lane_troubles[each] for each in closed if each in self._lane_troubles), "being opened")
-        return f"not routed: partition {', '.join(map(str, closed))}: {why}"
+        if self._trouble or self._topics_trouble:
+            return self._trouble or self._topics_trouble
+        behind = {each: lane.rebuilding for each, lane in self.lanes.items() if lane.rebuilding}
+        behind |= {each: self._lane_troubles.get(each, "") for each in self._tasks.keys() - self.lanes.keys()}
+        if not behind:
+            return ""
+        why = next(filter(None, behind.values()), "being opened")
+        return f"not routed: partition {', '.join(map(str, sorted(behind)))}: {why}"
+
+    @property
+    def notice(self) -> str:
+        """What did not fit when its lanes were opened, and how it was settled, in words for an operator."""
+        told = dict.fromkeys(self._doubts.values())
+        where = {what: [str(each) for each, doubt in sorted(self._doubts.items()) if doubt == what] for what in told}
+        return "; ".join(f"partition {', '.join(some)}: {what}" for what, some in where.items())
 
     def failed(self, why: str) -> None:
         """It can't be a member now."""
@@ -67,6 +77,8 @@ class Membership:
 
     async def run(self) -> None:
         """Be a member, for ever: a membership that fails is begun anew."""
+        # The lanes only wait, and so does the group for a long while: whether Kafka is there is found out beside them.
+        watching = asyncio.create_task(watch(self._connection, self._topics.names, self._look))
         try:
             while True:
                 try:
@@ -76,7 +88,9 @@ class Membership:
                     self._telemetry.membership_failed(error.message)
                 await asyncio.sleep(random.uniform(0.5, 2))  # noqa: S311  # so that not all come back at once
         finally:
+            watching.cancel()
             await self._share(())
+            await asyncio.wait({watching})
 
     async def _be_member(self) -> None:
         consumer = self._connection.consumer(
@@ -89,11 +103,9 @@ class Membership:
         )
         listener = _Listener(consumer)
         consumer.subscribe([self._topics.inbox], listener=listener)
-        looking: asyncio.Task[None] | None = None
         try:
             await limited(consumer.start(), _JOIN_SECONDS_MAX, "the routers' group can't be joined")
             self._trouble = ""
-            looking = asyncio.create_task(self._look())
             while True:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(listener.changed.wait(), _POLL_SECONDS)
@@ -103,28 +115,19 @@ class Membership:
                 # Nothing comes, as every partition is paused; but whoever doesn't ask is put out of the group.
                 await limited(consumer.getmany(timeout_ms=0), _JOIN_SECONDS_MAX, "the routers' group was left")
         finally:
-            if looking is not None:
-                looking.cancel()
             await ended(consumer.stop())
-            if looking is not None:
-                await asyncio.wait({looking})
 
-    async def _look(self) -> None:
-        """Find out now and then whether Kafka is there: the lanes only wait, and so does the group for a long while."""
-        reader = KafkaReader(self._connection, "")
+    def _look(self, found: dict[str, Known] | str) -> None:
+        """What is known of the topics now, or why it is not known."""
+        if isinstance(found, str):
+            self._topics_trouble = found
+            return
+        wrong = [lane.check(found) for lane in self.lanes.values()]
         try:
-            while True:
-                await asyncio.sleep(_LOOK_SECONDS)
-                try:
-                    await reader.end(self._topics.inbox)
-                except Unavailable as error:
-                    self._trouble = error.message
-                except KeyError:
-                    self._trouble = f"there is no topic {self._topics.inbox}"
-                else:
-                    self._trouble = ""
-        finally:
-            await reader.close()
+            expect_topics(self._topics.names, found)
+        except Unavailable as error:
+            wrong.insert(0, error.message)
+        self._topics_trouble = next(filter(None, wrong), "")
 
     async def _share(self, partitions: Sequence[int]) -> None:
         """Own these partitions and no others."""
@@ -144,6 +147,9 @@ class Membership:
             pause_seconds = _REOPEN_SECONDS_SOON
             try:
                 await lane.open()
+                if lane.doubted is not None:
+                    self._doubts[partition] = lane.doubted.what
+                    self._telemetry.lane_doubted(partition, *lane.doubted)
                 self.lanes[partition] = lane
                 self._lane_troubles.pop(partition, None)
                 await self._dispatcher(lane).run()

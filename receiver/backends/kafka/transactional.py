@@ -6,7 +6,7 @@ again. Whoever starts one under a name ends what was left open under it, and shu
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -21,6 +21,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.connection import Connection, end_producer
 from receiver.backends.kafka.inbox import BATCH_BYTES_MAX
+from receiver.backends.kafka.known import Known, known_to
 from receiver.backends.kafka.records import RawRecord
 
 #: Below the time after which aiokafka would send the end of a transaction a second time, which could end a later one
@@ -69,6 +70,10 @@ class Transactional:
     async def partitions_count(self, topic: str) -> int:
         """How many partitions a topic has."""
         return len(await self._producer.partitions_for(topic))
+
+    async def known(self, names: Sequence[str]) -> dict[str, Known]:
+        """See `known`."""
+        return await known_to(self._producer.client, names)
 
     def add(self, record: RawRecord, batches: list[BatchBuilder]) -> None:
         """Put a record into the last of the batches of its partition, or into a new one where there is no room."""

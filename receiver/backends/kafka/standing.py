@@ -1,0 +1,113 @@
+"""Where a lane begins to read, given all that tells of it. Pure.
+
+A position counts only in the log that it was noted for. A topic that is deleted and made anew, or restored, has the
+same name and other positions; so the id of the inbox topic stands beside each position: in the metadata of the group's
+offset, and in a header of each record of a session. What doesn't fit is a doubt. It is settled at once, in the way that
+loses nothing that was kept, and told:
+
+| what is found | what is done |
+| --- | --- |
+| positions of another inbox topic only | begin at the beginning; sessions tell what of it they know |
+| a position beyond the end of the log | begin with what came since sessions are remembered: all before was decided |
+| a position before the beginning | begin at the beginning: what was between was removed before it was routed |
+| another sessions topic than at the last commit | read the inbox up to the position again, for the sessions alone |
+
+What is read again has no second effect as long as its session is remembered.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+from receiver.errors import Unavailable
+
+
+class Doubt(StrEnum):
+    """What did not fit when a lane was opened."""
+
+    INBOX_ANEW = "inbox_anew"
+    INBOX_SHORTER = "inbox_shorter"
+    INBOX_REMOVED = "inbox_removed"
+    SESSIONS_ANEW = "sessions_anew"
+
+
+class Place(NamedTuple):
+    """How far a lane came, in which topics; `topic_id`s are empty where an older release, or broker, told none.
+
+    `partitions_count` is the number of the inbox's partitions, 0 where it is not told.
+    """
+
+    position: int
+    clock_micros: int = 0
+    inbox_id: str = ""
+    sessions_id: str = ""
+    partitions_count: int = 0
+
+    @property
+    def metadata(self) -> str:
+        """All but the position, as the group keeps it beside the offset."""
+        return f"{self.clock_micros} {self.inbox_id} {self.sessions_id} {self.partitions_count}"
+
+
+def place_of(position: int, metadata: str) -> Place:
+    """The inverse of `Place.metadata`. An older release told the clock alone."""
+    words = metadata.split(" ")
+    clock_micros = int(words[0]) if words[0].isdecimal() else 0
+    if len(words) == 4 and words[3].isdecimal():  # noqa: PLR2004  # what `metadata` writes
+        return Place(position, clock_micros, words[1], words[2], int(words[3]))
+    return Place(position, clock_micros)
+
+
+class Standing(NamedTuple):
+    """Where to begin: at `position`, or where this is None at the first record since sessions are remembered.
+
+    Up to `rebuilt_up_to` all was decided before, and is read for the sessions alone.
+    """
+
+    position: int | None
+    doubt: Doubt | None = None
+    rebuilt_up_to: int = 0
+
+
+def standing(
+    committed: Place | None, traces: Mapping[str, int], *, inbox_id: str, sessions_id: str, beginning: int, end: int
+) -> Standing:
+    """Where a lane stands in an inbox that has this id, and reaches from `beginning` to `end`.
+
+    `committed` is the group's, None where it has none. `traces` are the positions behind the last notifications that
+    sessions tell of, by the id of the inbox that these were in.
+    """
+
+    def is_ours(told: str) -> bool:
+        return not told or not inbox_id or told == inbox_id
+
+    found = [(each, told) for told, each in traces.items() if each and is_ours(told)]
+    if committed is not None and is_ours(committed.inbox_id):
+        # Traces could be of a log that was longer once.
+        found = [(committed.position, committed.inbox_id)]
+    elif not found and (committed is not None or any(traces.values())):
+        return Standing(beginning, Doubt.INBOX_ANEW)
+    if not found:
+        return Standing(beginning)
+    position, told = max(found)
+    if position > end:
+        # Without an id, more often than not it is another log.
+        is_same = bool(told and inbox_id)
+        return Standing(None, Doubt.INBOX_SHORTER) if is_same else Standing(beginning, Doubt.INBOX_ANEW)
+    if position < beginning:
+        return Standing(beginning, Doubt.INBOX_REMOVED)
+    sessions_before = committed.sessions_id if committed is not None else ""
+    if sessions_before and sessions_id and sessions_before != sessions_id:
+        return Standing(beginning, Doubt.SESSIONS_ANEW, position)
+    return Standing(position)
+
+
+def expect_partitions(inbox: str, count: int, places: Iterable[Place]) -> None:
+    """Raises Unavailable where lanes have decided while the inbox had another number of partitions."""
+    counts = {each.partitions_count for each in places} - {0, count}
+    if counts:
+        raise Unavailable(
+            f"{inbox} has {count} partitions, and had {counts.pop()} when its sessions were written: "
+            "keys would be in other partitions than before",
+            reason="topics",
+        )

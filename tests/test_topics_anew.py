@@ -1,0 +1,270 @@
+"""Topics that are deleted and made anew, cut short, or grown, under routers and edges that know the ones before."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.structs import OffsetAndMetadata
+
+from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.known import known
+from receiver.backends.kafka.reader import KafkaReader
+from receiver.clustered import ClusteredNode, Part, clustered
+from receiver.message import Record
+from receiver.service import build_router
+from receiver.settings import Settings
+from receiver.telemetry import Telemetry
+from tests.kafka_cluster import Brokers
+from tests.samples import posted
+
+SESSIONS = [f"s{number:03}" for number in range(40)]
+PARTITIONS = 2
+WAIT_SECONDS_MAX = 120
+
+
+class Site:
+    """A cluster's topics of one prefix, nodes on them, and an administrator."""
+
+    def __init__(self, kafka: Brokers, prefix: str, directory: Path) -> None:
+        self.bootstrap, self.prefix, self._directory = kafka.bootstrap, prefix, directory
+        self.connection = Connection([kafka.bootstrap], Security().options())
+
+    def topic(self, name: str) -> str:
+        """The full name."""
+        return f"{self.prefix}.{name}"
+
+    @asynccontextmanager
+    async def node(self, part: Part = Part(), telemetry: Telemetry | None = None) -> AsyncIterator[ClusteredNode]:  # noqa: B008  # frozen
+        """A node at work, with a directory of its role's own."""
+        settings = Settings.model_validate(
+            {
+                "prefix": self.prefix,
+                "data": self._directory / part.role,
+                "kafka": {"bootstrap_servers": self.bootstrap, "partitions": PARTITIONS},
+            }
+        )
+        telemetry = Telemetry(StringIO()) if telemetry is None else telemetry
+        async with clustered(settings, telemetry, build_router(settings), part) as node:
+            jobs = [asyncio.create_task(job) for job in node.jobs()]
+            try:
+                yield node
+            finally:
+                for job in jobs:
+                    job.cancel()
+                await asyncio.wait(jobs)
+
+    async def post(self, node: ClusteredNode, spec: str, sessions: Sequence[str] = SESSIONS) -> None:
+        """Have these sessions' event kept."""
+        await asyncio.gather(*(node.inbox.append(posted(spec, session_id=each)) for each in sessions))
+        await until_true(lambda: not node.notices()["spool"])
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
+        """An administrator's client."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
+
+    async def delete(self, name: str) -> None:
+        """Delete a topic, and wait until it is gone."""
+        async with self.admin() as admin:
+            await admin.delete_topics([self.topic(name)])
+        await until_true(lambda: self._is_gone(name))
+
+    async def _is_gone(self, name: str) -> bool:
+        return not await known(self.connection, [self.topic(name)])
+
+    async def make(self, name: str, partitions: int = PARTITIONS) -> None:
+        """Make a topic."""
+        configs = {"cleanup.policy": "compact"} if name == "sessions" else {}
+        async with self.admin() as admin:
+            await admin.create_topics([NewTopic(self.topic(name), partitions, 1, topic_configs=configs)])
+
+    async def told(self, name: str, count: int) -> Sequence[Record]:
+        """All records of a topic, once there are so many."""
+        reader = KafkaReader(self.connection, self.prefix)
+        found: list[Record] = []
+        try:
+            cursor = await reader.beginning(self.topic(name))
+
+            async def is_enough() -> bool:
+                found.extend(await reader.records(self.topic(name), cursor, 10_000))
+                return len(found) >= count
+
+            await until_true(is_enough, lambda: f"{len(found)} of {count} records on {name}")
+        finally:
+            await reader.close()
+        return found
+
+    async def keys(self, name: str, count: int) -> Sequence[str]:
+        """The sessions that a topic's records tell of, sorted."""
+        return sorted(each.message.key for each in await self.told(name, count))
+
+    async def offset(self, partition: int) -> OffsetAndMetadata:
+        """Where the routers' group stands."""
+        async with self.admin() as admin:
+            at = TopicPartition(self.topic("inbox"), partition)
+            return (await admin.list_consumer_group_offsets(f"{self.prefix}.router", partitions=[at]))[at]
+
+    async def set_offset(self, partition: int, offset: int, metadata: str) -> None:
+        """Have the routers' group stand there."""
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap, group_id=f"{self.prefix}.router", enable_auto_commit=False
+        )
+        async with consumer:
+            at = TopicPartition(self.topic("inbox"), partition)
+            consumer.assign([at])
+            await consumer.commit({at: OffsetAndMetadata(offset, metadata)})
+
+
+async def until_true(ask: Callable[[], object], told: Callable[[], str] = str) -> None:
+    """Wait until the answer is yes."""
+    try:
+        async with asyncio.timeout(WAIT_SECONDS_MAX):
+            while True:
+                answer = ask()
+                if await answer if asyncio.iscoroutine(answer) else answer:
+                    return
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"not in time: {told()}") from None
+
+
+@pytest.fixture
+def site(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> Site:
+    """Topics that do not exist yet."""
+    return Site(kafka, topic_prefix, tmp_path)
+
+
+async def _routed(site: Site) -> None:
+    """Each session is available, once, and nothing runs."""
+    async with site.node() as node:
+        await site.post(node, "A1")
+        assert await site.keys("status", len(SESSIONS)) == SESSIONS
+        await until_true(lambda: not any(node.troubles().values()))
+
+
+async def test_an_inbox_made_anew_is_read_from_its_beginning(site: Site) -> None:
+    """Positions in an inbox that was deleted are none in the next one of its name: all that it gets is routed."""
+    await _routed(site)
+    await site.delete("inbox")
+    async with site.node() as node:
+        await site.post(node, "U2:N")
+        assert await site.keys("unavailable", len(SESSIONS)) == SESSIONS
+
+
+async def test_an_inbox_made_anew_may_be_longer_already(site: Site) -> None:
+    """An inbox that has grown beyond the positions in the one before is read from its beginning all the same."""
+    await _routed(site)
+    await site.delete("inbox")
+    async with site.node(Part("edge")) as edge:
+        await site.post(edge, "U2:N")
+        await site.post(edge, "U2:N", [f"t{each}" for each in SESSIONS])
+    async with site.node(Part("router")):
+        assert len(await site.keys("unavailable", 2 * len(SESSIONS))) == 2 * len(SESSIONS)
+
+
+async def test_an_inbox_is_made_anew_under_a_router(site: Site) -> None:
+    """A router notices that its inbox is another one, and reads that from its beginning."""
+    async with site.node() as node:
+        await site.post(node, "A1")
+        assert await site.keys("status", len(SESSIONS)) == SESSIONS
+        await site.delete("inbox")
+        await site.make("inbox")
+        await site.post(node, "U2:N")
+        assert await site.keys("unavailable", len(SESSIONS)) == SESSIONS
+        await until_true(lambda: "inbox" in node.notices()["lanes"])
+
+
+async def test_a_position_of_another_inbox_does_not_count(site: Site) -> None:
+    """A position that a backup brought beside an inbox of another id is told, and the inbox is read as a whole."""
+    await _routed(site)
+    before = [await site.offset(partition) for partition in range(PARTITIONS)]
+    await site.delete("inbox")
+    async with site.node(Part("edge")) as edge:
+        await site.post(edge, "U2:N")
+    for partition, (offset, metadata) in enumerate(before):
+        await site.set_offset(partition, offset, metadata)
+    async with site.node(Part("router")) as router:
+        assert await site.keys("unavailable", len(SESSIONS)) == SESSIONS
+        await until_true(lambda: "inbox" in router.notices()["lanes"])
+
+
+async def test_a_position_beyond_the_end_is_no_place_to_wait_at(site: Site) -> None:
+    """A log that is shorter than the position in it is read again as far as sessions are remembered, with no effect."""
+    await _routed(site)
+    for partition in range(PARTITIONS):
+        offset, metadata = await site.offset(partition)
+        await site.set_offset(partition, offset + 1_000, metadata)
+    async with site.node() as node:
+        await site.post(node, "U2:N")
+        assert await site.keys("unavailable", len(SESSIONS)) == SESSIONS
+        assert len(await site.keys("status", 2 * len(SESSIONS))) == 2 * len(SESSIONS)
+        assert "ends before" in node.notices()["lanes"]
+
+
+async def test_what_was_removed_before_it_was_routed_is_told(site: Site) -> None:
+    """Where the oldest record of the inbox is beyond the position, the router says how many are missing."""
+    await _routed(site)
+    async with site.node(Part("edge")) as edge:
+        await site.post(edge, "U2:N")
+    ends = await _ends(site, "inbox")
+    async with site.admin() as admin:
+        await admin.delete_records({at: RecordsToDelete(end - 1) for at, end in ends.items()})
+    async with site.node(Part("router")) as router:
+        assert len(await site.keys("unavailable", PARTITIONS)) == PARTITIONS
+        assert "were removed before" in router.notices()["lanes"]
+
+
+async def _ends(site: Site, name: str) -> dict[TopicPartition, int]:
+    partitions = [TopicPartition(site.topic(name), each) for each in range(PARTITIONS)]
+    async with AIOKafkaConsumer(bootstrap_servers=site.bootstrap) as consumer:
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        return ends
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_sessions_are_built_again(site: Site, running: bool) -> None:
+    """Where the sessions topic was made anew, the inbox tells the sessions: repetitions have no effect, ends have."""
+    async with site.node() as node:
+        await site.post(node, "A1")
+        assert await site.keys("status", len(SESSIONS)) == SESSIONS
+        if running:
+            await site.delete("sessions")
+            await site.make("sessions")
+            await until_true(lambda: "sessions" in node.notices()["lanes"] and not any(node.troubles().values()))
+            await site.post(node, "A1")
+            await site.post(node, "U2:N")
+            await site.told("unavailable", len(SESSIONS))
+    if not running:
+        await site.delete("sessions")
+        async with site.node() as node:
+            await site.post(node, "A1")
+            await site.post(node, "U2:N")
+            await site.told("unavailable", len(SESSIONS))
+            assert "sessions" in node.notices()["lanes"]
+    found = await site.told("status", 2 * len(SESSIONS))
+    verdicts = [dict(each.message.headers)["verdict"] for each in found]
+    assert verdicts == ["accepted"] * 2 * len(SESSIONS)
+    assert len({each.message.key for each in await site.told("sessions", len(SESSIONS))}) == len(SESSIONS)
+
+
+async def test_sessions_that_are_gone_are_told(site: Site) -> None:
+    """Without its sessions topic a router decides on nothing, is not ready, and says so without a break."""
+    async with site.node() as node:
+        await site.post(node, "A1")
+        assert await site.keys("status", len(SESSIONS)) == SESSIONS
+        await site.delete("sessions")
+        await until_true(lambda: "there is no topic" in node.notices()["router"])
+        await site.post(node, "U2:N")
+        for _ in range(300):
+            assert "there is no topic" in node.notices()["router"]
+            await asyncio.sleep(0.05)
