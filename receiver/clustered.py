@@ -7,12 +7,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from aiokafka.errors import GroupAuthorizationFailedError
+
 from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
+from receiver.backends.kafka.known import known, places
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.oauth import ClientCredentials
 from receiver.backends.kafka.reader import KafkaReader
+from receiver.backends.kafka.standing import expect_partitions
 from receiver.backends.kafka.topics import Plan, check, create
 from receiver.backends.shared_spool import DistantSpool, SharedSpool
 from receiver.backends.spool import Spool
@@ -45,16 +49,25 @@ _SLICE = 5_000
 
 
 class Part(NamedTuple):
-    """What of the whole a process is: its role, and which of several edges that share a spool."""
+    """What of the whole a process is: its role, and which of several edges that share a spool.
+
+    A router may be started together with edges, which it must not take with it.
+    """
 
     role: Literal["all", "edge", "router"] = "all"
     worker: int = 0
     shared: SharedSpool | None = None
+    beside_edges: bool = False
 
     @property
     def receives(self) -> bool:
         """Whether senders can post here."""
         return self.role != "router"
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether it may end at its start for the cluster's sake: senders that find no edge never post again."""
+        return not self.receives and not self.beside_edges
 
     @property
     def routes(self) -> bool:
@@ -101,6 +114,11 @@ def plan_of(settings: Settings, router: Router) -> Plan:
     )
 
 
+def group_of(settings: Settings) -> str:
+    """The name of the routers' group."""
+    return f"{settings.prefix}.{settings.kafka.group}"
+
+
 class ClusteredNode:
     """`receiver.service.Node`, over a cluster, which may be away. Raises Unavailable where the spool can't be had."""
 
@@ -129,7 +147,8 @@ class ClusteredNode:
         """Make sure of the topics. Raises Unavailable, with the reason `topics` where these are at fault."""
         try:
             async with asyncio.timeout(seconds_max):
-                await prepare(self._connection, self._plan, create_missing=self._settings.kafka.create_topics)
+                creates, group = self._settings.kafka.create_topics, group_of(self._settings)
+                await prepare(self._connection, self._plan, create_missing=creates, group=group)
         except TimeoutError:
             raise Unavailable(f"Kafka did not answer within {seconds_max:g} s", reason="kafka") from None
         self._prepared = True
@@ -212,7 +231,7 @@ class ClusteredNode:
 
     def _member(self, router: Router) -> Membership:
         settings = self._settings
-        group = f"{settings.prefix}.{settings.kafka.group}"
+        group = group_of(settings)
 
         def dispatcher(lane: KafkaLane) -> Dispatcher:
             batch_max = settings.router.batch_max
@@ -277,15 +296,15 @@ async def clustered(
 ) -> AsyncIterator[ClusteredNode]:
     """A node of the settings' cluster, for as long as the block lasts.
 
-    Raises Unavailable where the topics can't be used as they are, or the spool can't be had. A cluster that is away is
-    waited for, beside the rest.
+    A cluster that is away, or whose topics can't be used as they are, is waited for beside the rest. Raises Unavailable
+    where the spool can't be had; and where the topics can't be used, if nothing is received here.
     """
     node = ClusteredNode(settings, telemetry, router, part)
     try:
         try:
             await node.prepare(_FIRST_SECONDS_MAX)
         except Unavailable as error:
-            if error.reason == "topics":
+            if error.reason == "topics" and part.may_refuse:
                 raise
             node.wait_for_cluster(error.message)
         yield node
@@ -297,7 +316,7 @@ async def clustered(
 async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[KafkaInbox]:
     """The inbox of the settings' cluster, connected, without a spool. Raises Unavailable where that fails."""
     connection, plan = connection_of(settings), plan_of(settings, router)
-    await prepare(connection, plan, create_missing=False)
+    await prepare(connection, plan, create_missing=False, group=group_of(settings))
     inbox = KafkaInbox(connection, plan.inbox, append_timeout_seconds=settings.kafka.append_timeout_seconds)
     running = asyncio.create_task(inbox.run())
     try:
@@ -311,8 +330,9 @@ async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[Kaf
         await asyncio.wait({running})
 
 
-async def prepare(connection: Connection, plan: Plan, *, create_missing: bool) -> None:
-    """Make the topics that are missing, where that is allowed, and refuse what nothing may run on.
+async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, group: str = "") -> None:
+    """Make the topics that are missing, where that is allowed, and refuse what nothing may run on: with the routers'
+    `group`, another number of partitions than they decided with.
 
     Raises Unavailable, with the reason `topics` where these are at fault.
     """
@@ -322,3 +342,17 @@ async def prepare(connection: Connection, plan: Plan, *, create_missing: bool) -
     fatal = [f"{each.topic} {each.what}" for each in differences if each.fatal]
     if fatal:
         raise Unavailable("; ".join(fatal), reason="topics")
+    if group:
+        await expect_same_partitions(connection, plan.inbox, group)
+
+
+async def expect_same_partitions(connection: Connection, inbox: str, group: str) -> None:
+    """Raises Unavailable where the routers of a group decided with another number of partitions than the inbox has."""
+    count = (await known(connection, [inbox]))[inbox].partitions_count
+    try:
+        found = await places(connection, group, inbox, count)
+    except Unavailable as error:
+        if isinstance(error.__cause__, GroupAuthorizationFailedError):
+            return  # an edge need not have this right; a router is told when it joins
+        raise
+    expect_partitions(inbox, count, found.values())

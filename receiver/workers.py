@@ -48,7 +48,7 @@ def run(settings: Settings, role: str, edges_count: int, ready: Callable[[servic
     shared = SharedSpool()
     parts = [Part("edge", worker, shared) for worker in range(edges_count)]
     if role == "all":
-        parts.insert(0, Part("router"))
+        parts.insert(0, Part("router", beside_edges=True))
     if settings.ops.port and settings.ops.port + len(parts) - 1 > _PORT_MAX:
         least = f"from {settings.ops.port} on there are not {len(parts)} ports for operations, one for each process"
         raise Unavailable(least, reason="worker")

@@ -246,13 +246,15 @@ def test_dead_letters_are_replayed(how: str, whole: KafkaReceiver, pair: Pair, c
 
 
 def test_topics_are_made_and_checked(kafka: Brokers, tmp_path: Path, cli: Command) -> None:
-    """`topics` makes what is missing and names each difference; `serve` refuses what nothing may run with."""
+    """`topics` makes what is missing and names each difference; a router refuses what nothing may run with."""
     prefix, place = _prefix(), ("--kafka", kafka.bootstrap)
     assert cli("topics", "check", *place, PREFIX=prefix)[::2] == (
         1,
         "qod-receiver: 5 differences, 5 of which no receiver runs with\n",
     )
-    status, (line,) = refused(tmp_path / "data", kafka.bootstrap, prefix, KAFKA__CREATE_TOPICS="false")
+    status, (line,) = refused(
+        tmp_path / "data", kafka.bootstrap, prefix, "--role", "router", KAFKA__CREATE_TOPICS="false"
+    )
     assert status == 1
     assert line.startswith(f"qod-receiver: {prefix}.inbox does not exist; ")
     assert cli("sessions", *place)[::2] == (1, f"qod-receiver: there is no topic {prefix}.sessions\n")
@@ -283,7 +285,7 @@ def test_differences_are_named(kafka: Brokers, tmp_path: Path, cli: Command) -> 
     assert said.endswith(", 2 of which no receiver runs with\n")
     assert "has cleanup.policy=delete, compact is wanted" in out
     assert f"has 2 partitions, {prefix}.inbox has 3" in out
-    status, (line,) = refused(tmp_path / "data", kafka.bootstrap, prefix)
+    status, (line,) = refused(tmp_path / "data", kafka.bootstrap, prefix, "--role", "router")
     assert status == 1
     assert line == (
         f"qod-receiver: {prefix}.status has 2 partitions, {prefix}.inbox has 3; "

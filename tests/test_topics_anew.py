@@ -1,29 +1,34 @@
 """Topics that are deleted and made anew, cut short, or grown, under routers and edges that know the ones before."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.known import known
 from receiver.backends.kafka.reader import KafkaReader
-from receiver.clustered import ClusteredNode, Part, clustered
+from receiver.clustered import WHOLE, ClusteredNode, Part, clustered
+from receiver.errors import Unavailable
 from receiver.message import Record
 from receiver.service import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers
+from tests.receiver_process import COMMAND
 from tests.samples import posted
 
 SESSIONS = [f"s{number:03}" for number in range(40)]
 PARTITIONS = 2
+ALL = ("inbox", "sessions", "status", "unavailable", "dead-letter")
 WAIT_SECONDS_MAX = 120
 
 
@@ -39,17 +44,12 @@ class Site:
         return f"{self.prefix}.{name}"
 
     @asynccontextmanager
-    async def node(self, part: Part = Part(), telemetry: Telemetry | None = None) -> AsyncIterator[ClusteredNode]:  # noqa: B008  # frozen
+    async def node(self, part: Part = WHOLE, **more: Any) -> AsyncIterator[ClusteredNode]:  # noqa: ANN401  # settings
         """A node at work, with a directory of its role's own."""
-        settings = Settings.model_validate(
-            {
-                "prefix": self.prefix,
-                "data": self._directory / part.role,
-                "kafka": {"bootstrap_servers": self.bootstrap, "partitions": PARTITIONS},
-            }
-        )
-        telemetry = Telemetry(StringIO()) if telemetry is None else telemetry
-        async with clustered(settings, telemetry, build_router(settings), part) as node:
+        kafka = {"bootstrap_servers": self.bootstrap, "partitions": PARTITIONS} | more.pop("kafka", {})
+        given = {"prefix": self.prefix, "data": self._directory / part.role, "kafka": kafka, **more}
+        settings = Settings.model_validate(given)
+        async with clustered(settings, Telemetry(StringIO()), build_router(settings), part) as node:
             jobs = [asyncio.create_task(job) for job in node.jobs()]
             try:
                 yield node
@@ -268,3 +268,109 @@ async def test_sessions_that_are_gone_are_told(site: Site) -> None:
         for _ in range(300):
             assert "there is no topic" in node.notices()["router"]
             await asyncio.sleep(0.05)
+
+
+async def _grow(site: Site, count: int, *names: str) -> None:
+    async with site.admin() as admin:
+        await admin.create_partitions({site.topic(name): NewPartitions(count) for name in names})
+
+
+async def _counts(site: Site, *names: str) -> list[int]:
+    found = await known(site.connection, [site.topic(name) for name in names])
+    return [found[site.topic(name)].partitions_count for name in names]
+
+
+async def test_a_topic_that_comes_later_has_the_partitions_of_the_inbox(site: Site) -> None:
+    """Whatever the setting says then, a new route's topic is made like the inbox, and an inbox like what is there."""
+    await _routed(site)
+    settings = {"kafka": {"partitions": 5}, "routes": [{"topic": "extra"}]}
+    async with site.node(Part("router"), **settings) as router:
+        await until_true(lambda: not any(router.troubles().values()))
+        assert await _counts(site, "inbox", "extra") == [PARTITIONS, PARTITIONS]
+    await site.delete("inbox")
+    async with site.node(Part("router"), **settings) as router:
+        await until_true(lambda: not any(router.troubles().values()))
+        assert await _counts(site, "inbox", "extra") == [PARTITIONS, PARTITIONS]
+
+
+@pytest.mark.parametrize("names", [("inbox",), ALL])
+async def test_partitions_that_were_added_are_refused(site: Site, names: Sequence[str]) -> None:
+    """With more partitions than its sessions were written with no router starts, and an edge keeps all on its disk."""
+    await _routed(site)
+    await _grow(site, 5, *names)
+    with pytest.raises(Unavailable, match=r"has 5 partitions, and had 2|has 2 partitions, .*inbox has 5") as refused:
+        async with site.node(Part("router")):
+            pass
+    assert refused.value.reason == "topics"
+    assert "5" in await _check_said(site)
+    for part in (Part("edge"), Part()):
+        async with site.node(part) as edge:
+            await asyncio.gather(*(edge.inbox.append(posted("A1", session_id=each)) for each in SESSIONS))
+            assert not edge.troubles()["inbox"]
+            assert f"{len(SESSIONS)} notifications wait on disk" in edge.notices()["spool"]
+            assert "partitions" in edge.notices()["kafka"]
+    assert len(await site.told("status", len(SESSIONS))) == len(SESSIONS)
+    assert await _counts(site, "inbox") == [5]
+    assert sum((await _all_ends(site, "inbox", 5)).values()) == len(SESSIONS)
+
+
+async def _check_said(site: Site) -> str:
+    """What `topics check` complains of."""
+    command = [*COMMAND, "topics", "check", "--kafka", site.bootstrap]
+    environment = {**os.environ, "QOD_RECEIVER_PREFIX": site.prefix, "QOD_RECEIVER_KAFKA__PARTITIONS": "5"}
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 1
+    return said.decode()
+
+
+async def test_partitions_are_added_under_a_router(site: Site) -> None:
+    """A router whose partitions become more says so and opens none of them; what is repeated then has no effect."""
+    async with site.node(Part("router")) as router, site.node(Part("edge")) as edge:
+        await site.post(edge, "A1")
+        assert await site.keys("status", len(SESSIONS)) == SESSIONS
+        await _grow(site, 5, *ALL)
+        await until_true(lambda: "5 partitions, and had 2" in router.troubles()["router"])
+        await until_true(lambda: "5 partitions" in edge.notices()["kafka"])
+        await asyncio.gather(*(edge.inbox.append(posted("A1", session_id=each)) for each in SESSIONS))
+        await until_true(lambda: f"{len(SESSIONS)} notifications wait on disk" in edge.notices()["spool"])
+        assert not edge.troubles()["inbox"]
+    assert len(await site.told("status", len(SESSIONS))) == len(SESSIONS)
+
+
+async def test_sessions_of_another_number_of_partitions_are_refused(site: Site) -> None:
+    """Without the group's positions the sessions themselves tell that their keys were in other partitions."""
+    await _routed(site)
+    await _grow(site, 5, *ALL)
+    for partition in range(PARTITIONS):
+        await site.set_offset(partition, 0, "")
+    async with site.node(Part("router")) as router:
+        await until_true(lambda: "with another number of partitions than 5" in router.troubles()["router"])
+        assert len(await site.told("status", len(SESSIONS))) == len(SESSIONS)
+
+
+async def test_an_inbox_of_another_number_is_made_under_an_edge(site: Site) -> None:
+    """An edge that finds its inbox with other partitions sends nothing there, until it has the right number."""
+    await _routed(site)
+    async with site.node(Part("edge")) as edge:
+        await site.post(edge, "U2:N")
+        await site.delete("inbox")
+        await site.make("inbox", 5)
+        await until_true(lambda: "5 partitions" in edge.notices()["kafka"])
+        await asyncio.gather(*(edge.inbox.append(posted("A3", session_id=each)) for each in SESSIONS))
+        assert f"{len(SESSIONS)} notifications wait on disk" in edge.notices()["spool"]
+        assert not edge.troubles()["inbox"]
+        assert sum((await _all_ends(site, "inbox", 5)).values()) == 0
+        await site.delete("inbox")
+        await site.make("inbox")
+        await until_true(lambda: not edge.notices()["spool"])
+
+
+async def _all_ends(site: Site, name: str, count: int) -> dict[TopicPartition, int]:
+    async with AIOKafkaConsumer(bootstrap_servers=site.bootstrap) as consumer:
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(
+            [TopicPartition(site.topic(name), each) for each in range(count)]
+        )
+        return ends

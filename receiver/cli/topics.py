@@ -8,7 +8,7 @@ import typer
 from receiver import service
 from receiver.backends.kafka import topics
 from receiver.cli.options import ConfigOption, Failed, KafkaOption, s, settings_of
-from receiver.clustered import connection_of, plan_of
+from receiver.clustered import connection_of, expect_same_partitions, group_of, plan_of
 from receiver.console import console, differences_table
 from receiver.settings import Settings
 
@@ -49,7 +49,10 @@ def check(
     config: ConfigOption = None,
 ) -> None:
     """Name each difference between the topics in the Kafka cluster and what the configuration says."""
-    _check(_settings(config, kafka))
+    settings = _settings(config, kafka)
+    _check(settings)
+    inbox = plan_of(settings, service.build_router(settings)).inbox
+    asyncio.run(expect_same_partitions(connection_of(settings), inbox, group_of(settings)))
     typer.echo("the topics are as the configuration says")
 
 

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -31,6 +32,8 @@ BATCH_BYTES_MAX = 900_000
 _RECORDS_MAX = 2**30
 
 _START_SECONDS_MAX = 10.0
+#: So old is what is known of the number of partitions.
+_METADATA_MILLIS = 2_000
 _BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -95,7 +98,10 @@ class KafkaInbox:
             self._worn.clear()
             self.connected.set()
             try:
-                await self._worn.wait()
+                while not self._worn.is_set():
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._worn.wait(), _METADATA_MILLIS / 1000)
+                    self._look(producer)
             finally:
                 self.connected.clear()
                 self._give_up(self.trouble or "the connection to Kafka is being renewed")
@@ -109,6 +115,7 @@ class KafkaInbox:
             max_batch_size=BATCH_BYTES_MAX,
             max_request_size=2 * BATCH_BYTES_MAX,
             request_timeout_ms=round(self._timeout_seconds * 1000),
+            metadata_max_age_ms=_METADATA_MILLIS,
         )
         try:
             await limited(producer.start(), _START_SECONDS_MAX, "Kafka does not answer")
@@ -116,10 +123,24 @@ class KafkaInbox:
         except BaseException:
             await end_producer(producer)
             raise
+        if self._partitions_count and len(partitions) != self._partitions_count:
+            await end_producer(producer)
+            raise Unavailable(self._otherwise(len(partitions)), reason="topics")
         if not self._partitions_count:
             self._partitions_count = len(partitions)
             self._waiting = [deque() for _ in partitions]
         return producer
+
+    def _look(self, producer: AIOKafkaProducer) -> None:
+        """Send nothing more to a topic that was made anew with another number of partitions, or grew."""
+        found = producer.client.cluster.partitions_for_topic(self.topic)
+        if found is not None and len(found) != self._partitions_count and self._producer is producer:
+            self._give_up(self._otherwise(len(found)))
+            self._worn.set()
+
+    def _otherwise(self, count: int) -> str:
+        had = f"it had {self._partitions_count} when notifications were first appended"
+        return f"{self.topic} has {count} partitions, {had}: keys would be in other partitions than before"
 
     def _send_soon(self, partition: int) -> None:
         task = asyncio.create_task(self._send(partition))

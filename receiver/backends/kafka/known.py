@@ -1,4 +1,5 @@
-"""What brokers know of topics: the id that each got when it was made, and its number of partitions.
+"""What brokers know of topics: the id that each got when it was made, its number of partitions, and how far the routers
+came in it.
 
 A topic that is deleted and made anew has its name, and positions that begin at 0 again; only the id tells. aiokafka
 asks for no ids, so the request is here: Metadata, version 11 (KIP-516, Kafka 2.8).
@@ -8,9 +9,11 @@ import asyncio
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from typing import Any, NamedTuple
 
+from aiokafka import TopicPartition
 from aiokafka.errors import NoError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest_v5
@@ -25,10 +28,12 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.standing import Place, place_of
 from receiver.errors import Unavailable
 
 _SECONDS_MAX = 10.0
+_COORDINATOR_SECONDS_MAX = 30.0
 _WATCH_SECONDS = 5.0
 #: Whoever is asked and doesn't answer in time may be a broker that stands still: then maybe another one is asked.
 _ATTEMPT_SECONDS_MAX = 4.0
@@ -73,6 +78,15 @@ def expect_topics(names: Sequence[str], found: Mapping[str, Known]) -> None:
         count, wanted = found[name].partitions_count, found[names[0]].partitions_count
         if count != wanted:
             raise Unavailable(f"{name} has {count} partitions, {names[0]} has {wanted}", reason="topics")
+
+
+async def places(connection: Connection, group: str, inbox: str, partitions_count: int) -> Mapping[int, Place]:
+    """How far the routers' group came, by partition. Raises Unavailable."""
+    partitions = [TopicPartition(inbox, each) for each in range(partitions_count)]
+    async with connection.admin(_SECONDS_MAX) as admin:
+        ask = partial(admin.list_consumer_group_offsets, group, partitions=partitions)
+        told = await limited(persistently(ask), _COORDINATOR_SECONDS_MAX, "no committed position")
+    return {at.partition: place_of(each.offset, each.metadata) for at, each in told.items() if each.offset >= 0}
 
 
 async def watch(connection: Connection, names: Sequence[str], tell: Callable[[dict[str, Known] | str], None]) -> None:

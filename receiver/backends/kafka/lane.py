@@ -18,7 +18,6 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,10 +25,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
-from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, ended, limited, persistently
-from receiver.backends.kafka.known import Known, expect_topics
+from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, ended, limited
+from receiver.backends.kafka.known import Known, expect_topics, places
 from receiver.backends.kafka.records import notification_of, output_records, partition_of, record_of
-from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, place_of, standing
+from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
 from receiver.backends.kafka.transactional import COMMIT_SECONDS_MAX, Transactional
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
@@ -418,14 +417,10 @@ class KafkaLane:
     async def _ask_committed(self) -> Place | None:
         """Where the group stands. Raises Unavailable where it was with another number of partitions."""
         count = self._known[self._topics.inbox].partitions_count
-        partitions = [TopicPartition(self._topics.inbox, each) for each in range(count)]
-        async with self._connection.admin(_OPEN_SECONDS_MAX) as admin:
-            ask = partial(admin.list_consumer_group_offsets, self._topics.group, partitions=partitions)
-            told: Mapping[TopicPartition, OffsetAndMetadata] = await self._soon(persistently(ask))
-        places = {at: place_of(each.offset, each.metadata) for at, each in told.items() if each.offset >= 0}
-        expect_partitions(self._topics.inbox, count, places.values())
+        found = await places(self._connection, self._topics.group, self._topics.inbox, count)
+        expect_partitions(self._topics.inbox, count, found.values())
         self._expect_placed(count)
-        return places.get(self._inbox)
+        return found.get(self.partition)
 
     def _expect_placed(self, count: int) -> None:
         """Raises Unavailable where the sessions of this partition belong into others."""
@@ -444,9 +439,9 @@ class KafkaLane:
         if now - self._looked_at > _STUCK_SECONDS / 3:
             self._looked_at = now
             self._end = (await self._soon(consumer.end_offsets([self._inbox])))[self._inbox]
-        if self._end < position:
-            raise LaneLost(f"partition {self.partition}: {self._topics.inbox} ends at {self._end}, before {position}")
-        if self._end == position:
+            if self._end < position:
+                raise LaneLost(f"{self._topics.inbox} ends at {self._end}, before {position}")
+        if self._end <= position:
             return now
         if now - since > _STUCK_SECONDS:
             raise LaneLost(f"partition {self.partition}: the consumer is stuck at {position} of {self._end}")
