@@ -84,14 +84,17 @@ def signals(stopping: asyncio.Event, stop_when: int | None = None) -> Iterator[N
     loop = asyncio.get_running_loop()
     if stop_when is not None:
         loop.add_reader(stop_when, _stop, stop_when, stopping)
-    wanted = signal.SIGTERM, signal.SIGINT
-    for number in wanted:
-        loop.add_signal_handler(number, stopping.set)
+
+    def tell(_number: int, _frame: object) -> None:
+        loop.call_soon_threadsafe(stopping.set)
+
+    # The loop's own way would leave the signals at their default when it ends, and the process with them.
+    before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number in wanted:
-            loop.remove_signal_handler(number)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if stop_when is not None:
             loop.remove_reader(stop_when)
 

@@ -71,7 +71,9 @@ def run(settings: Settings, role: str, edges_count: int, ready: Callable[[servic
         stack.callback(edge_socket.close)
         for child in children:
             child.start()
-        ops_urls = [child.wait_until_ready() for child in children]
+        ops_urls = [child.wait_until_ready(signalled) for child in children]
+        if signalled.wait([], 0):
+            return
         ready(service.Addresses(edge_url, "  ".join(ops_urls)))
         while not signalled.wait(_sentinels(children), _next_start(children)):
             for child in children:
@@ -129,15 +131,19 @@ class _Child:
         self.process.start()
         telling.close()
 
-    def wait_until_ready(self) -> str:
-        """Wait until its ports listen; returns the operations port's URL. Raises Unavailable where it ends instead."""
+    def wait_until_ready(self, signalled: _Signals) -> str:
+        """Wait until its ports listen, or for a signal; returns the operations port's URL.
+
+        Raises Unavailable where it ends instead.
+        """
         ops_url, failure = "", f"it took longer than {_START_SECONDS_MAX:g} s"
         try:
-            if self._told.poll(_START_SECONDS_MAX):
+            signalled.wait([self._told.fileno()], _START_SECONDS_MAX)
+            if self._told.poll():
                 ops_url, failure = self._told.recv()
         except EOFError:
             failure = "it ended at once"
-        if failure:
+        if failure and not signalled.wait([], 0):
             raise Unavailable(f"the {self._name()} could not be started: {failure}", reason="worker")
         return ops_url
 

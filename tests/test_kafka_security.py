@@ -234,7 +234,7 @@ async def test_a_notification_goes_all_the_way(
     async with serving(load(WAYS[way](site), {}), telemetry) as node:
         await node.inbox.append(posted("A1"))
         (record,) = await statuses(node, site.prefix, 1)
-        assert node.notices() == {"kafka": "", "spool": "", "router": ""}
+        assert node.notices() == {"kafka": "", "spool": "", "router": "", "lanes": ""}
     assert dict(record.message.headers)["verdict"] == "accepted"
     assert "Authenticated" in caplog.text or "TLS" in way
     assert not [word for word in (PASSWORD, CLIENT_SECRET, "eyJ") if word in caplog.text]
@@ -374,7 +374,7 @@ async def test_tokens_are_renewed_and_sessions_with_them(site: Site, telemetry: 
         while time.monotonic() < ends:
             count += 1
             await node.inbox.append(posted("A1", session_id=f"s{count}"))
-            assert node.notices() == {"kafka": "", "spool": "", "router": ""}
+            assert node.notices() == {"kafka": "", "spool": "", "router": "", "lanes": ""}
             await asyncio.sleep(0.1)
         records = await statuses(node, site.prefix, count + 1)
     assert [record.message.key for record in records] == [f"s{number}" for number in range(count + 1)]

@@ -392,7 +392,10 @@ def test_parts_wait_for_kafka(away: Away, tmp_path: Path) -> None:
         KafkaReceiver(tmp_path / "router", away.bootstrap, prefix, "--role", "router", **settings) as router,
     ):
         refusal = f"Kafka does not answer: {away.bootstrap}: connection refused"
-        assert router.get("/readyz") == {"ready": False, "checks": {"router": refusal, "shutdown": ALL_WELL}}
+        assert router.get("/readyz") == {
+            "ready": False,
+            "checks": {"lanes": ALL_WELL, "router": refusal, "shutdown": ALL_WELL},
+        }
         contents = [body(told(f"{'AU'[second % 2]}{second}", "s")[0], filler="x" * 60_000) for second in range(30)]
         answers = edge.post(*contents)
         kept = sum(answer.status == 204 for answer in answers)

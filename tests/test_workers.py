@@ -53,7 +53,7 @@ def test_workers_share_a_port(receiver: KafkaReceiver) -> None:
         f"Operations:    {'  '.join(receiver.ops_urls)}",
     ]
     assert [sorted(receiver.checks(worker)) for worker in range(3)] == [
-        ["router", "shutdown"],
+        ["lanes", "router", "shutdown"],
         ["inbox", "kafka", "shutdown", "spool"],
         ["inbox", "kafka", "shutdown", "spool"],
     ]
@@ -111,8 +111,8 @@ def test_no_worker_is_left(receiver: KafkaReceiver, kafka_cluster: Cluster) -> N
     assert "Traceback" not in receiver.log.read_text()
 
 
-async def test_what_cannot_be_started_is_told_in_a_line(kafka: Brokers, tmp_path: Path) -> None:
-    """A port that is taken, topics that can't be used, a certificate that can't be read: status 1, and why."""
+async def test_edges_go_on_where_their_router_refuses(kafka: Brokers, tmp_path: Path) -> None:
+    """Topics that can't be used are told by the router beside the edges, and these keep what is posted."""
     prefix = f"t{secrets.token_hex(6)}"
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
     await admin.start()
@@ -120,20 +120,29 @@ async def test_what_cannot_be_started_is_told_in_a_line(kafka: Brokers, tmp_path
         await admin.create_topics([NewTopic(f"{prefix}.status", PARTITIONS + 1, 1)])
     finally:
         await admin.close()
-    could_not = "qod-receiver: the router could not be started:"
     differ = f"{prefix}.status has {PARTITIONS + 1} partitions, {prefix}.inbox has {PARTITIONS}"
+    with KafkaReceiver(tmp_path / "node", kafka.bootstrap, prefix, "--workers", str(WORKERS)) as receiver:
+        until(lambda: receiver.checks()["router"] == differ, "the router's refusal")
+        assert {each.status for each in receiver.tell("s", "A1", "U2:N")} == {204}
+        assert receiver.get("/readyz", 1)["ready"]
+        assert differ in receiver.checks(1)["kafka"]
+
+
+async def test_what_cannot_be_started_is_told_in_a_line(kafka: Brokers, tmp_path: Path) -> None:
+    """A port that is taken, or a certificate that can't be read: status 1, and why."""
+    prefix = f"t{secrets.token_hex(6)}"
+    could_not = "qod-receiver: the router could not be started:"
     too_high = "qod-receiver: from 65534 on there are not 3 ports for operations, one for each process"
     with socket.create_server((HOST, 0)) as other:
         taken = str(other.getsockname()[1])
         in_use = f"can't listen on {HOST} port {taken}: Address already in use"
-        for topics, options, line in (
-            (prefix, (), f"{could_not} {differ}"),
-            (f"{prefix}b", ("--port", taken), f"qod-receiver: {in_use}"),
-            (f"{prefix}b", ("--ops-port", taken), f"{could_not} {in_use}"),
-            (f"{prefix}b", ("--ops-port", "65534"), too_high),
+        for options, line in (
+            (("--port", taken), f"qod-receiver: {in_use}"),
+            (("--ops-port", taken), f"{could_not} {in_use}"),
+            (("--ops-port", "65534"), too_high),
         ):
             status, said = refused(
-                tmp_path / secrets.token_hex(4), kafka.bootstrap, topics, "--workers", str(WORKERS), *options
+                tmp_path / secrets.token_hex(4), kafka.bootstrap, prefix, "--workers", str(WORKERS), *options
             )
             assert (status, said) == (1, [line])
     settings = {"KAFKA__SECURITY_PROTOCOL": "SSL", "KAFKA__TLS_CA_FILE": str(tmp_path / "missing.pem")}

@@ -83,8 +83,8 @@ async def create(connection: Connection, plan: Plan) -> list[str]:
     async with connection.admin(_ADMIN_SECONDS_MAX) as admin:
         described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be listed")
         existing = {each["topic"]: len(each["partitions"]) for each in described}
-        # Those that are there already count for more than the setting, the inbox most.
-        counts = [existing[name] for name in (plan.inbox, *plan.names) if name in existing]
+        # What keys are in already counts for more than the setting.
+        counts = [existing[name] for name in (plan.inbox, f"{plan.prefix}.{SESSIONS}") if name in existing]
         plan = plan._replace(partitions=counts[0] if counts else plan.partitions)
         wanted = plan.wanted(await _brokers_count(admin))
         missing = [name for name in wanted if name not in existing]
