@@ -25,9 +25,8 @@ from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Inbox
 from receiver.reader import is_asked_for
-from receiver.router import DEAD_LETTER, Router
+from receiver.router import Router
 from receiver.session import Session
-from receiver.session_record import SESSIONS
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from receiver.tls import client_context
@@ -231,21 +230,13 @@ class ClusteredNode:
 
     def _member(self, router: Router) -> Membership:
         settings = self._settings
-        group = group_of(settings)
 
         def dispatcher(lane: KafkaLane) -> Dispatcher:
             batch_max = settings.router.batch_max
             return Dispatcher(lane, router, self._telemetry, batch_max=batch_max, pace_seconds_max=_PACE_SECONDS_MAX)
 
-        prefix = settings.prefix
-        topics = Topics(
-            self._plan.inbox,
-            f"{prefix}.{SESSIONS}",
-            f"{prefix}.{DEAD_LETTER}",
-            group,
-            self._plan.names,
-            settings.retention.session_hours * 3600,
-        )
+        remembered_seconds = settings.retention.session_hours * 3600
+        topics = Topics.of(settings.prefix, settings.kafka.group, router.topics, remembered_seconds)
         return Membership(self._connection, topics, self._telemetry, dispatcher)
 
     def _distant(self, shared: SharedSpool) -> DistantSpool:

@@ -22,14 +22,14 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 from receiver.backends.kafka.connection import Connection, limited
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import partition_of
-from receiver.backends.kafka.topics import INBOX
+from receiver.backends.kafka.settlement import settlement
 from receiver.backends.kafka.transactions import Writer, members_count, positions
 from receiver.backends.sqlite_schema import FILE_NAME, PARTITION
 from receiver.clustered import connection_of, plan_of, prepare
@@ -39,7 +39,7 @@ from receiver.errors import Unavailable
 from receiver.inbox import Lane, LaneLost
 from receiver.message import Message, Record
 from receiver.reader import Reader
-from receiver.router import DEAD_LETTER, Router
+from receiver.router import Router
 from receiver.session import merged
 from receiver.session_record import SESSIONS, session_from, session_message, traced
 from receiver.settings import Settings
@@ -48,6 +48,9 @@ from receiver.telemetry import Telemetry
 T = TypeVar("T")
 
 LEDGER_NAME = "export.json"
+
+#: Behind all positions.
+_NOTHING_LEFT = 2**63 - 1
 
 #: So many records are read at a time. What a router wrote together, 2,000 by default, is unpacked as a whole for each.
 _PAGE = 5_000
@@ -105,9 +108,7 @@ async def export(
         node = stack.enter_context(closing(open_node(settings)))
         reader = stack.enter_context(closing(open_reader(settings)))
         prefix = settings.prefix
-        topics = Topics(
-            f"{prefix}.{INBOX}", f"{prefix}.{SESSIONS}", f"{prefix}.{DEAD_LETTER}", f"{prefix}.{settings.kafka.group}"
-        )
+        topics = Topics.of(prefix, settings.kafka.group, router.topics)
         held = await reader.topics()
         if held and topics.sessions not in held:
             # To route under another prefix would be no harm that could be undone.
@@ -272,7 +273,8 @@ class _Exporter:
         if position > end:
             why = f"{topic} ends at {end}, and {position} records of it were carried before: is this an older copy?"
             raise Unavailable(why, reason="store")
-        cursor = {PARTITION: max(position, beginning)}
+        position = await self._settled(writer, topic, max(position, beginning))
+        cursor = {PARTITION: position}
         since = first.setdefault(topic, cursor[PARTITION])
         self._progress.moved(topic, cursor[PARTITION] - since, end - since)
         while records := await self._reader.records(topic, cursor, _PAGE):
@@ -283,6 +285,31 @@ class _Exporter:
                 self._ledger.note(cluster_id, topic, position)
                 self._got_on = time.monotonic()
                 self._progress.moved(topic, position - since, end - since)
+
+    async def _settled(self, writer: Writer, topic: str, position: int) -> int:
+        """Where to go on with a topic, given what is committed, once nothing hangs on it. Raises Unavailable."""
+        hanging = await writer.hanging(topic, self._behind)
+        commits = False
+        if hanging:
+            cursor = {PARTITION: position}
+            records = await self._reader.records(topic, cursor, _PAGE)
+            # What caused a record orders the records of a topic as their own positions do, and stands in each of them.
+            commits, reached = settlement(_caused(records[0]) if records else _NOTHING_LEFT, hanging)
+            while done := [each.position for each in records if _caused(each) < reached]:
+                position = done[-1] + 1
+                records = await self._reader.records(topic, cursor, _PAGE)
+        await writer.settle(topic, position, commits=commits)
+        return position
+
+    def _behind(self, record: Any) -> int:  # noqa: ANN401  # aiokafka's
+        """The directory's inbox position behind what caused a record; 0 where it was not exported from here."""
+        for name, text in record.headers:
+            if name == "inbox" and (text or b"").startswith(self._trace("").encode()):
+                return _number(text.decode(errors="replace")) + 1
+        return 0
+
+    def _trace(self, trace: str) -> str:
+        return f"export:{self._ledger.id}:{trace}"
 
     async def _standing(self, topics: Sequence[str]) -> tuple[str, Mapping[str, int]]:
         """Which cluster it is, and where to go on. Only while nobody else can commit under our name."""
@@ -354,7 +381,7 @@ class _Exporter:
         """A message as it goes to the cluster."""
         texts = dict(message.headers)
         trace = texts.get("inbox", "")
-        place = f"export:{self._ledger.id}:{trace}"
+        place = self._trace(trace)
         if texts.get("ce_id") == trace:
             texts["ce_id"] = place
         texts["inbox"] = place
@@ -370,6 +397,17 @@ class _Exporter:
             return await self._cluster.end(topic)
         except KeyError:  # asked of a broker that had not heard of it yet
             raise Unavailable(f"there is no topic {topic}", reason="kafka") from None
+
+
+def _caused(record: Record) -> int:
+    """The directory's inbox position of what caused a record."""
+    return _number(dict(record.message.headers).get("inbox", ""))
+
+
+def _number(trace: str) -> int:
+    """The position in a trace such as `0-17`, in the directory's own form or in the exported one."""
+    position = trace.rpartition("-")[2]
+    return int(position) if position.isdecimal() else 0
 
 
 def _shares(records: Sequence[Record]) -> Iterator[Sequence[Record]]:

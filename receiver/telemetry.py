@@ -99,6 +99,18 @@ class Telemetry:
             ["partition", "doubt"],
             registry=registry,
         )
+        self._lane_waiting = Gauge(
+            "qod_receiver_lane_waiting_seconds",
+            "How long a committed batch can't be read by consumers yet; 0 while nothing is waited for.",
+            ["partition"],
+            registry=registry,
+        )
+        self._settled = Counter(
+            "qod_receiver_hanging_transactions_total",
+            "Transactions that Kafka had left open on some partitions, by how they were ended.",
+            ["outcome"],
+            registry=registry,
+        )
         self._sessions = Gauge(
             "qod_receiver_sessions", "Sessions remembered, by status.", ["qos_status"], registry=registry
         )
@@ -177,10 +189,20 @@ class Telemetry:
         """This process owns a lane: from now on its lag is told as it is at the moment of asking."""
         self._lag.labels(lane.partition).set_function(lambda: lane.lag)
 
+    def lane_waits(self, partition: int, seconds: Callable[[], float]) -> None:
+        """For how long the lane has waited until its last commit can be read, asked at the moment of asking."""
+        self._lane_waiting.labels(partition).set_function(seconds)
+
+    def lane_settled(self, partition: int, outcome: Literal["committed", "aborted"]) -> None:
+        """A transaction of the lane's owner before hung, and was ended so."""
+        self._settled.labels(outcome).inc()
+        self._log.warning("lane_settled", partition=partition, outcome=outcome)
+
     def lane_closed(self, partition: int) -> None:
         """This process doesn't own the lane any more; its lag is another's to tell."""
-        with suppress(KeyError):
-            self._lag.remove(partition)
+        for gauge in (self._lag, self._lane_waiting):
+            with suppress(KeyError):
+                gauge.remove(partition)
 
     def spooled(self, spool: str, notifications_count: int, spool_bytes: int) -> None:
         """So much waits on the disk for Kafka."""

@@ -145,8 +145,7 @@ class KafkaBackend:
             self._made = True
         inbox = KafkaInbox(self._connection, plan.inbox, append_timeout_seconds=append_timeout_seconds)
         running = asyncio.create_task(inbox.run())
-        prefix = self.prefix
-        topics = Topics(plan.inbox, f"{prefix}.sessions", f"{prefix}.dead-letter", f"{prefix}.router")
+        topics = Topics.of(self.prefix, "router", names)
         lane = _AskingLane(self._connection, topics, 0)
         reader = KafkaReader(self._connection, self.prefix)
         try:

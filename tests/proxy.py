@@ -5,6 +5,7 @@ import random
 import socket
 import struct
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -128,7 +129,7 @@ class Proxy:
             lost = False
             chunk = b"-"
             while chunk:
-                chunk = await reader.read(_CHUNK_BYTES)
+                chunk = await self._read(reader, answers=answers)
                 if chunk and self._swallowing:
                     self.faults["swallowed"] += 1
                 elif chunk and answers and self._cut_after_seconds is not None:
@@ -140,6 +141,10 @@ class Proxy:
                     seconds = self._delay_seconds + self._random.uniform(0, self._jitter_seconds)
                     self.faults["delayed"] += seconds > 0
                     await waiting.put((loop.time() + seconds, chunk))
+
+    async def _read(self, reader: asyncio.StreamReader, *, answers: bool) -> bytes:  # noqa: ARG002  # for KafkaProxy
+        """What comes next in a direction; empty at its end."""
+        return await reader.read(_CHUNK_BYTES)
 
     async def _deliver(self, waiting: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         """Write each chunk when its time has come; an empty one ends the direction."""
@@ -164,3 +169,45 @@ class Proxy:
                 # To linger for no time is what makes the kernel send a reset instead of an orderly end.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
+
+
+class KafkaProxy(Proxy):
+    """A proxy that knows Kafka's requests apart.
+
+    `passed` counts the requests by their API key, `held` those that it has held back since it was told to.
+    """
+
+    def __init__(self, listen: tuple[str, int], target: tuple[str, int], *, seed: int = 0) -> None:
+        super().__init__(listen, target, seed=seed)
+        self.passed: Counter[int] = Counter()
+        self.held: Counter[int] = Counter()
+        self._holding: dict[int, tuple[asyncio.Event, Callable[[], bool]]] = {}
+
+    def hold_back(self, api_key: int, when: Callable[[], bool] = lambda: True) -> None:
+        """Keep requests of an API from the broker, and all that comes behind them on their connections.
+
+        It is those that come when the condition is met.
+        """
+        self._holding[api_key] = asyncio.Event(), when
+        self.held[api_key] = 0
+
+    def let_through(self, api_key: int) -> None:
+        """Deliver the requests of an API again, those that were held back first."""
+        released, _ = self._holding.pop(api_key)
+        released.set()
+
+    async def _read(self, reader: asyncio.StreamReader, *, answers: bool) -> bytes:
+        if answers:
+            return await super()._read(reader, answers=answers)
+        try:
+            # RequestHeader (kafka.apache.org/protocol): the size of what follows, then the API key.
+            size = await reader.readexactly(4)
+            request = size + await reader.readexactly(int.from_bytes(size))
+        except asyncio.IncompleteReadError:
+            return b""
+        api_key = int.from_bytes(request[4:6])
+        if (holding := self._holding.get(api_key)) is not None and holding[1]():
+            self.held[api_key] += 1
+            await holding[0].wait()
+        self.passed[api_key] += 1
+        return request

@@ -34,7 +34,7 @@ class Site:
         self.connection = Connection([brokers.bootstrap], Security().options())
         self.router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
         self.plan = Plan(prefix, self.router.topics, PARTITIONS, None, 168, 168)
-        self.topics = Topics(self.plan.inbox, f"{prefix}.sessions", f"{prefix}.dead-letter", f"{prefix}.router")
+        self.topics = Topics.of(prefix, "router", self.router.topics)
         self.prefix = prefix
 
     @asynccontextmanager

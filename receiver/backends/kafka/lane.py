@@ -1,25 +1,27 @@
 """A partition of the inbox, and the right to decide on it.
 
-The right is a transactional id of the partition's own. Who opens a lane starts a producer with that id, and this fences
-whoever had it before: nothing of theirs can be committed any more. Only then is there anything worth reading. So a lane
-is opened in this order, which is the only one that neither loses nor repeats:
+The right is a transactional id of the partition's own. Opening a lane starts a producer with that id, which fences the
+owner before: nothing of theirs can be committed any more. A lane is opened in this order, and no other neither loses
+nor repeats:
 
-    1  start the transactional producer; what the owner before left open is ended by that
-    2  restore the sessions up to the end of their partition
-    3  read the committed position
-    4  read on from there, where that fits the log; `standing.py` has what is done where it doesn't
+    1  start the transactional producer; the coordinator ends what the owner before left open
+    2  settle what the coordinator's markers missed, until nothing hangs on any partition; see `settlement.py`
+    3  restore the sessions up to the end of their partition
+    4  read the committed position, and find out whether it fits the log; see `standing.py`
+    5  commit the position, and see it: nothing of the owner before is pending among the offsets either
+    6  read on from there
 
-A commit is one transaction: the messages, the states among them, and the position. A commit does not look at sends that
-failed (aiokafka), so each is awaited before it. After any failure nobody can tell what became of it: the lane is lost,
-and whoever opens it next finds out by these same steps.
+A commit is one transaction: the messages, the states among them, and the position. It is done when all of that can be
+read as committed. After any failure its outcome is unknown: the lane is lost, and opening it again finds out.
 """
 
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -28,22 +30,24 @@ from aiokafka.structs import OffsetAndMetadata
 from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, ended, limited
 from receiver.backends.kafka.known import Known, expect_topics, places
 from receiver.backends.kafka.records import notification_of, output_records, partition_of, record_of
+from receiver.backends.kafka.scan import STUCK_SECONDS, between, range_of, reading, tails
+from receiver.backends.kafka.settlement import Settlement, settlement
 from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
-from receiver.backends.kafka.transactional import COMMIT_SECONDS_MAX, Transactional
+from receiver.backends.kafka.topics import INBOX
+from receiver.backends.kafka.transactional import Transactional
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
 from receiver.message import Message
 from receiver.notification import Notification
+from receiver.router import DEAD_LETTER
 from receiver.session import Session
-from receiver.session_record import session_from
+from receiver.session_record import SESSIONS, session_from
 
 T = TypeVar("T")
 
 _OPEN_SECONDS_MAX = 30.0
 _POLL_MILLIS = 100
-#: So long may there be records that a consumer doesn't bring, before it is taken for stuck (aiokafka 1154, 847).
-_STUCK_SECONDS = 30.0
 _FETCH_BYTES_MAX = 16 * 1024 * 1024
 #: Dead letters that are remembered, the last ones of the partition.
 _LETTERS_MAX = 2_000
@@ -54,12 +58,14 @@ _ASK_SECONDS = 0.5
 #: another one; a few may have been written by somebody else.
 _PLACED_MAX = 1_000
 _MISPLACED_SHARE = 0.25
-#: Header of a session's record: the id of the topic that its `inbox` is a place in.
+#: Header of sessions and dead letters: the id of the topic that its `inbox` is a place in.
 _INBOX_ID = "inbox-id"
+_TRACE_HEADERS = frozenset({"inbox", _INBOX_ID})
 
 
 class Topics(NamedTuple):
-    """The names that a lane reads and writes; `outputs` are those that its messages may name, besides.
+    """The names that a lane reads and writes; `outputs` are those that its messages may name, sessions and dead letters
+    among them.
 
     Sessions are remembered for `remembered_seconds` after their last event.
     """
@@ -68,13 +74,19 @@ class Topics(NamedTuple):
     sessions: str
     dead_letters: str
     group: str
-    outputs: Sequence[str] = ()
-    remembered_seconds: float = 96 * 3600.0
+    outputs: Sequence[str]
+    remembered_seconds: float
+
+    @classmethod
+    def of(cls, prefix: str, group: str, outputs: Sequence[str], remembered_seconds: float = 96 * 3600.0) -> Self:
+        """Those of a prefix. The group's name is without it, the outputs' are with it."""
+        inbox, sessions, letters = (f"{prefix}.{name}" for name in (INBOX, SESSIONS, DEAD_LETTER))
+        return cls(inbox, sessions, letters, f"{prefix}.{group}", outputs, remembered_seconds)
 
     @property
     def names(self) -> Sequence[str]:
         """The names of all topics, the inbox's first."""
-        return list(dict.fromkeys((self.inbox, self.sessions, self.dead_letters, *self.outputs)))
+        return [self.inbox, *self.outputs]
 
 
 class Doubted(NamedTuple):
@@ -95,6 +107,7 @@ class KafkaLane:
         self._inbox = TopicPartition(topics.inbox, partition)
         self._states = TopicPartition(topics.sessions, partition)
         self._letters = TopicPartition(topics.dead_letters, partition)
+        self._outputs = [TopicPartition(topic, partition) for topic in topics.outputs]
         self._letters_seen: OrderedDict[int, None] = OrderedDict()
         self._connection = connection
         self._producer: Transactional | None = None
@@ -104,6 +117,8 @@ class KafkaLane:
         self._waiting: list[Any] = []
         self._end = 0
         self._looked_at = 0.0
+        #: How what hung when the lane was opened was ended; None where nothing did.
+        self.settled: Literal["committed", "aborted"] | None = None
         self.doubted: Doubted | None = None
         self._known: Mapping[str, Known] = {}
         self._traces: Counter[str] = Counter()  # the position behind the last one told of, by the inbox's id
@@ -117,15 +132,16 @@ class KafkaLane:
             await self._take()
             # First: what is found then in topics that are made anew meanwhile is noted for the ones before.
             self._known = await self._ask_topics()
+            await self._settle()
             await self._restore()
             await self._stand()
         except KAFKA_FAILURES as error:
             raise Unavailable(
                 f"lane {self.partition} can't be opened: {type(error).__name__}", reason="kafka"
             ) from error
-        if self.doubted is not None:
-            # Noted before anything else is: by the next time the log may have grown beyond where it was.
-            await self.commit((await self.oldest(0))[0], (), {}, self._clock_micros)
+        # Before anything is decided: now the position that can be read is the one at which the next transaction begins.
+        # A doubt is noted with it, since by the next time the log may have grown beyond where it was.
+        await self.commit((await self.oldest(0))[0], (), {}, self._clock_micros)
 
     def check(self, found: Mapping[str, Known]) -> str:
         """Compare the topics as they are found now with those that the lane was opened on; where they are others, it is
@@ -155,6 +171,14 @@ class KafkaLane:
             await producer.close()
         if consumer is not None:
             await ended(consumer.stop())
+
+    @property
+    def waits(self) -> tuple[str, float]:
+        """What of a commit can't be read yet, in words for an operator, and for how many seconds; else empty and 0."""
+        producer = self._producer
+        if producer is None or not producer.waits_for:
+            return "", 0.0
+        return producer.waits_for, time.monotonic() - producer.waits_since
 
     @property
     def lag(self) -> int:
@@ -220,14 +244,14 @@ class KafkaLane:
         messages = [each for each in messages if each.topic != self._topics.dead_letters or self._is_new(each)]
         producer = self._opened(self._producer)
         try:
-            async with asyncio.timeout(COMMIT_SECONDS_MAX):
-                await self._transact(producer, batch.next_position, messages, clock_micros)
+            await self._transact(producer, batch.next_position, messages, clock_micros)
         except BaseException as error:
             lost, self._producer = self._producer, None
             if lost is not None:
                 await lost.close()
-            if isinstance(error, KAFKA_FAILURES):
-                raise LaneLost(f"partition {self.partition}: {type(error).__name__}") from error
+            if isinstance(error, (Unavailable, *KAFKA_FAILURES)):
+                why = error.message if isinstance(error, Unavailable) else type(error).__name__
+                raise LaneLost(f"partition {self.partition}: {why}") from error
             raise
         for message in messages:
             if message.topic == self._topics.sessions:
@@ -247,18 +271,20 @@ class KafkaLane:
         place = self._place(next_position, clock_micros)
         if next_position < self._rebuilt_up_to:
             place = self._place_before  # whoever opens the lane next has to begin with that again
-        await producer.commit(
-            sending, {self._inbox: OffsetAndMetadata(place.position, place.metadata)}, self._topics.group
-        )
+        await producer.commit(sending, self._offsets(place), self._topics.group)
+
+    def _offsets(self, place: Place) -> Mapping[TopicPartition, OffsetAndMetadata]:
+        return {self._inbox: OffsetAndMetadata(place.position, place.metadata)}
 
     def _place(self, position: int, clock_micros: int) -> Place:
         inbox, sessions = self._known[self._topics.inbox], self._known[self._topics.sessions]
         return Place(position, clock_micros, inbox.topic_id, sessions.topic_id, inbox.partitions_count)
 
     def _traced(self, message: Message) -> Message:
-        """The same; a session's record with the id of the inbox that it came from."""
+        """The same; a session's record or a dead letter with the id of the inbox that it came from."""
         inbox_id = self._known[self._topics.inbox].topic_id
-        if message.topic != self._topics.sessions or message.value is None or not inbox_id:
+        wanted = message.topic in {self._topics.sessions, self._topics.dead_letters}
+        if not wanted or message.value is None or not inbox_id:
             return message
         return message._replace(headers=[*message.headers, (_INBOX_ID, inbox_id)])
 
@@ -267,39 +293,38 @@ class KafkaLane:
         call = self._producer.start()
         await limited(call, _OPEN_SECONDS_MAX, f"the lane of partition {self.partition} can't be taken")
 
-    async def _restore(self) -> None:
-        consumer = self._connection.consumer(isolation_level="read_committed", auto_offset_reset="earliest")
-        try:
-            await limited(consumer.start(), _OPEN_SECONDS_MAX, "Kafka does not answer")
-            async for each in self._all(consumer, self._states, None):
-                self._restore_one(each)
-            async for each in self._all(consumer, self._letters, _LETTERS_MAX):
-                self._is_new(record_of(each).message)
-        finally:
-            await ended(consumer.stop())
+    async def _settle(self) -> None:
+        """End what hangs on the partitions that this lane writes, and shut the owner before out of each of them."""
+        producer = self._opened(self._producer)
+        ends = await self._soon(producer.ends(self._outputs), "asked for its ends")
+        # What was never written to has nothing to end, and a first write that is late is asked for its transaction.
+        written = [each for each, (_, end) in ends.items() if end]
+        decided = Settlement(commits=False, position=0)
+        offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
+        if any(each.hangs for each in ends.values()):
+            committed = await self._ask_committed()
+            # The opening of a lane commits a position of its inbox before anything else: so this is the inbox's id.
+            inbox_id = "" if committed is None else committed.inbox_id
+            seen = await tails(self._connection, ends, partial(self._behind, inbox_id))
+            if committed is None:
+                # Then the sessions tell it, which every notification with an effect has changed, but for dead letters.
+                committed = self._place(seen[self._states].committed, 0)
+                del seen[self._letters]
+            decided = settlement(committed.position, seen.values())
+            if decided.commits:
+                offsets = self._offsets(committed._replace(position=decided.position))
+            self.settled = "committed" if decided.commits else "aborted"
+        if written:
+            await self._soon(producer.end(written, offsets, self._topics.group, commits=decided.commits), "settled")
 
-    async def _all(
-        self, consumer: AIOKafkaConsumer, partition: TopicPartition, count_max: int | None
-    ) -> AsyncIterator[Any]:
-        """The records of a partition up to its end, None for all of them, else about the last so many."""
-        consumer.assign([partition])
-        # Asked only now: an open transaction of the owner before would have held it down.
-        ends = await limited(consumer.end_offsets([partition]), _OPEN_SECONDS_MAX, f"no end of {partition.topic}")
-        begins = await limited(
-            consumer.beginning_offsets([partition]), _OPEN_SECONDS_MAX, f"no beginning of {partition.topic}"
-        )
-        end, begin = ends[partition], begins[partition]
-        consumer.seek(partition, begin if count_max is None else max(begin, end - count_max))
-        position, since = -1, time.monotonic()
-        while position < end:
-            found = await self._soon(consumer.getmany(partition, timeout_ms=_POLL_MILLIS), "restored")
-            for each in found.get(partition, ()):
-                yield each
-            before, position = position, await self._soon(consumer.position(partition), "restored")
-            if position > before:
-                since = time.monotonic()
-            elif time.monotonic() - since > _STUCK_SECONDS:
-                raise Unavailable(f"{partition.topic} ends at {end}, nothing comes from {position} on", reason="kafka")
+    async def _restore(self) -> None:
+        async with reading(self._connection, "read_committed") as consumer:
+            async for each in between(consumer, self._states, *await range_of(consumer, self._states)):
+                self._restore_one(each)
+            begin, end = await range_of(consumer, self._letters)
+            async for each in between(consumer, self._letters, max(begin, end - _LETTERS_MAX), end):
+                self._is_new(record_of(each).message)
+                self._note_trace(each)
 
     def _is_new(self, letter: Message) -> bool:
         """Whether a dead letter is not among the last ones, to which it is added.
@@ -320,18 +345,30 @@ class KafkaLane:
         if message.value is None:
             self._remember(message.key, None)
         else:
-            headers = dict(message.headers)
-            session = session_from(message.value, headers)
+            session = session_from(message.value, dict(message.headers))
             self._remember(message.key, session)
-            # Should the group's offset be gone, this is how far the lane came at least.
-            inbox_id = headers.get(_INBOX_ID, "")
-            self._traces[inbox_id] = max(self._traces[inbox_id], self._behind(headers.get("inbox", "")))
+            self._note_trace(record)
             self._clock_micros = max(self._clock_micros, session.touched_micros)
 
-    def _behind(self, trace: str) -> int:
-        """The position behind a notification of this partition; 0 for one that lay in a directory and was exported."""
-        partition, _, position = trace.partition("-")
-        return int(position) + 1 if partition == str(self.partition) and position.isdecimal() else 0
+    def _note_trace(self, record: Any) -> None:  # noqa: ANN401  # aiokafka's
+        """How far the lane came at least, should the group's offset be gone, or behind."""
+        behind, inbox_id = self._trace(record)
+        self._traces[inbox_id] = max(self._traces[inbox_id], behind)
+
+    def _trace(self, record: Any) -> tuple[int, str]:  # noqa: ANN401  # aiokafka's
+        """The position behind the notification that caused a record, and the id of its inbox where that is told.
+
+        0 where it was none of this partition: for tombstones, and for what was exported from a directory.
+        """
+        told = {name: text.decode(errors="replace") for name, text in record.headers if name in _TRACE_HEADERS and text}
+        partition, _, position = told.get("inbox", "").partition("-")
+        is_ours = partition == str(self.partition) and position.isdecimal()
+        return int(position) + 1 if is_ours else 0, told.get(_INBOX_ID, "")
+
+    def _behind(self, inbox_id: str, record: Any) -> int:  # noqa: ANN401  # aiokafka's
+        """The position of `_trace`; 0 where it is one of another inbox than this."""
+        behind, told = self._trace(record)
+        return 0 if told and inbox_id and told != inbox_id else behind
 
     def _remember(self, key: str, session: Session | None) -> None:
         """The newest state of a session, None for its end."""
@@ -436,14 +473,14 @@ class KafkaLane:
     async def _look_for_the_end(self, consumer: AIOKafkaConsumer, position: int, since: float) -> float:
         """Ask now and then whether there is something that the consumer doesn't bring. Raises LaneLost."""
         now = time.monotonic()
-        if now - self._looked_at > _STUCK_SECONDS / 3:
+        if now - self._looked_at > STUCK_SECONDS / 3:
             self._looked_at = now
             self._end = (await self._soon(consumer.end_offsets([self._inbox])))[self._inbox]
             if self._end < position:
                 raise LaneLost(f"{self._topics.inbox} ends at {self._end}, before {position}")
         if self._end <= position:
             return now
-        if now - since > _STUCK_SECONDS:
+        if now - since > STUCK_SECONDS:
             raise LaneLost(f"partition {self.partition}: the consumer is stuck at {position} of {self._end}")
         return since
 

@@ -28,6 +28,8 @@ _POLL_SECONDS = 1.0
 #: A process that was stopped for a while and is not the owner any more must learn so before it opens a lane again, and
 #: fences the owner: at the next heartbeat it is told.
 _REOPEN_SECONDS = 3.0
+#: Markers are written within milliseconds, and within a second or so where a partition's leader moves.
+_WAIT_SECONDS_USUAL = 2.0
 _REOPEN_SECONDS_SOON = 0.5
 
 
@@ -60,7 +62,7 @@ class Membership:
         behind = {each: lane.rebuilding for each, lane in self.lanes.items() if lane.rebuilding}
         behind |= {each: self._lane_troubles.get(each, "") for each in self._tasks.keys() - self.lanes.keys()}
         if not behind:
-            return ""
+            return self._waiting()
         why = next(filter(None, behind.values()), "being opened")
         return f"not routed: partition {', '.join(map(str, sorted(behind)))}: {why}"
 
@@ -146,10 +148,13 @@ class Membership:
             lane = KafkaLane(self._connection, self._topics, partition)
             pause_seconds = _REOPEN_SECONDS_SOON
             try:
+                self._telemetry.lane_waits(partition, lambda: lane.waits[1])  # noqa: B023  # until it is closed
                 await lane.open()
                 if lane.doubted is not None:
                     self._doubts[partition] = lane.doubted.what
                     self._telemetry.lane_doubted(partition, *lane.doubted)
+                if lane.settled is not None:
+                    self._telemetry.lane_settled(partition, lane.settled)
                 self.lanes[partition] = lane
                 self._lane_troubles.pop(partition, None)
                 await self._dispatcher(lane).run()
@@ -166,6 +171,16 @@ class Membership:
                 self._telemetry.lane_closed(partition)
                 await lane.close()
             await asyncio.sleep(pause_seconds * random.uniform(1, 1.5))  # noqa: S311  # not a secret
+
+    def _waiting(self) -> str:
+        """Which lanes wait for longer than usual until consumers can read what they committed; empty if none."""
+        waits = {partition: lane.waits for partition, lane in sorted(self.lanes.items())}
+        late = (
+            f"partition {partition}: for {seconds:.0f} s, {what}"
+            for partition, (what, seconds) in waits.items()
+            if seconds > _WAIT_SECONDS_USUAL
+        )
+        return "; ".join(late)
 
     def _lane_failed(self, partition: int, why: str) -> None:
         self._lane_troubles[partition] = why

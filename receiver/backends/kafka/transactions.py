@@ -1,13 +1,14 @@
 """Records and how far their writer came, in one transaction; and what Kafka knows of a group.
 
 It is for writers that are no lane. The name of one is its transactional id, and the group that keeps its positions, one
-for each topic that it writes to. Whoever starts under the same name ends what was left open, and shuts out whoever is
-at work still. So a writer first starts, then asks where it stood, and then goes on from there.
+for each topic that it writes to. Starting under the same name ends what was left open, and shuts out a writer that is
+at work still. So a writer first starts, then asks where it stood, settles what hangs (see `settlement.py`), and then
+goes on from there.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -17,13 +18,17 @@ from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.connection import Connection, limited, persistently
 from receiver.backends.kafka.records import output_records, partition_of
-from receiver.backends.kafka.transactional import COMMIT_SECONDS_MAX, Transactional
+from receiver.backends.kafka.scan import tails
+from receiver.backends.kafka.settlement import Tail
+from receiver.backends.kafka.transactional import Transactional
 from receiver.errors import Unavailable
 from receiver.message import Message
 
 T = TypeVar("T")
 
 _ANSWER_SECONDS_MAX = 30.0
+#: Beyond the limits of a transaction's own, which tell more.
+_TRANSACTION_SECONDS_MAX = 60.0
 #: A position is a writer's own, and of the whole topic; but a group keeps it for a partition.
 _PARTITION = 0
 
@@ -32,6 +37,7 @@ class Writer:
     """Transactions under a name. After anything failed it is not used again, but for `close`."""
 
     def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
         self._name = name
         self._producer = Transactional(connection, name)
 
@@ -43,13 +49,34 @@ class Writer:
         """What was not committed is nowhere."""
         await self._producer.close()
 
+    async def hanging(self, topic: str, behind: Callable[[Any], int]) -> Sequence[Tail]:
+        """How the partitions of a topic end, where something hangs on any of them, else none. Raises Unavailable.
+
+        `behind` is a position of this writer's behind what caused a record, 0 for a record that is not this writer's.
+        """
+        partitions = await self._partitions(topic)
+        ends = await limited(self._producer.ends(partitions), _ANSWER_SECONDS_MAX, f"no ends of {topic}")
+        if not any(each.hangs for each in ends.values()):
+            return ()
+        return list((await tails(self._connection, ends, behind)).values())
+
+    async def settle(self, topic: str, next_position: int, *, commits: bool) -> None:
+        """End what hangs on a topic, if anything does, and go on from a position. Raises Unavailable."""
+        partitions = await self._partitions(topic)
+        offsets = _offsets(topic, next_position)
+        ending = self._producer.end(partitions, offsets if commits else {}, self._name, commits=commits)
+        await self._known(ending, topic)
+        await self._known(self._producer.commit((), offsets, self._name), topic)
+
     async def commit(self, topic: str, messages: Sequence[Message], next_position: int) -> None:
         """Write messages to a topic, and the position behind what they came from, or neither.
 
         Raises Unavailable; nobody can tell then whether it was done.
         """
-        call = self._transact(topic, messages, next_position)
-        await limited(call, COMMIT_SECONDS_MAX, f"a transaction of {topic} failed")
+        await self._known(self._transact(topic, messages, next_position), topic)
+
+    async def _known(self, transaction: Awaitable[None], topic: str) -> None:
+        await limited(transaction, _TRANSACTION_SECONDS_MAX, f"a transaction of {topic} failed")
         if self._producer.went_astray:
             raise Unavailable(f"a transaction of {topic} went astray", reason="kafka")
 
@@ -59,8 +86,15 @@ class Writer:
         for message, record in zip(messages, output_records(messages), strict=True):
             self._producer.add(record, batches.setdefault(partition_of(message.key, partitions_count), []))
         sending = [(TopicPartition(topic, each), batch) for each, some in batches.items() for batch in some]
-        offsets = {TopicPartition(topic, _PARTITION): OffsetAndMetadata(next_position, "")}
-        await self._producer.commit(sending, offsets, self._name)
+        await self._producer.commit(sending, _offsets(topic, next_position), self._name)
+
+    async def _partitions(self, topic: str) -> Sequence[TopicPartition]:
+        count = await limited(self._producer.partitions_count(topic), _ANSWER_SECONDS_MAX, f"no partitions of {topic}")
+        return [TopicPartition(topic, each) for each in range(count)]
+
+
+def _offsets(topic: str, next_position: int) -> Mapping[TopicPartition, OffsetAndMetadata]:
+    return {TopicPartition(topic, _PARTITION): OffsetAndMetadata(next_position, "")}
 
 
 async def positions(connection: Connection, name: str, topics: Sequence[str]) -> Mapping[str, int]:

@@ -1,0 +1,93 @@
+"""Reading stretches of partitions: up to an end that is known, and how partitions end."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.settlement import Tail
+from receiver.backends.kafka.transactional import Ends
+from receiver.errors import Unavailable
+
+#: A consumer that brings nothing for so long, although there are records, is stuck (aiokafka 1154, 847).
+STUCK_SECONDS = 30.0
+_ANSWER_SECONDS_MAX = 30.0
+_POLL_MILLIS = 100
+#: How far back a writer's last record is looked for first; behind it are only markers and other programs' records.
+_TAIL_RECORDS_FIRST = 100
+
+
+@asynccontextmanager
+async def reading(connection: Connection, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer for stretches, for as long as the block lasts. Raises Unavailable."""
+    consumer = connection.consumer(isolation_level=isolation_level, auto_offset_reset="earliest")
+    try:
+        await limited(consumer.start(), _ANSWER_SECONDS_MAX, "Kafka does not answer")
+        yield consumer
+    finally:
+        await ended(consumer.stop())
+
+
+async def range_of(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
+    """Where a partition begins and ends, as far as the consumer may read it. Raises Unavailable."""
+    consumer.assign([partition])
+    begins = await limited(
+        consumer.beginning_offsets([partition]), _ANSWER_SECONDS_MAX, f"no beginning of {partition.topic}"
+    )
+    ends = await limited(consumer.end_offsets([partition]), _ANSWER_SECONDS_MAX, f"no end of {partition.topic}")
+    return begins[partition], ends[partition]
+
+
+async def between(consumer: AIOKafkaConsumer, partition: TopicPartition, begin: int, end: int) -> AsyncIterator[Any]:
+    """The records of a partition from one offset up to another. Raises Unavailable."""
+    consumer.assign([partition])
+    consumer.seek(partition, begin)
+    what = f"{partition.topic} can't be read in partition {partition.partition}"
+    position, since = -1, time.monotonic()
+    while position < end:
+        call = consumer.getmany(partition, timeout_ms=_POLL_MILLIS)
+        for each in (await limited(call, _ANSWER_SECONDS_MAX, what)).get(partition, ()):
+            if each.offset < end:
+                yield each
+        before, position = position, await limited(consumer.position(partition), _ANSWER_SECONDS_MAX, what)
+        if position > before:
+            since = time.monotonic()
+        elif time.monotonic() - since > STUCK_SECONDS:
+            raise Unavailable(f"{what}: it ends at {end}, nothing comes from {position} on", reason="kafka")
+
+
+async def tails(
+    connection: Connection, ends: Mapping[TopicPartition, Ends], behind: Callable[[Any], int]
+) -> dict[TopicPartition, Tail]:
+    """What partitions have at their ends. Raises Unavailable.
+
+    `behind` is the writer's position behind what caused a record, 0 for one that tells none.
+    """
+    found = {}
+    async with reading(connection, "read_committed") as readable, reading(connection, "read_uncommitted") as all_of_it:
+        for partition, (stable, end) in ends.items():
+            committed = await _last(readable, partition, behind)
+            hanging, hanging_end = None, 0
+            if stable < end:
+                async for each in between(all_of_it, partition, stable, end):
+                    if position := behind(each):
+                        hanging = position - 1 if hanging is None else min(hanging, position - 1)
+                        hanging_end = max(hanging_end, position)
+            found[partition] = Tail(committed, stable < end, hanging, hanging_end)
+    return found
+
+
+async def _last(consumer: AIOKafkaConsumer, partition: TopicPartition, behind: Callable[[Any], int]) -> int:
+    """The position behind the last record that tells one; 0 where there is none."""
+    begin, end = await range_of(consumer, partition)
+    count, upto = _TAIL_RECORDS_FIRST, end
+    while True:
+        at, found = max(begin, end - count), 0
+        async for each in between(consumer, partition, at, upto):
+            found = behind(each) or found
+        if found or at == begin:
+            return found
+        count, upto = 10 * count, at
