@@ -1,14 +1,13 @@
 """The backends as the contract tests open them. What differs from one backend to another stands here alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import apsw
 import pytest
-from aiokafka import TopicPartition
 
 from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
@@ -18,7 +17,7 @@ from receiver.backends.kafka.topics import Plan, create
 from receiver.backends.sqlite import SqliteNode, SqliteReader
 from receiver.backends.sqlite_schema import FILE_NAME
 from receiver.inbox import Batch, Inbox, Lane
-from receiver.message import Message, Record
+from receiver.message import Record
 from receiver.notification import Notification
 from receiver.reader import Reader
 from receiver.router import Decision, Router
@@ -100,17 +99,6 @@ class _AskingLane(KafkaLane):
     async def settle(self) -> None:
         assert self._consumer is not None
         (self._end,) = (await self._consumer.end_offsets([self._inbox])).values()
-
-    async def commit(
-        self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
-    ) -> None:
-        await super().commit(batch, messages, sessions, clock_micros)
-        assert self._consumer is not None
-        written = [TopicPartition(topic, 0) for topic in {message.topic for message in messages}]
-        async with self._connection.consumer(isolation_level="read_committed") as consumer:
-            # A transaction is committed a moment before the markers are there that make it visible.
-            while await consumer.end_offsets(written) != await self._consumer.end_offsets(written):  # noqa: ASYNC110  # nobody tells
-                await asyncio.sleep(0.002)
 
     async def read(self, count_max: int) -> Batch:
         await self.settle()

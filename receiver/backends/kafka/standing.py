@@ -21,6 +21,9 @@ from typing import NamedTuple
 
 from receiver.errors import Unavailable
 
+#: Behind it stands, in an offset's metadata, which transaction committed it; see `transactional.py`.
+MARK = "#"
+
 
 class Doubt(StrEnum):
     """What did not fit when a lane was opened."""
@@ -51,9 +54,9 @@ class Place(NamedTuple):
 
 def place_of(position: int, metadata: str) -> Place:
     """The inverse of `Place.metadata`. An older release told the clock alone."""
-    words = metadata.split(" ")
+    words = metadata.partition(MARK)[0].split(" ")
     clock_micros = int(words[0]) if words[0].isdecimal() else 0
-    if len(words) >= 4 and words[3].isdecimal():  # noqa: PLR2004  # what `metadata` writes, and a producer's mark
+    if len(words) == 4 and words[3].isdecimal():  # noqa: PLR2004  # what `metadata` writes
         return Place(position, clock_micros, words[1], words[2], int(words[3]))
     return Place(position, clock_micros)
 
@@ -83,8 +86,8 @@ def standing(
 
     found = [(each, told) for told, each in traces.items() if each and is_ours(told)]
     if committed is not None and is_ours(committed.inbox_id):
-        # Where the offsets topic missed a commit's marker, the position is behind what sessions tell. A trace beyond the
-        # end is of a log that was longer once.
+        # Where the offsets topic missed a commit's marker, the position is behind what sessions tell. A trace that lies
+        # beyond the end is of a log that was longer once.
         ahead = [each for each in found if committed.position < each[0] <= end]
         found = [(committed.position, committed.inbox_id), *ahead]
     elif not found and (committed is not None or any(traces.values())):

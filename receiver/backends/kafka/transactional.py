@@ -33,6 +33,7 @@ from receiver.backends.kafka.connection import Connection, end_producer, persist
 from receiver.backends.kafka.inbox import BATCH_BYTES_MAX
 from receiver.backends.kafka.known import Known, known_to
 from receiver.backends.kafka.records import RawRecord
+from receiver.backends.kafka.standing import MARK
 from receiver.errors import Unavailable
 
 #: Below the time after which aiokafka would send the end of a transaction a second time, which could end a later one
@@ -204,8 +205,7 @@ class Transactional:
         producer_id, epoch = self._producer._txn_manager._pid_and_epoch  # noqa: SLF001
         mark = f"{producer_id}.{epoch}.{self._transactions_count}"
         return {
-            each: OffsetAndMetadata(offset.offset, f"{offset.metadata} {mark}".strip())
-            for each, offset in offsets.items()
+            each: OffsetAndMetadata(offset.offset, f"{offset.metadata}{MARK}{mark}") for each, offset in offsets.items()
         }
 
     async def _wait_until_visible(
