@@ -257,14 +257,15 @@ async def test_sessions_are_built_again(site: Site, running: bool) -> None:
     assert len({each.message.key for each in await site.told("sessions", len(SESSIONS))}) == len(SESSIONS)
 
 
-async def test_sessions_that_are_gone_are_told(site: Site) -> None:
-    """Without its sessions topic a router decides on nothing, is not ready, and says so without a break."""
+@pytest.mark.parametrize("name", ["sessions", "status", "inbox"])
+async def test_a_topic_that_is_gone_is_told(site: Site, name: str) -> None:
+    """Without one of its topics a router decides on nothing, is not ready, and says so without a break."""
     async with site.node() as node:
         await site.post(node, "A1")
         assert await site.keys("status", len(SESSIONS)) == SESSIONS
-        await site.delete("sessions")
+        await site.delete(name)
         await until_true(lambda: "there is no topic" in node.notices()["router"])
-        await site.post(node, "U2:N")
+        await asyncio.gather(*(node.inbox.append(posted("U2:N", session_id=each)) for each in SESSIONS))
         for _ in range(300):
             assert "there is no topic" in node.notices()["router"]
             await asyncio.sleep(0.05)

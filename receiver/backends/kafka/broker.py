@@ -8,6 +8,8 @@
   then ask for ever who leads what.
 - A broker ends a connection whose login is over (KIP-368), in the midst of a request. For a transaction that is a
   request gone astray. So a connection is given up before, between two requests.
+- Futures that fail while nobody waits for them any more are complained of when they are collected. What a failure means
+  is known here by what was awaited, so these are heard at once.
 - At DEBUG its log has each request, and with that passwords and tokens.
 """
 
@@ -23,6 +25,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from aiokafka import client
 from aiokafka.conn import AIOKafkaConnection, CloseReason, OAuthAuthenticator
+from aiokafka.consumer import group_coordinator, subscription_state
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -30,6 +33,7 @@ from aiokafka.errors import (
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
 )
+from aiokafka.producer import message_accumulator, transaction_manager
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 
 from receiver.errors import Unavailable
@@ -92,6 +96,8 @@ class BrokerConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ha
     def send(self, request: Any, expect_response: bool = True) -> Awaitable[Any]:  # noqa: ANN401  # aiokafka's
         """See aiokafka."""
         answer: Awaitable[Any] = super().send(request, expect_response)
+        if self._requests:
+            self._requests[-1][2].add_done_callback(heard)
         return self._login_answer(answer) if isinstance(request, SaslAuthenticateRequest) else answer
 
     def close(self, reason: CloseReason | None = None, exc: BaseException | None = None) -> Any:  # noqa: ANN401
@@ -192,6 +198,18 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def heard(future: asyncio.Future[Any]) -> None:
+    """Have it known that a future failed, if it did: nobody else needs to ask."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _create_future() -> asyncio.Future[Any]:
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.add_done_callback(heard)
+    return future
+
+
 #: The client that is being started, which tells its first connections nothing of itself.
 _starting: ContextVar[client.AIOKafkaClient | None] = ContextVar("starting", default=None)
 _connections: WeakKeyDictionary[client.AIOKafkaClient, WeakSet[BrokerConnection]] = WeakKeyDictionary()
@@ -229,6 +247,8 @@ async def _close_all(self: client.AIOKafkaClient) -> None:
             await asyncio.wait(closing, timeout=_CLOSE_SECONDS_MAX)
 
 
+for _module in (group_coordinator, message_accumulator, subscription_state, transaction_manager):
+    _module.create_future = _create_future
 client.create_conn = _create_conn
 client.AIOKafkaClient.bootstrap = _bootstrap_known
 client.AIOKafkaClient.close = _close_all

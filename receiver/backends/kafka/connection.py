@@ -22,7 +22,7 @@ from aiokafka.errors import (
     RequestTimedOutError,
 )
 
-from receiver.backends.kafka.broker import Attempts, attempts
+from receiver.backends.kafka.broker import Attempts, attempts, heard
 from receiver.errors import Unavailable
 
 T = TypeVar("T")
@@ -36,6 +36,8 @@ _NO_CONNECTION = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError,
 _FETCH_WAIT_MILLIS = 50
 
 _CLOSE_SECONDS_MAX = 3.0
+#: What is being closed; the loop itself would forget it.
+_ending: set[asyncio.Future[Any]] = set()
 _CANCELS_MAX = 10
 _RETRY_SECONDS = 0.2
 
@@ -133,15 +135,26 @@ async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
 async def ended(call: Awaitable[object]) -> None:
     """Wait for a client's end, but not for ever, and whatever it says."""
     task = asyncio.ensure_future(call)
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
+    task.add_done_callback(heard)
     done, _ = await asyncio.wait({task}, timeout=_CLOSE_SECONDS_MAX)
     if not done:
         task.cancel()
-    elif not task.cancelled():
-        task.exception()
 
 
 async def end_producer(producer: AIOKafkaProducer) -> None:
-    """Close a producer whatever state it is in: its own `stop` may wait for ever for batches that nobody takes."""
+    """Close a producer whatever state it is in: its own `stop` may wait for ever for batches that nobody takes.
+
+    It is closed also where whoever waits for that is cancelled.
+    """
+    task = asyncio.ensure_future(_end_producer(producer))
+    _ending.add(task)
+    task.add_done_callback(_ending.discard)
+    await asyncio.shield(task)
+
+
+async def _end_producer(producer: AIOKafkaProducer) -> None:
     producer._closed = True  # noqa: SLF001
     await ended(producer.client.close())
     sender = producer._sender.sender_task  # noqa: SLF001
@@ -150,13 +163,8 @@ async def end_producer(producer: AIOKafkaProducer) -> None:
             break
         sender.cancel()  # it ends its tasks one by one, each with a cancellation of its own
         await asyncio.wait({sender}, timeout=_CLOSE_SECONDS_MAX / _CANCELS_MAX)
-    # What failed is known to whoever ends it; asyncio would complain that nobody asked these.
-    transaction = producer._txn_manager and producer._txn_manager._transaction_waiter  # noqa: SLF001
-    batches = producer._message_accumulator._batches.values()  # noqa: SLF001
-    drained = [batch._drain_waiter for some in batches for batch in some]  # noqa: SLF001
-    for future in (sender, transaction, *drained):
-        if future is not None and future.done() and not future.cancelled():
-            future.exception()
+    if sender is not None:
+        sender.add_done_callback(heard)
 
 
 def _tolerate_empty_control_batches() -> None:

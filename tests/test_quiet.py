@@ -1,0 +1,78 @@
+"""What is said where brokers go away under clients at work: what we say, and nothing that nobody waits for."""
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from receiver.clustered import WHOLE, clustered
+from receiver.service import build_router
+from receiver.settings import Settings
+from receiver.telemetry import Telemetry
+from tests.kafka_cluster import Cluster
+from tests.kafka_fixtures import need_kafka
+from tests.samples import posted
+
+FAILURES = 8
+SECONDS_MAX = 300
+
+
+class Failures(Telemetry):
+    """Counts the times that a spool could not be emptied."""
+
+    failures: list[str]
+
+    def __init__(self, stream: StringIO) -> None:
+        super().__init__(stream)
+        self.failures = []
+
+    def spool_failed(self, reason: str) -> None:
+        """See Telemetry."""
+        self.failures.append(reason)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Cluster]:
+    """Three brokers, of which one may go."""
+    need_kafka()
+    with Cluster(tmp_path / "three", brokers=3) as cluster:
+        yield cluster
+
+
+async def test_nothing_is_complained_of(three: Cluster, topic_prefix: str, tmp_path: Path) -> None:
+    """While partitions have no leader, and while a node ends in the midst of that, asyncio has nothing to report."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    kafka = {
+        "bootstrap_servers": three.bootstrap,
+        "partitions": 4,
+        "replication_factor": 1,
+        "append_timeout_seconds": 1,
+    }
+    settings = Settings.model_validate({"prefix": topic_prefix, "data": tmp_path / "node", "kafka": kafka})
+    told = Failures(StringIO())
+    async with clustered(settings, told, build_router(settings), WHOLE) as node:
+        jobs = [asyncio.create_task(job) for job in node.jobs()]
+        await _until(lambda: not any({**node.troubles(), **node.notices()}.values()))
+        appended = [node.inbox.append(posted("A1", session_id=f"s{each}")) for each in range(40)]
+        three.kill(1)
+        appended += [node.inbox.append(posted("A1", session_id=f"t{each}")) for each in range(40)]
+        await asyncio.gather(*appended)
+        told.failures.clear()
+        # By then partitions are known to have no leader, which is another failure than none that answers.
+        await _until(lambda: len(told.failures) >= FAILURES)
+        for job in jobs:
+            job.cancel()
+        await asyncio.wait(jobs)
+    gc.collect()
+    assert not complaints, f"{len(complaints)}: {complaints[0]}"
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS_MAX):
+        while not done():  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0.02)
