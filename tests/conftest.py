@@ -7,10 +7,13 @@ from hypothesis import settings
 
 from receiver.router import Router
 from receiver.telemetry import Telemetry
+from tests.guard import guarded
 from tests.kafka_fixtures import kafka, kafka_cluster, topic_prefix
 from tests.nodes import Node, SqliteBackend
 
 __all__ = ["kafka", "kafka_cluster", "topic_prefix"]
+
+guarded()
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("receiver", deadline=None, database=None, print_blob=True)
