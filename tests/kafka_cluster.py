@@ -32,16 +32,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
+from tests.limits import SECONDS_MAX
+
 KAFKA_VERSION = "4.3.1"
 LOG4J_VERSION = "2.25.4"  # the one that this Kafka brings, so that its log can be bound to a file
 JAVA_VERSION_MIN = 17
 HOST = "127.0.0.1"
 USER, PASSWORD = "app", "app-secret"
-# A broker starts in 2 s on an idle machine with two cores; a loaded one may take much longer.
-START_SECONDS_MAX = 60
 # An orderly stop moves leaders away first, which the last brokers of a quorum cannot do: they are killed after this.
 STOP_SECONDS_MAX = 15
-_JAVA_SECONDS_MAX = 60
 
 #: Starts fast and takes little, which is what a test wants of Java.
 _LIGHT = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
@@ -186,7 +185,7 @@ def _java_command(*options: str, record: Path | None = None) -> list[str]:
 def _run_java(main: str, *arguments: str, stdin: bytes = b"") -> bytes:
     """Standard output of a command of Kafka's, which is over soon."""
     command = [*_java_command("-Xmx256m", *_LIGHT, "-Dlog4j2.level=OFF"), main, *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=_JAVA_SECONDS_MAX, check=False)
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=SECONDS_MAX, check=False)
     assert done.returncode == 0, f"{main}: {(done.stdout + done.stderr).decode(errors='replace')}"
     return done.stdout
 
@@ -218,12 +217,10 @@ class Brokers:
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
 
-    def read_with_java(
-        self, topic: str, *, count: int | None = None, wait_seconds: float = 3, isolation: str = "read_committed"
-    ) -> list[JavaRecord]:
+    def read_with_java(self, topic: str, *, count: int, isolation: str = "read_committed") -> list[JavaRecord]:
         """The records of a topic from its beginning, read by the Java console consumer.
 
-        It stops after `count` records, or when for `wait_seconds` none has come.
+        It waits until there are `count` records, but not for ever.
         """
         wanted = ("timestamp", "partition", "offset", "headers", "key", "value")
         properties = [f"print.{name}=true" for name in wanted]
@@ -232,8 +229,8 @@ class Brokers:
         printed = _run_java(
             "org.apache.kafka.tools.consumer.ConsoleConsumer",
             *("--bootstrap-server", self.bootstrap, "--topic", topic, "--from-beginning"),
-            *("--isolation-level", isolation, "--timeout-ms", str(round(wait_seconds * 1000))),
-            *(("--max-messages", str(count)) if count is not None else ()),
+            *("--isolation-level", isolation, "--timeout-ms", str(round(SECONDS_MAX * 1000))),
+            *("--max-messages", str(count)),
             *(word for each in properties for word in ("--formatter-property", each)),
         )
         return [_java_record(line) for line in printed.split(_END.encode())[:-1]]
@@ -483,7 +480,7 @@ class Cluster(Brokers):
         for broker in range(self.count):
             if broker not in self._processes:
                 self._start(broker)
-        self.wait_until_ready(START_SECONDS_MAX)
+        self.wait_until_ready(SECONDS_MAX)
 
     def stop(self) -> None:
         """Ask all brokers to end in good order, and kill those that have not after a while. Data and ports stay."""
@@ -528,7 +525,7 @@ class Cluster(Brokers):
                 process.kill()
             self._reap(broker)
         self._start(broker)
-        self.wait_until_ready(START_SECONDS_MAX)
+        self.wait_until_ready(SECONDS_MAX)
 
     def running(self) -> list[int]:
         """The brokers that run and are not paused."""
@@ -718,7 +715,7 @@ def _metadata(address: Address) -> Metadata:
     """Ask one broker, in Kafka's own protocol (Metadata, version 1): no client of ours, which would ask any broker."""
     client_id = b"tests"
     body = struct.pack(f">hhih{len(client_id)}si", 3, 1, 0, len(client_id), client_id, -1)
-    with socket.create_connection(address, timeout=2) as connection, connection.makefile("rb") as answer:
+    with socket.create_connection(address, timeout=SECONDS_MAX) as connection, connection.makefile("rb") as answer:
         connection.sendall(struct.pack(">i", len(body)) + body)
 
         def number(kind: str) -> int:

@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from tests.kafka_cluster import HOST, Cluster
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND
 from tests.samples import body, told
 
@@ -27,17 +28,16 @@ PARTITIONS = 4
 #: Behind the id of an event that was routed as a late one.
 LATE = " late"
 
-_SECONDS_MAX = 60.0
 _POLL_SECONDS = 0.05
 _HEADERS = {"content-type": "application/cloudevents+json"}
 
 
-def until(done: Callable[[], object], what: str, seconds_max: float = _SECONDS_MAX) -> float:
+def until(done: Callable[[], object], what: str, pause_seconds: float = _POLL_SECONDS) -> float:
     """Wait for what nobody tells of; returns how many seconds that took."""
     began = time.monotonic()
     while not done():
-        assert time.monotonic() - began < seconds_max, f"after {seconds_max:g} s still not: {what}"
-        time.sleep(_POLL_SECONDS)
+        assert time.monotonic() - began < SECONDS_MAX, f"after {SECONDS_MAX:g} s still not: {what}"
+        time.sleep(pause_seconds)
     return time.monotonic() - began
 
 
@@ -80,7 +80,7 @@ def refused(directory: Path, bootstrap: str, prefix: str, *options: str, **setti
     try:
         receiver.launch()
         assert receiver.process
-        status = receiver.process.wait(_SECONDS_MAX)
+        status = receiver.process.wait(SECONDS_MAX)
     finally:
         receiver.close()
     return status, receiver.log.read_text().splitlines()
@@ -156,7 +156,7 @@ class KafkaReceiver:
         process = self.running()
         began = time.monotonic()
         (os.killpg if group else os.kill)(process.pid, number)
-        status = process.wait(_SECONDS_MAX)
+        status = process.wait(SECONDS_MAX)
         assert status == 0, f"ended with {status}: {self.complaints()}"
         return time.monotonic() - began
 
@@ -185,7 +185,7 @@ class KafkaReceiver:
 
     def get(self, path: str, worker: int = 0) -> Any:  # noqa: ANN401  # JSON is anything
         """What its operations port answers, whatever the status."""
-        return httpx2.get(f"{self.ops_urls[worker]}{path}", timeout=_SECONDS_MAX).json()
+        return httpx2.get(f"{self.ops_urls[worker]}{path}", timeout=SECONDS_MAX).json()
 
     def checks(self, worker: int = 0) -> Mapping[str, str]:
         """What /readyz says of each part."""
@@ -194,7 +194,7 @@ class KafkaReceiver:
 
     def samples(self, name: str, worker: int = 0) -> Mapping[str, float]:
         """The samples of a metric, by their labels as they are written."""
-        text = httpx2.get(f"{self.ops_urls[worker]}/metrics", timeout=_SECONDS_MAX).text
+        text = httpx2.get(f"{self.ops_urls[worker]}/metrics", timeout=SECONDS_MAX).text
         found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
         return {labels: float(value) for labels, value in found}
 
@@ -206,7 +206,7 @@ class KafkaReceiver:
         """The partitions that it routes."""
         return {re.sub(r"\D", "", labels) for labels in self.samples("qod_receiver_inbox_lag", worker)}
 
-    def post(self, *contents: bytes, timeout_seconds: float = 30) -> list["Answer"]:
+    def post(self, *contents: bytes, timeout_seconds: float = SECONDS_MAX) -> list["Answer"]:
         """Post bodies one after the other."""
         with httpx2.Client(timeout=timeout_seconds) as client:
             return [self._post(client, content) for content in contents]
@@ -271,7 +271,7 @@ class Load:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()
-        self._thread.join(_SECONDS_MAX)
+        self._thread.join(SECONDS_MAX)
         assert not self._thread.is_alive()
         if error is None and self._error is not None:
             raise self._error
@@ -319,7 +319,7 @@ class Load:
 
     async def _tell_all(self) -> None:
         limits = httpx2.Limits(max_connections=2 * self._senders, max_keepalive_connections=self._kept_alive_max)
-        async with httpx2.AsyncClient(timeout=20, limits=limits) as client, asyncio.TaskGroup() as tasks:
+        async with httpx2.AsyncClient(timeout=SECONDS_MAX, limits=limits) as client, asyncio.TaskGroup() as tasks:
             for number in range(self._senders):
                 tasks.create_task(self._tell(client, self._urls[number % len(self._urls)], number))
 
@@ -359,7 +359,7 @@ async def _records(bootstrap: str, topic: str, partitions_count: int) -> Sequenc
         bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
     )
     latest = AIOKafkaConsumer(bootstrap_servers=bootstrap)
-    async with asyncio.timeout(_SECONDS_MAX), consumer, latest:
+    async with asyncio.timeout(SECONDS_MAX), consumer, latest:
         partitions = [TopicPartition(topic, each) for each in range(partitions_count)]
         ends = await latest.end_offsets(partitions)
         consumer.assign(partitions)

@@ -17,9 +17,12 @@ from typing import Any
 
 import httpx2
 
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import ReceiverProcess, run, tail
 
 _SENDERS = 24
+#: Each round lasts until so many more were kept, and a moment longer.
+_KEPT_MIN = 20
 _TYPE = "org.camaraproject.quality-on-demand.v1.qos-status-changed"
 _ENDS = ("DURATION_EXPIRED", "DELETE_REQUESTED", "NETWORK_TERMINATED", None)
 
@@ -40,6 +43,13 @@ class Load:
         async with httpx2.AsyncClient(timeout=5) as client, asyncio.TaskGroup() as tasks:
             for _ in range(_SENDERS):
                 tasks.create_task(self._send(client))
+
+    async def more(self, count: int) -> None:
+        """Wait until so many more were kept."""
+        wanted = len(self.kept) + count
+        async with asyncio.timeout(SECONDS_MAX):
+            while len(self.kept) < wanted:  # noqa: ASYNC110  # there is no event to wait for
+                await asyncio.sleep(0.01)
 
     def stop(self) -> None:
         """Begin no more sessions."""
@@ -103,6 +113,7 @@ async def kill_rounds(directory: Path, rounds: int, seed: int) -> Load:
     load.receiver = await asyncio.to_thread(ReceiverProcess, directory)
     running = asyncio.create_task(load.run())
     for number in range(rounds):
+        await load.more(_KEPT_MIN)
         await asyncio.sleep(chance.uniform(0.05, 0.6))
         receiver, load.receiver = load.receiver, None
         assert receiver is not None

@@ -23,6 +23,7 @@ from receiver.reader import Reader
 from receiver.router import Decision, Router
 from receiver.session import Session
 from tests.kafka_cluster import Brokers, Cluster
+from tests.limits import SECONDS_MAX
 
 SESSIONS_TOPIC = "qod.sessions"
 COUNT_MAX = 10_000
@@ -137,7 +138,7 @@ class KafkaBackend:
         lane = _AskingLane(self._connection, topics, 0)
         reader = KafkaReader(self._connection, self.prefix)
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(SECONDS_MAX):
                 await inbox.connected.wait()
                 await lane.open()
             yield Node(inbox, lane, reader, self.prefix, lane.settle)
@@ -160,8 +161,8 @@ class KafkaBackend:
 
 
 async def until(done: Callable[[], bool]) -> None:
-    """Wait for what nobody tells of: a minute at most."""
-    async with asyncio.timeout(60):
+    """Wait for what nobody tells of: not for ever."""
+    async with asyncio.timeout(SECONDS_MAX):
         while not done():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.002)
 

@@ -20,11 +20,11 @@ import httpx2
 import structlog
 
 from receiver.simulator.server import Options, simulating
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND
 
 T = TypeVar("T")
 
-DEADLINE_SECONDS = 120
 TOKEN = "a-token-that-senders-present"
 #: Read once for all tests: what the system trusts are many files.
 _TRUST = ssl.create_default_context()
@@ -136,7 +136,7 @@ class Process(NamedTuple):
     def end(self, number: int) -> int:
         """Send a signal, and return the exit status."""
         self.running.send_signal(number)
-        return self.running.wait(DEADLINE_SECONDS)
+        return self.running.wait(SECONDS_MAX)
 
 
 @contextlib.contextmanager
@@ -273,7 +273,7 @@ async def simulated(options: Options) -> AsyncIterator[Simulated]:
     """A simulator that serves, and a client that is let in."""
     with quiet(), socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         options = options if options.trust else options._replace(trust=_TRUST)
-        async with simulating(options, listener), httpx2.AsyncClient(timeout=DEADLINE_SECONDS, verify=_TRUST) as client:
+        async with simulating(options, listener), httpx2.AsyncClient(timeout=SECONDS_MAX, verify=_TRUST) as client:
             found = Simulated(f"http://127.0.0.1:{listener.getsockname()[1]}", client)
             client.headers["authorization"] = f"Bearer {await found.token()}"
             yield found
@@ -291,7 +291,7 @@ def quiet() -> Iterator[None]:
 
 async def until(condition: Callable[[], Awaitable[T | None]]) -> T:
     """Wait until something is so, and return it."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(SECONDS_MAX):
         while True:
             if found := await condition():
                 return found

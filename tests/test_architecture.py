@@ -273,3 +273,23 @@ def test_modules_are_short(module: str) -> None:
     assert lines <= LINES_MAX, (
         f"{module} has {lines} lines: find the second noun in it, and give it a module of its own"
     )
+
+
+TESTS = Path(__file__).parent
+#: Each of them has a limit of its own, of 5 s, unless it is given another one.
+LIMITED = {"get", "post", "put", "delete", "request", "stream", "Client", "AsyncClient"}
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.glob("*.py")), ids=lambda path: path.stem)
+def test_requests_of_tests_say_how_long_they_wait(path: Path) -> None:
+    """No test relies on a limit that a busy machine reaches: give `timeout=SECONDS_MAX` to what this names."""
+    found = [
+        f"{path.name}:{each.lineno} httpx2.{each.func.attr}"
+        for each in ast.walk(ast.parse(path.read_text()))
+        if isinstance(each, ast.Call)
+        and isinstance(each.func, ast.Attribute)
+        and isinstance(each.func.value, ast.Name)
+        and (each.func.value.id, each.func.attr in LIMITED) == ("httpx2", True)
+        and "timeout" not in {keyword.arg for keyword in each.keywords}
+    ]
+    assert not found

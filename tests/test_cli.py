@@ -26,6 +26,7 @@ from receiver import rfc3339
 from receiver.cli import app, run
 from receiver.secret_file import mint_secret
 from receiver.settings import Settings
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND, ReceiverProcess
 from tests.samples import bare, body, told
 
@@ -310,7 +311,7 @@ def test_serve_ends_well_and_prints_no_second_token(number: signal.Signals, tmp_
     with serving(tmp_path / "data") as receiver:
         assert receiver.post(bare()) == [204]
         receiver.process.send_signal(number)
-        assert receiver.process.wait(30) == 0
+        assert receiver.process.wait(SECONDS_MAX) == 0
         assert (tmp_path / "data" / "out").read_text() == (
             f"Notifications: {receiver.edge_url}\n"
             f"Operations:    {receiver.ops_url}\n"
@@ -507,7 +508,7 @@ def test_tail_follows(tmp_path: Path) -> None:
             assert receiver.post(body(told("A1", session_id)[0]), bare(session_id)) == [204, 204]
             assert json.loads(line(process))["key"] == session_id
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30) == ("", "")
+        assert process.communicate(timeout=SECONDS_MAX) == ("", "")
         assert process.returncode == 0
 
 
@@ -527,7 +528,7 @@ def test_tail_ends_with_its_reader(options: list[str], tmp_path: Path) -> None:
         assert process.stdout is not None
         process.stdout.close()
         assert receiver.post(bare("s-2")) == [204]
-        assert process.wait(30) == 1
+        assert process.wait(SECONDS_MAX) == 1
         assert process.stderr is not None
         assert process.stderr.read() == ""
 

@@ -15,8 +15,9 @@ import pytest
 
 from receiver import cli
 from tests.faulty_api import SESSION, SESSION_ID, FaultyApi, answer, cut, error
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND, ReceiverProcess
-from tests.simulated import DEADLINE_SECONDS, Process, serving
+from tests.simulated import Process, serving
 
 PHONE, NAI, IPV4, IPV6 = "+34600111222", "jane.doe@example.org", "203.0.113.77", "2001:db8::77"
 SECRETS = (PHONE[1:], PHONE[3:], NAI, IPV4, IPV6)
@@ -184,7 +185,7 @@ def test_notifications_come_to_the_receiver(tmp_path: Path, api: Session) -> Non
         assert outcome.status == 0, outcome.err
         assert f"are to go to {receiver.edge_url}, which a sender elsewhere can't reach" in outcome.err
         receiver.wait_until_routed(1)
-        found = httpx2.get(f"{receiver.ops_url}/sessions", timeout=DEADLINE_SECONDS).json()
+        found = httpx2.get(f"{receiver.ops_url}/sessions", timeout=SECONDS_MAX).json()
     finally:
         receiver.kill()
     assert_discreet(outcome)
@@ -203,7 +204,7 @@ async def run(*arguments: str, **variables: str) -> Outcome:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(SECONDS_MAX):
         out, err = await process.communicate()
     assert process.returncode is not None
     return Outcome(process.returncode, out.decode(), err.decode())
@@ -244,7 +245,7 @@ async def test_what_is_posted(given: dict[str, str], url: str, warned: bool, tmp
     }
     claims = jwt.decode(token, secret, algorithms=["HS256"])
     assert claims["sub"] == "simulator"
-    assert claims["exp"] - 2 * 3600 == pytest.approx(time.time(), abs=DEADLINE_SECONDS)
+    assert claims["exp"] - 2 * 3600 == pytest.approx(time.time(), abs=SECONDS_MAX)
     assert token not in outcome.out + outcome.err
     assert_discreet(outcome)
 

@@ -14,6 +14,7 @@ from receiver.message import Message, Record
 from receiver.notification import Notification
 from receiver.reader import Cursor, cursor_text
 from receiver.router import Router
+from tests.limits import SECONDS_MAX
 from tests.nodes import (
     COUNT_MAX,
     Backend,
@@ -51,7 +52,7 @@ def numbered(count: int, text: str = "A1", first: int = 0) -> list[Notification]
 
 async def persistently(node: Node, *notifications: Notification) -> None:
     """Append as a patient sender does: what is refused comes again."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(SECONDS_MAX):
         for notification in notifications:
             while True:
                 try:

@@ -12,6 +12,7 @@ import structlog
 from rich.console import Console
 
 from receiver.demo import demonstrate
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND
 
 
@@ -59,7 +60,7 @@ def test_the_demonstration_can_be_ended_early() -> None:
             assert process.stdout is not None
             assert process.stdout.readline().startswith("posted")
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=SECONDS_MAX)
         finally:
             process.kill()
     assert (process.returncode, err) == (0, "")

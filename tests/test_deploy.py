@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from receiver.cli import app
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import ReceiverProcess
 from tests.simulated import serving as simulator
 
@@ -47,7 +48,6 @@ END_SECONDS = 20
 TOOLS = re.compile(r"\b(pip|venv|gcc|g\+\+|make|build-essential|curl|wget|git)\b")
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
-_STARTED_SECONDS_MAX = 60
 
 
 class Stage(NamedTuple):
@@ -425,7 +425,7 @@ def _run(*command: str, **environment: str) -> "subprocess.Popen[str]":
 def _checked(receiver: ReceiverProcess, *arguments: str) -> tuple[int, str]:
     port = str(urlsplit(receiver.ops_url).port)
     with _run(str(DEPLOY / "healthcheck.py"), *arguments, QOD_RECEIVER_OPS__PORT=port) as process:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=SECONDS_MAX)
     return process.returncode, out
 
 
@@ -442,7 +442,7 @@ def test_the_health_check_tells_whether_the_receiver_serves(receiver: ReceiverPr
 
 def _asked(tmp_path: Path, notification_url: str, token: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """Let the application ask until twenty posts were answered or refused: its status, its counts, and the ledger's."""
-    deadline = time.monotonic() + _STARTED_SECONDS_MAX
+    deadline = time.monotonic() + SECONDS_MAX
     script = str(DEPLOY / "application.py")
     with (
         simulator(tmp_path, "--speed", "600", "--dialect", "all", "--log-level", "warning") as simulated,
@@ -452,10 +452,10 @@ def _asked(tmp_path: Path, notification_url: str, token: str) -> tuple[int, dict
         while sum(read["answers"].values()) < 20 or read["sessions"] < 25:
             assert time.monotonic() < deadline, read
             time.sleep(0.05)
-            read = httpx2.get(f"{simulated.url}/ledger/summary").json()
+            read = httpx2.get(f"{simulated.url}/ledger/summary", timeout=SECONDS_MAX).json()
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
-        read = httpx2.get(f"{simulated.url}/ledger/summary").json()
+        out, _ = process.communicate(timeout=SECONDS_MAX)
+        read = httpx2.get(f"{simulated.url}/ledger/summary", timeout=SECONDS_MAX).json()
     counted: dict[str, Any] = json.loads(out.splitlines()[-1])
     return process.returncode, counted, read
 
@@ -479,7 +479,7 @@ def test_the_application_tells_what_it_was_refused(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline()  # its first report
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=SECONDS_MAX)
     counted = json.loads(out.splitlines()[-1])
     assert (process.returncode, counted["created"]) == (1, 0)
     assert counted["refused"].keys() == {"400"}

@@ -14,6 +14,7 @@ from receiver.notification import Notification
 from receiver.router import Decision, Router
 from receiver.session import Session, Verdict
 from receiver.telemetry import Telemetry
+from tests.limits import SECONDS_MAX
 from tests.nodes import COUNT_MAX, SESSIONS_TOPIC, Node, append, everything, until
 from tests.samples import HOUR, SECOND, START, bare, body, decisions, posted, told
 
@@ -293,7 +294,7 @@ async def test_one_poisonous_notification_stops_nothing(node: Node, telemetry: T
 
 async def until_remembered(node: Node, router: Router, telemetry: Telemetry, count: int) -> None:
     """Run a dispatcher until so few sessions are left."""
-    async with running(node.lane, router, telemetry, 1000), asyncio.timeout(60):
+    async with running(node.lane, router, telemetry, 1000), asyncio.timeout(SECONDS_MAX):
         while len(await node.reader.sessions(None, COUNT_MAX)) > count:  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0.002)
 

@@ -366,7 +366,7 @@ async def test_keys_that_cannot_be_had_are_no_reason_for_401(edge: Door) -> None
 
 async def test_an_inbox_that_cannot_keep_is_503(backend: SqliteBackend, telemetry: Telemetry) -> None:
     """While nothing can be kept posts and probes get 503 with Retry-After; when it can be again, all is well."""
-    async with backend.opened(append_timeout_seconds=0.2) as node:
+    async with backend.opened(append_timeout_seconds=2) as node:
         edge = door(node, telemetry)
         with backend.stalled():
             for content in (BODY, b"{", UNKNOWN):

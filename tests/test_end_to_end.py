@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from tests.kill import Load, check, kill_rounds
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND, ReceiverProcess, run, tail
 
 ENDED = {
@@ -25,7 +26,7 @@ ENDED = {
 def post(receiver: ReceiverProcess, body: bytes, path: str = "", **headers: str) -> httpx2.Response:
     """Post a body with the receiver's token, unless `headers` say otherwise."""
     known = {"authorization": f"Bearer {receiver.token}", "content-type": "application/json"}
-    return httpx2.post(f"{receiver.edge_url}{path}", content=body, headers=known | headers)
+    return httpx2.post(f"{receiver.edge_url}{path}", content=body, headers=known | headers, timeout=SECONDS_MAX)
 
 
 async def test_nothing_is_lost_or_repeated_by_kills(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ async def test_sigterm_answers_what_was_begun(tmp_path: Path) -> None:
     load = Load(seed=1)
     load.receiver = receiver = ReceiverProcess(tmp_path / "node")
     running = asyncio.create_task(load.run())
-    await asyncio.sleep(1)
+    await load.more(101)
     load.stop()
     assert await asyncio.to_thread(receiver.terminate) == 0
     kept_by_first = dict(load.kept)
@@ -95,7 +96,9 @@ def test_a_token_is_never_told(tmp_path: Path) -> None:
     ]
     assert [answer.status_code for answer in answers] == [204, 401, 401, 401, 400]
     receiver.wait_until_routed(2)
-    told = "".join(answer.text for answer in answers) + httpx2.get(f"{receiver.ops_url}/metrics").text
+    told = (
+        "".join(answer.text for answer in answers) + httpx2.get(f"{receiver.ops_url}/metrics", timeout=SECONDS_MAX).text
+    )
     assert receiver.terminate() == 0
     told += receiver.log.read_text()
     told += json.dumps([tail(receiver.directory, topic) for topic in ("status", "sessions", "dead-letter")])
@@ -107,7 +110,8 @@ def test_a_token_is_never_told(tmp_path: Path) -> None:
 def test_probes_are_answered(tmp_path: Path, method: str) -> None:
     """Senders that look whether we are there before they post find that we are."""
     receiver = ReceiverProcess(tmp_path / "node")
-    answer = httpx2.request(method, receiver.edge_url, headers={"webhook-request-origin": "operator.example"})
+    headers = {"webhook-request-origin": "operator.example"}
+    answer = httpx2.request(method, receiver.edge_url, headers=headers, timeout=SECONDS_MAX)
     assert answer.status_code == 204
     assert ("webhook-allowed-origin" in answer.headers) is (method == "OPTIONS")
     assert receiver.terminate() == 0
@@ -133,7 +137,7 @@ def test_another_prefix_is_refused(tmp_path: Path) -> None:
     receiver.terminate()
     environment = {**os.environ, "QOD_RECEIVER_PREFIX": "other"}
     command = [*COMMAND, "serve", "--data", str(tmp_path / "data"), "--port", "0", "--ops-port", "0"]
-    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "there is no topic other.sessions in this directory" in refused.stderr
     again = ReceiverProcess(tmp_path / "data")

@@ -37,12 +37,11 @@ from receiver.settings import KafkaSettings, RouteSettings, Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import HOST, Brokers, Cluster
 from tests.kafka_process import KafkaReceiver, Ports, until
+from tests.limits import SECONDS_MAX
 from tests.nodes import Node, commit
 from tests.proxy import Proxy
 from tests.receiver_process import COMMAND
 from tests.samples import SECOND, SENDER, START, bare, body, posted, told
-
-_SECONDS_MAX = 60.0
 
 
 class Directory:
@@ -77,11 +76,11 @@ class Directory:
         """All records that are in it, by topic."""
         return asyncio.run(self._held())
 
-    async def carry(self, bootstrap: str = "", patience_seconds: float = _SECONDS_MAX) -> dict[str, tuple[int, int]]:
+    async def carry(self, bootstrap: str = "", patience_seconds: float = SECONDS_MAX) -> dict[str, tuple[int, int]]:
         """Export it: by topic without the prefix how much was carried, and how much there was already."""
         kafka = self.settings.kafka.model_copy(update={"bootstrap_servers": (bootstrap or self.bootstrap,)})
         settings = self.settings.model_copy(update={"kafka": kafka})
-        async with asyncio.timeout(_SECONDS_MAX):
+        async with asyncio.timeout(SECONDS_MAX):
             carried = await export(
                 settings, build_router(settings), Telemetry(StringIO()), self, patience_seconds=patience_seconds
             )
@@ -116,7 +115,7 @@ class Directory:
 
         async def find() -> Session:
             reader = KafkaReader(connection_of(self.settings), self.settings.prefix)
-            async with asyncio.timeout(_SECONDS_MAX):
+            async with asyncio.timeout(SECONDS_MAX):
                 (found,) = [each for each in await reader.sessions(None, 1_000) if each.session_id == session_id]
                 await reader.close()
             return found
@@ -126,7 +125,7 @@ class Directory:
     async def delete_topics(self) -> None:
         """Remove all topics from the cluster, and wait until they are gone."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
-        async with asyncio.timeout(_SECONDS_MAX):
+        async with asyncio.timeout(SECONDS_MAX):
             await admin.start()
             mine = [name for name in await admin.list_topics() if name.startswith(f"{self.settings.prefix}.")]
             await admin.delete_topics(mine)
@@ -146,7 +145,7 @@ class Directory:
         """Run the command."""
         command, environment = self.command(bootstrap)
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_SECONDS_MAX, check=False
+            command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
         )
 
     def _name(self, carried: Carried) -> str:
@@ -216,7 +215,7 @@ async def _consumed(directory: Directory, topics: Sequence[str]) -> Sequence[Con
         bootstrap_servers=directory.bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
     )
     latest = AIOKafkaConsumer(bootstrap_servers=directory.bootstrap)
-    async with asyncio.timeout(_SECONDS_MAX), consumer, latest:
+    async with asyncio.timeout(SECONDS_MAX), consumer, latest:
         partitions = [TopicPartition(topic, each) for topic in topics for each in range(directory.partitions)]
         ends = await latest.end_offsets(partitions)
         consumer.assign(partitions)
@@ -295,7 +294,7 @@ def test_a_bar_for_each_topic_is_drawn_where_somebody_looks(directory: Directory
         with contextlib.suppress(OSError):  # how a terminal ends
             while chunk := os.read(ours, 65_536):
                 shown += chunk.decode(errors="replace")
-        assert process.wait(_SECONDS_MAX) == 0, shown
+        assert process.wait(SECONDS_MAX) == 0, shown
     os.close(ours)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     for what, count in (("inbox", 20), ("status", 10), ("unavailable", 5), ("dead-letter", 5), ("sessions", 5)):
@@ -323,7 +322,7 @@ async def test_a_killed_export_goes_on_where_it_stood(
         for noted, pieces in ((1, 100), (0, 300), (3_000, 400)):
             process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.DEVNULL)
             passed = None
-            async with asyncio.timeout(_SECONDS_MAX):
+            async with asyncio.timeout(SECONDS_MAX):
                 while process.returncode is None and (passed is None or proxy.faults["delayed"] < passed):
                     if passed is None and directory.carried_count() >= noted:
                         passed = proxy.faults["delayed"] + chance.randrange(pieces)
@@ -407,7 +406,7 @@ def test_without_kafka_it_ends_with_a_word(directory: Directory) -> None:
 def test_without_brokers_there_is_nowhere_to_carry_to(tmp_path: Path) -> None:
     """The command wants brokers, from wherever settings come."""
     outcome = subprocess.run(
-        [*COMMAND, "export"], cwd=tmp_path, capture_output=True, text=True, timeout=_SECONDS_MAX, check=False
+        [*COMMAND, "export"], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
     )
     assert outcome.returncode == 2
     assert "brokers are wanted" in outcome.stderr

@@ -9,6 +9,7 @@ import pytest
 from receiver.edge import Edge, RawHeaders, Taken
 from receiver.notification import Notification
 from receiver.telemetry import Telemetry
+from tests.limits import SECONDS_MAX
 from tests.nodes import Node, SqliteBackend
 from tests.samples import bare, body, told
 from tests.test_connection import BODY, LIMITS, PATIENT, Answer, Served, chunked, edge_app, post, serving
@@ -137,7 +138,7 @@ async def test_what_cannot_be_kept_is_503(backend: SqliteBackend, telemetry: Tel
         assert answer.status == 503
         assert int(answer.headers["retry-after"]) > 0
         assert b'"code":"UNAVAILABLE"' in answer.content
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(SECONDS_MAX):
             status = None
             while status != 204:
                 await client.send(post(OTHER))
@@ -154,7 +155,7 @@ async def test_a_sender_that_goes_away_is_kept(backend: SqliteBackend, telemetry
             client.end()
             await asyncio.sleep(0.1)
         kept: list[Notification] = []
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(SECONDS_MAX):
             while not kept:
                 kept += await served.kept()
                 await asyncio.sleep(0.01)

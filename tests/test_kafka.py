@@ -21,6 +21,7 @@ from receiver.message import Record
 from receiver.router import Router
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster
+from tests.limits import SECONDS_MAX
 from tests.nodes import COUNT_MAX
 from tests.samples import posted
 
@@ -42,7 +43,7 @@ class Site:
         """An inbox that is at work."""
         inbox = KafkaInbox(self.connection, self.plan.inbox, append_timeout_seconds=append_timeout_seconds)
         async with _running(inbox.run()):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(SECONDS_MAX):
                 await inbox.connected.wait()
             yield inbox
 
@@ -62,7 +63,7 @@ class Site:
         reader, topic = KafkaReader(self.connection, self.prefix), f"{self.prefix}.{name}"
         found: list[Record] = []
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(SECONDS_MAX):
                 cursor = await reader.beginning(topic)
                 while not enough(found):
                     found += await reader.records(topic, cursor, COUNT_MAX)
@@ -92,7 +93,7 @@ async def site(kafka: Brokers, topic_prefix: str) -> Site:
 
 async def until(done: Callable[[], bool]) -> None:
     """Wait for what nobody tells of: a minute at most."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(SECONDS_MAX):
         while not done():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.02)
 
@@ -139,7 +140,7 @@ async def test_the_spool_keeps_what_kafka_cannot(
     site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path
 ) -> None:
     """While the broker stands still appends are kept on disk; then they are routed, once each, in order per session."""
-    async with site.inbox(append_timeout_seconds=0.5) as inbox:
+    async with site.inbox(append_timeout_seconds=3) as inbox:
         spool = _spool(tmp_path, inbox, telemetry)
         try:
             async with _running(spool.run()):
@@ -168,7 +169,7 @@ async def test_a_spool_is_drained_after_a_restart(
     site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path
 ) -> None:
     """What waited on the disk when the process ended goes to Kafka after the next start."""
-    async with site.inbox(append_timeout_seconds=0.5) as inbox:
+    async with site.inbox(append_timeout_seconds=3) as inbox:
         spool = _spool(tmp_path, inbox, telemetry)
         kafka_cluster.pause(0)
         try:
@@ -189,7 +190,7 @@ async def test_a_spool_is_drained_after_a_restart(
 
 async def test_a_full_spool_refuses(site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path) -> None:
     """Beyond its bytes the spool takes nothing more, and says so."""
-    async with site.inbox(append_timeout_seconds=0.5) as inbox:
+    async with site.inbox(append_timeout_seconds=3) as inbox:
         spool = _spool(tmp_path, inbox, telemetry, bytes_max=4_000)
         kafka_cluster.pause(0)
         try:

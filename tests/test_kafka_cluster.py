@@ -18,6 +18,8 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from tests.kafka_cluster import PASSWORD, USER, Brokers, Cluster, JavaRecord, unavailable_reason
 from tests.kafka_fixtures import need_kafka
+from tests.kafka_process import lives, until
+from tests.limits import SECONDS_MAX
 from tests.proxy import Proxy
 
 _HEADERS = [("ce_id", b"1"), ("ce_time", b"2026-11-24T10:00:00Z"), ("list", b"a,b:c"), ("empty", b"")]
@@ -62,17 +64,15 @@ async def _values(bootstrap: str, topic: str, count: int) -> list[bytes | None]:
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     try:
         await consumer.start()
-        return [(await asyncio.wait_for(consumer.getone(), 20)).value for _ in range(count)]
+        return [(await asyncio.wait_for(consumer.getone(), SECONDS_MAX)).value for _ in range(count)]
     finally:
         await consumer.stop()
 
 
 @pytest.mark.usefixtures("kafka")
 async def test_start_and_start_again(tmp_path: Path) -> None:
-    """A broker is ready within 20 seconds, and a later one on its directory has its data after it was killed."""
-    began = time.monotonic()
+    """A broker starts, and a later one on its directory has its data after it was killed."""
     with Cluster(tmp_path) as cluster:
-        assert time.monotonic() - began < 20
         await _create(cluster.bootstrap, "kept")
         async with _producer(cluster.bootstrap) as producer:
             await producer.send_and_wait("kept", b"1")
@@ -119,7 +119,7 @@ async def test_java_partitions(kafka: Brokers, topic_prefix: str) -> None:
 
 
 async def _until_another_leads(cluster: Cluster, topic: str, asked: int, old: int) -> int:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS_MAX):
         while (leader := cluster.metadata(asked).leaders[topic, 0]) in {-1, old}:  # noqa: ASYNC110  # no event
             await asyncio.sleep(0.1)
     return leader
@@ -142,12 +142,12 @@ async def test_kill_the_leader(three_brokers: Cluster, topic_prefix: str) -> Non
 async def test_pause_the_leader(three_brokers: Cluster, topic_prefix: str) -> None:
     """A broker that stands still loses its partitions, and is in sync again after it goes on."""
     await _create(three_brokers.bootstrap, topic_prefix, replication=3)
-    three_brokers.wait_until_ready(20)
+    three_brokers.wait_until_ready(SECONDS_MAX)
     paused = three_brokers.leader(topic_prefix)
     three_brokers.pause(paused)
     await _until_another_leads(three_brokers, topic_prefix, three_brokers.running()[0], paused)
     three_brokers.resume(paused)
-    await asyncio.to_thread(three_brokers.wait_until_ready, 20)
+    await asyncio.to_thread(three_brokers.wait_until_ready, SECONDS_MAX)
     assert three_brokers.metadata(paused).in_sync[topic_prefix, 0] == {0, 1, 2}
 
 
@@ -157,25 +157,14 @@ def test_no_broker_is_left(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib, tests.kafka_cluster as k\n"
         "cluster = k.Cluster(pathlib.Path(sys.argv[1])); cluster.start()\n"
-        "print(cluster._processes[0].pid, flush=True); time.sleep(60)"
+        "print(cluster._processes[0].pid, flush=True); time.sleep(3600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         pid = int(process.stdout.readline())
         os.kill(pid, 0)
         process.kill()
-    deadline = time.monotonic() + 5
-    while _lives(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def _lives(pid: int) -> bool:
-    """Nobody may have waited for it yet: then it is a zombie, which has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    until(lambda: not lives(pid), "the broker has ended")
 
 
 class _Token(AbstractTokenProvider):  # type: ignore[misc]  # the client has no types
@@ -290,7 +279,7 @@ class _Line:
         self._reader, self._writer = await asyncio.open_connection(*self.proxy.listen)
         self._writers.append(self._writer)
 
-    async def ask(self, request: bytes, seconds: float = 5) -> bytes:
+    async def ask(self, request: bytes, seconds: float = SECONDS_MAX) -> bytes:
         """The answer to a request; fails when there is none in time."""
         self.say(request)
         return await self.answer(len(request), seconds)
@@ -299,14 +288,14 @@ class _Line:
         """Send without waiting for an answer."""
         self._writer.write(request)
 
-    async def answer(self, count: int, seconds: float = 5) -> bytes:
+    async def answer(self, count: int, seconds: float = SECONDS_MAX) -> bytes:
         """The next bytes that come."""
         return await asyncio.wait_for(self._reader.readexactly(count), seconds)
 
     async def end(self) -> bytes:
         """All that comes until the other side ends the connection."""
         self._writer.write_eof()
-        return await asyncio.wait_for(self._reader.read(), 5)
+        return await asyncio.wait_for(self._reader.read(), SECONDS_MAX)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -339,13 +328,13 @@ async def test_proxy_passes_all(line: _Line) -> None:
 
 async def test_proxy_delays(line: _Line) -> None:
     """A delay holds up each direction so long, without changing the order or slowing what follows."""
-    line.proxy.delay(0.1, jitter_seconds=0.02)
+    line.proxy.delay(2, jitter_seconds=0.02)
     began = time.monotonic()
     for number in range(10):
         line.say(b"%d" % number)
         await asyncio.sleep(0.01)
     assert await line.answer(10) == b"0123456789"
-    assert 0.2 < time.monotonic() - began < 1
+    assert 4 < time.monotonic() - began < 30  # one after the other they would take 40 s
     assert line.proxy.faults["delayed"] >= 2
 
 

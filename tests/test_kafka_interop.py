@@ -39,6 +39,7 @@ from receiver.session import Session
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, JavaRecord
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND
 from tests.samples import HOUR, SENDER, bare, body, posted, told
 from tests.test_schemas import SAMPLES, VALIDATORS
@@ -46,7 +47,6 @@ from tests.test_schemas import SAMPLES, VALIDATORS
 PARTITIONS = 3
 TOKEN = "interop"
 TOPICS = ("status", "unavailable", "sessions", "dead-letter")
-SECONDS_MAX = 60.0
 
 #: Session ids of every length modulo four, beyond ASCII, beyond the first plane of Unicode, and as long as they may be.
 SESSION_IDS = [
@@ -151,7 +151,11 @@ def written(kafka: Brokers, tmp_path_factory: pytest.TempPathFactory) -> Written
     headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/cloudevents+json"}
     asyncio.run(_long_ago(site))
     bodies = []
-    with process(site, "router") as router, process(site, "edge") as edge, httpx2.Client(headers=headers) as client:
+    with (
+        process(site, "router") as router,
+        process(site, "edge") as edge,
+        httpx2.Client(headers=headers, timeout=SECONDS_MAX) as client,
+    ):
 
         def post(content: bytes) -> None:
             assert client.post(edge["Notifications:"], content=content).status_code in {204, 400}
@@ -186,7 +190,7 @@ def _wait_until_routed(ops_url: str, count: int) -> None:
     while decided < count:
         assert time.monotonic() < deadline, f"{decided} of {count} notifications were routed in time"
         time.sleep(0.05)
-        text = httpx2.get(f"{ops_url}/metrics").text
+        text = httpx2.get(f"{ops_url}/metrics", timeout=SECONDS_MAX).text
         decided = sum(map(int, re.findall(r"^qod_receiver_notifications_total\S+ (\d+)", text, re.MULTILINE)))
 
 

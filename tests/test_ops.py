@@ -23,6 +23,7 @@ from receiver.replay import DeadLetters
 from receiver.router import Router
 from receiver.session import Verdict
 from receiver.telemetry import Telemetry
+from tests.limits import SECONDS_MAX
 from tests.nodes import Node, SqliteBackend, append, everything, forget, route, until
 from tests.samples import SENDER, SESSION_ID, body, posted, told
 
@@ -77,7 +78,7 @@ async def serving(node: Node, telemetry: Telemetry, token: str | None = None) ->
         await server.startup([listener])
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+            async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=SECONDS_MAX) as client:
                 yield Ops(client, node, telemetry, troubles, notices, stopping)
         finally:
             stopping.set()
@@ -269,7 +270,7 @@ async def test_a_session(routed: Ops) -> None:
 async def streamed(ops: Ops, path: str, count: int, **headers: str) -> list[tuple[str, Any]]:
     """The ids and records of the first so many events of a stream."""
     events: list[tuple[str, Any]] = []
-    async with ops.client.sse(path, headers=headers) as source, asyncio.timeout(60):
+    async with ops.client.sse(path, headers=headers) as source, asyncio.timeout(SECONDS_MAX):
         async for event in source:
             assert event.event == "record"
             events.append((event.id, orjson.loads(event.data)))
@@ -289,7 +290,7 @@ async def test_a_stream_goes_on_after_the_last_event_seen(routed: Ops) -> None:
 
 async def test_a_stream_tells_what_comes(routed: Ops, router: Router) -> None:
     """Without a start a stream begins at the end, and tells every record that is committed from then on."""
-    async with routed.client.sse("/topics/status") as source, asyncio.timeout(60):
+    async with routed.client.sse("/topics/status") as source, asyncio.timeout(SECONDS_MAX):
         assert source.response.headers["content-type"].startswith("text/event-stream")
         await append(routed.node, posted("A1", session_id="s7"), posted("A1", session_id="s8"))
         await route(routed.node, router)
@@ -314,7 +315,7 @@ async def test_a_long_stream(ops: Ops, router: Router) -> None:
 
 async def test_streams_end_at_a_shutdown(routed: Ops) -> None:
     """When the process drains, a stream ends by itself after what it has to tell."""
-    async with routed.client.sse("/topics/status?from=3") as source, asyncio.timeout(60):
+    async with routed.client.sse("/topics/status?from=3") as source, asyncio.timeout(SECONDS_MAX):
         routed.stopping.set()
         positions = [orjson.loads(event.data)["position"] async for event in source]
     assert positions in ([], [3, 4])
@@ -328,7 +329,7 @@ async def test_streams_are_limited(routed: Ops, monkeypatch: pytest.MonkeyPatch)
         refused = await routed.client.get("/topics/status", headers=headers)
         assert_problem(refused, 429)
         assert "2 streams" in refused.json()["detail"]
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(SECONDS_MAX):
         for _ in range(3):
             while True:
                 async with routed.client.stream("GET", "/topics/status", headers=headers) as response:

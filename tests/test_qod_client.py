@@ -41,12 +41,14 @@ from tests.faulty_api import (
     trickling,
 )
 from tests.kafka_cluster import Credentials
+from tests.limits import SECONDS_MAX
 from tests.simulated import Simulated, simulated, until
 
 PHONE, NAI, IPV4, IPV6 = "+34600111222", "jane.doe@example.org", "203.0.113.77", "2001:db8::77"
 TOKEN = "the-token-of-the-notifications"
 SECRETS = (PHONE[1:], PHONE[3:], NAI, IPV4, IPV6, TOKEN, "the-secret-of-the-client", "token-1", "token-2")
-LONG_SECONDS = 60.0
+#: Long enough for a request to be made and read, however busy the machine is.
+SHORT_SECONDS = 2.0
 
 Operation = Callable[[QodClient], Coroutine[Any, Any, object]]
 CREATE: Operation = lambda client: client.create(wanted())  # noqa: E731  # a row of a table
@@ -72,7 +74,7 @@ def settings_of(api: Simulated, **changes: Any) -> ApiSettings:  # noqa: ANN401 
         "client_id": "demo",
         "client_secret": "demo",
         "sender": "simulator",
-        "timeout_seconds": 60,
+        "timeout_seconds": SECONDS_MAX,
     }
     return ApiSettings(**{**settings, **changes})
 
@@ -104,7 +106,7 @@ def assert_discreet(log: pytest.LogCaptureFixture, *errors: BaseException) -> No
 
 async def failure_of(operation: Operation, settings: ApiSettings) -> ReceiverError:
     """The error that an operation ends with."""
-    async with asyncio.timeout(LONG_SECONDS), QodClient(settings) as client:
+    async with asyncio.timeout(SECONDS_MAX), QodClient(settings) as client:
         with pytest.raises(ReceiverError) as caught:
             await operation(client)
     return caught.value
@@ -185,9 +187,9 @@ async def test_a_client_that_is_unknown_is_told(operation: Operation, log: pytes
 
 async def test_tokens_that_live_for_a_second_are_renewed() -> None:
     """A token is fetched anew before it is over, and a client notices nothing."""
-    async with simulated(Options(token_seconds=1)) as api, QodClient(settings_of(api)) as client:
+    async with simulated(Options(token_seconds=2)) as api, QodClient(settings_of(api)) as client:
         began = time.monotonic()
-        while time.monotonic() - began < 2.5:
+        while time.monotonic() - began < 5:
             assert await client.list() == []
             await asyncio.sleep(0.05)
 
@@ -206,7 +208,7 @@ async def test_a_token_is_used_by_all(faulty: FaultyApi) -> None:
 
 async def test_a_token_is_renewed_before_it_is_over(faulty: FaultyApi) -> None:
     """At four fifths of its life a token is fetched anew; while that fails, the old one is used until its end."""
-    faulty.token_life_seconds = 2.0
+    faulty.token_life_seconds = 10.0
     async with QodClient(faulty.settings()) as client:
         await client.get(SESSION_ID)
         began = time.monotonic()
@@ -214,7 +216,7 @@ async def test_a_token_is_renewed_before_it_is_over(faulty: FaultyApi) -> None:
         while faulty.tokens == 1:  # asked again once four fifths are over
             await client.get(SESSION_ID)
             await asyncio.sleep(0.02)
-        assert time.monotonic() - began > 1.2
+        assert time.monotonic() - began > 6
         assert faulty.asked[-1].headers["authorization"] == "Bearer token-1"
 
         async def over() -> str | None:
@@ -339,19 +341,19 @@ async def test_what_is_refused_is_asked_once(operation: Operation, status: int, 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_the_api_says_when_to_ask_again(form: str, faulty: FaultyApi) -> None:
     """Nothing is asked again before the time that Retry-After names."""
+    began = time.monotonic()
     retry_after = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)  # whole seconds, cut
     faulty.script(error(429, "TOO_MANY_REQUESTS", "slow down", retry_after=retry_after), answer(200, SESSION))
     async with QodClient(faulty.settings()) as client:
-        began = time.monotonic()
         assert await client.get(SESSION_ID)
-        assert time.monotonic() - began >= 0.9
+    assert time.monotonic() - began >= 0.9
 
 
 async def test_a_wait_has_a_limit(faulty: FaultyApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """An API that wants a longer pause than is good is asked again all the same."""
     monkeypatch.setattr("receiver.qod.client._RETRY_AFTER_SECONDS_MAX", 0.5)
     faulty.script(answer(503, retry_after="86400"), answer(200, SESSION))
-    async with asyncio.timeout(LONG_SECONDS), QodClient(faulty.settings()) as client:
+    async with asyncio.timeout(SECONDS_MAX), QodClient(faulty.settings()) as client:
         assert await client.get(SESSION_ID)
 
 
@@ -360,7 +362,7 @@ async def test_a_retry_after_that_is_none(text: str, faulty: FaultyApi, monkeypa
     """A Retry-After that nobody understands changes nothing."""
     monkeypatch.setattr("receiver.qod.client._RETRY_AFTER_SECONDS_MAX", 0.5)
     faulty.script(answer(503, retry_after=text), answer(200, SESSION))
-    async with asyncio.timeout(LONG_SECONDS), QodClient(faulty.settings()) as client:
+    async with asyncio.timeout(SECONDS_MAX), QodClient(faulty.settings()) as client:
         assert await client.get(SESSION_ID)
 
 
@@ -387,8 +389,8 @@ async def test_a_creation_is_posted_once(reply: Reply, faulty: FaultyApi, log: p
 async def test_a_creation_whose_answer_is_late_is_posted_once(faulty: FaultyApi, log: pytest.LogCaptureFixture) -> None:
     """After a time-out nobody knows what came of a creation."""
     faulty.script(silent())
-    caught = await failure_of(CREATE, faulty.settings(timeout_seconds=0.5))
-    assert caught.message.startswith("the QoD API did not answer within 0.5 s (x-correlator ")
+    caught = await failure_of(CREATE, faulty.settings(timeout_seconds=SHORT_SECONDS))
+    assert caught.message.startswith("the QoD API did not answer within 2 s (x-correlator ")
     assert caught.message.endswith("it may have been made: see `session list`")
     assert len(faulty.asked) == 1
     assert_discreet(log, caught)
@@ -454,7 +456,7 @@ async def test_a_creation_that_nobody_got_is_posted_again(faulty: FaultyApi, unu
         making = asyncio.create_task(client.create(wanted()))
         await asyncio.wait({making}, timeout=0.5)
         assert not making.done()
-        async with FaultyApi().listening(unused_tcp_port) as late, asyncio.timeout(LONG_SECONDS):
+        async with FaultyApi().listening(unused_tcp_port) as late, asyncio.timeout(SECONDS_MAX):
             assert (await making).session_id == SESSION_ID
             assert len(late.posts()) == 1
 
@@ -499,12 +501,10 @@ async def test_an_end_whose_answer_was_lost_is_an_end(faulty: FaultyApi) -> None
 async def test_an_answer_has_its_time(operation: Operation, reply: Reply, faulty: FaultyApi) -> None:
     """However slowly an answer comes, it is waited for no longer than allowed, each time."""
     faulty.script(reply)
-    began = time.monotonic()
-    caught = await failure_of(operation, faulty.settings(timeout_seconds=0.3, attempts_max=2))
+    caught = await failure_of(operation, faulty.settings(timeout_seconds=SHORT_SECONDS, attempts_max=2))
     assert isinstance(caught, Unavailable)
-    assert caught.message.startswith("the QoD API did not answer within 0.3 s (2 attempts, ")
+    assert caught.message.startswith("the QoD API did not answer within 2 s (2 attempts, ")
     assert len(faulty.asked) == 2
-    assert time.monotonic() - began < 20
 
 
 @ALL
@@ -530,7 +530,7 @@ async def test_a_long_list_is_read(faulty: FaultyApi) -> None:
     """A list of 50,000 sessions is taken whole."""
     session = {**SESSION, "device": {"phoneNumber": PHONE}, "startedAt": "2026-11-24T10:00:00Z"}
     faulty.script(answer(200, [{**session, "sessionId": f"s-{number}"} for number in range(50_000)]))
-    async with QodClient(faulty.settings(timeout_seconds=60)) as client:
+    async with QodClient(faulty.settings(timeout_seconds=SECONDS_MAX)) as client:
         found = await client.list()
     assert [each.session_id for each in found] == [f"s-{number}" for number in range(50_000)]
     assert found[0].started_micros == rfc3339.micros("2026-11-24T10:00:00Z")

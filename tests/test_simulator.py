@@ -20,7 +20,8 @@ from openapi_spec_validator import validate
 from receiver.simulator.oauth import Client, Tokens, Unauthorized, client_of
 from receiver.simulator.plan import Plan
 from receiver.simulator.server import Options
-from tests.simulated import DEADLINE_SECONDS, serving, simulated
+from tests.limits import SECONDS_MAX
+from tests.simulated import serving, simulated
 
 OPENAPI = Path(__file__).parent.parent / "schemas" / "qod-api.openapi.yaml"
 
@@ -187,7 +188,7 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def asked(still: str) -> Iterator[httpx2.Client]:
     """A client of that simulator, with a token that may do everything."""
-    with httpx2.Client(base_url=still, timeout=DEADLINE_SECONDS) as client:
+    with httpx2.Client(base_url=still, timeout=SECONDS_MAX) as client:
         client.headers["authorization"] = f"Bearer {access_token(client, secret='demo')}"
         yield client
 
@@ -250,7 +251,7 @@ def test_each_operation_wants_a_token_with_its_scope(method: str, path: str, sco
     """Without a token, or with one that is none: 401. Without the scope: 403. With it: past both."""
     for wrong in (None, "Bearer nonsense", "Basic ZGVtbzpkZW1v", "Bearer", ""):
         headers = {} if wrong is None else {"authorization": wrong}
-        answer = httpx2.request(method, f"{asked.base_url}{path}", headers=headers, timeout=DEADLINE_SECONDS)
+        answer = httpx2.request(method, f"{asked.base_url}{path}", headers=headers, timeout=SECONDS_MAX)
         assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHENTICATED")
         assert answer.headers["www-authenticate"].startswith("Bearer")
     reader, writer = access_token(asked, "reader", secret="r"), access_token(asked, "writer", secret="w")
@@ -361,7 +362,7 @@ def test_tokens_are_refused_as_oauth_wants(
     headers: dict[str, str], form: str, status: int, error: str, still: str
 ) -> None:
     """RFC 6749, 5.2: each refusal has its error, and a wrong client is challenged."""
-    answer = httpx2.post(f"{still}/token", headers=FORM | headers, content=form, timeout=DEADLINE_SECONDS)
+    answer = httpx2.post(f"{still}/token", headers=FORM | headers, content=form, timeout=SECONDS_MAX)
     assert (answer.status_code, answer.json()["error"]) == (status, error)
     assert set(answer.json()) == {"error", "error_description"}
     assert (status == 401) is ("www-authenticate" in answer.headers)
@@ -380,7 +381,7 @@ def test_tokens_are_refused_as_oauth_wants(
 )
 def test_tokens_are_granted_as_oauth_wants(headers: dict[str, str], form: str, scope: str, still: str) -> None:
     """RFC 6749, 5.1: a bearer token, how long it lives and what it is good for, which no cache keeps."""
-    answer = httpx2.post(f"{still}/token", headers=FORM | headers, content=form, timeout=DEADLINE_SECONDS)
+    answer = httpx2.post(f"{still}/token", headers=FORM | headers, content=form, timeout=SECONDS_MAX)
     assert answer.status_code == 200
     token = answer.json()
     assert (token["token_type"], token["expires_in"], token["scope"]) == ("Bearer", 3600, scope)
@@ -409,12 +410,12 @@ def test_a_client_that_is_none_is_refused(text: str) -> None:
 def test_the_openid_configuration_leads_to_the_tokens(still: str) -> None:
     """The document names this server as the issuer, by the name by which it was asked, and where its tokens are."""
     url = still.replace("127.0.0.1", "localhost")
-    found = httpx2.get(f"{url}/.well-known/openid-configuration", timeout=DEADLINE_SECONDS).json()
+    found = httpx2.get(f"{url}/.well-known/openid-configuration", timeout=SECONDS_MAX).json()
     assert found["issuer"] == url
     assert found["token_endpoint"] == f"{url}/token"
     assert found["scopes_supported"] == [READ, WRITE]
     assert found["grant_types_supported"] == ["client_credentials"]
-    assert httpx2.get(found["jwks_uri"], timeout=DEADLINE_SECONDS).json() == {"keys": []}
+    assert httpx2.get(found["jwks_uri"], timeout=SECONDS_MAX).json() == {"keys": []}
 
 
 async def test_the_ledger_is_bounded() -> None:
@@ -437,7 +438,7 @@ async def test_the_ledger_is_bounded() -> None:
 
 async def test_the_back_door_tells_what_there_is(still: str) -> None:
     """The root lists every path of the application, and the reserved devices."""
-    text = httpx2.get(still, timeout=DEADLINE_SECONDS).text
+    text = httpx2.get(still, timeout=SECONDS_MAX).text
     for path in ("/token", "/v1/qod/sessions/ID", "/ledger/summary", "/ledger/sessions", "/sessions/ID/terminate"):
         assert path in text
     assert "+99907…  is told its end before its beginning" in text
@@ -448,9 +449,7 @@ def test_requests_in_one_moment_get_one_session_for_a_device(asked: httpx2.Clien
 
     async def ask() -> list[int]:
         headers = {"authorization": asked.headers["authorization"]}
-        async with httpx2.AsyncClient(
-            base_url=str(asked.base_url), headers=headers, timeout=DEADLINE_SECONDS
-        ) as client:
+        async with httpx2.AsyncClient(base_url=str(asked.base_url), headers=headers, timeout=SECONDS_MAX) as client:
             request = {"device": {"phoneNumber": "+34600777777"}, "qosProfile": "QOS_E", "duration": 60}
             answers = await asyncio.gather(*(client.post("/v1/qod/sessions", json=request) for _ in range(20)))
             return sorted(answer.status_code for answer in answers)
@@ -513,7 +512,7 @@ def test_the_api_is_as_the_openapi_document_says(tmp_path: Path) -> None:
     silent = tmp_path / "silent.toml"
     silent.write_text("lost = 1\n")  # its URLs are made up, and lead anywhere
     with serving(tmp_path, "--speed", "0.001", "--available-after", "0", "--plan", str(silent)) as simulator:
-        with httpx2.Client(base_url=simulator.url, timeout=DEADLINE_SECONDS) as client:
+        with httpx2.Client(base_url=simulator.url, timeout=SECONDS_MAX) as client:
             token = access_token(client, secret="demo")
         command = [
             str(Path(sys.executable).with_name("st")),
@@ -522,7 +521,7 @@ def test_the_api_is_as_the_openapi_document_says(tmp_path: Path) -> None:
         ]
         environment = {**os.environ, "COLUMNS": "120"}
         done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment, check=False
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS_MAX, env=environment, check=False
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 selected / 4 total" in done.stdout

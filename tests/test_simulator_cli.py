@@ -14,8 +14,9 @@ import pytest
 
 from receiver import cli
 from receiver.simulator.plan import PRESETS, Plan, changed
+from tests.limits import SECONDS_MAX
 from tests.receiver_process import run
-from tests.simulated import DEADLINE_SECONDS, Process, serving
+from tests.simulated import Process, serving
 
 TOKEN = "the-secret-token-of-a-receiver"
 
@@ -40,7 +41,7 @@ def test_a_client_that_breaks_off_is_no_failure(tmp_path: Path) -> None:
                 b"POST /token HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
                 b"Content-Length: 100\r\n\r\ngrant_type="
             )
-            httpx2.get(f"{simulator.url}/ledger/summary")  # by then the request has begun
+            httpx2.get(f"{simulator.url}/ledger/summary", timeout=SECONDS_MAX)  # by then the request has begun
         create(simulator, "http://127.0.0.1:9/")
         assert simulator.end(signal.SIGTERM) == 0
     assert "Exception" not in simulator.log.read_text()
@@ -48,7 +49,7 @@ def test_a_client_that_breaks_off_is_no_failure(tmp_path: Path) -> None:
 
 def create(simulator: Process, url: str) -> str:
     """A session, and its id."""
-    with httpx2.Client(base_url=simulator.url, timeout=DEADLINE_SECONDS) as client:
+    with httpx2.Client(base_url=simulator.url, timeout=SECONDS_MAX) as client:
         form = {"grant_type": "client_credentials"}
         token = client.post("/token", data=form, auth=("demo", "demo")).json()["access_token"]
         request = {
@@ -66,7 +67,7 @@ def create(simulator: Process, url: str) -> str:
 
 def wait_for_log(simulator: Process, text: str) -> None:
     """Wait until the log has a text."""
-    with httpx2.Client(base_url=simulator.url, timeout=DEADLINE_SECONDS) as client:
+    with httpx2.Client(base_url=simulator.url, timeout=SECONDS_MAX) as client:
         for _ in range(10_000):
             client.get("/ledger/summary")
             if text in simulator.log.read_text():
@@ -103,7 +104,7 @@ def test_the_lines_that_are_printed_create_a_session(tmp_path: Path) -> None:
             text=True,
             check=True,
             env={**os.environ, "QOD_TOKEN": TOKEN},
-            timeout=DEADLINE_SECONDS,
+            timeout=SECONDS_MAX,
         )
         created = json.loads(done.stdout)
         assert (created["qosStatus"], created["duration"]) == ("REQUESTED", 60)
@@ -120,7 +121,7 @@ def test_options_reach_the_simulator(tmp_path: Path) -> None:
         assert "seed 7" in simulator.greeting
         create(simulator, "http://127.0.0.1:1/")
         wait_for_log(simulator, "granted")
-        summary = httpx2.get(f"{simulator.url}/ledger/summary", timeout=DEADLINE_SECONDS).json()
+        summary = httpx2.get(f"{simulator.url}/ledger/summary", timeout=SECONDS_MAX).json()
         assert (summary["entries"], summary["unsent"]) == (1, {"lost": 1})
         assert simulator.end(signal.SIGTERM) == 0
 

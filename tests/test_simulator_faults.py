@@ -22,6 +22,7 @@ from receiver.simulator.faults import Sender
 from receiver.simulator.plan import FAULTS, PRESETS, RESERVED, Plan, changed, plan_for, toml_of
 from receiver.simulator.server import Options
 from receiver.simulator.sessions import Status
+from tests.limits import SECONDS_MAX
 from tests.simulated import TOKEN, Answer, Received, Simulated, Sink, simulated, told, until
 
 ENDED = [("AVAILABLE", None), ("UNAVAILABLE", "DURATION_EXPIRED")]
@@ -145,7 +146,7 @@ async def test_what_is_held_back_does_not_wait_for_ever() -> None:
 
 async def test_a_burst_comes_all_at_once() -> None:
     """burst: what happens within its time is posted together at its end."""
-    options = planned(burst=1, burst_every_seconds=1_500)
+    options = planned(burst=1, burst_every_seconds=6_000)
     async with Sink().listening() as sink, simulated(options) as simulator:
         await asyncio.gather(*(simulator.create(duration=86_400, notificationUrl=sink.url) for _ in range(5)))
         await simulator.until_quiet()
@@ -153,7 +154,7 @@ async def test_a_burst_comes_all_at_once() -> None:
         posted = [entry["postedAt"] for entry in await simulator.entries()]
     assert len(sink.received) == 5
     assert min(posted) > max(happened)
-    assert seconds_between(min(happened), min(posted)) >= 1.49
+    assert seconds_between(min(happened), min(posted)) >= 5.99
 
 
 async def test_a_clock_is_wrong_for_a_whole_session() -> None:
@@ -269,7 +270,7 @@ async def test_what_cannot_be_mended_is_not_retried() -> None:
     patient = planned(retry="fixed", retry_seconds=0, retry_seconds_max=0.3, retry_attempts_max=2, refused=1)
     done = await run(patient, lambda _: Answer(429, {"retry-after": "3600"}))
     first, second = done.of("postedAt")
-    assert 0.3 <= seconds_between(first, second) < 30
+    assert 0.3 <= seconds_between(first, second) < SECONDS_MAX
 
 
 async def test_no_answer_is_retried() -> None:

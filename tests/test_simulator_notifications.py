@@ -19,6 +19,7 @@ from receiver.simulator.dialects import RELEASES
 from receiver.simulator.plan import Plan
 from receiver.simulator.server import Options
 from receiver.tls import trusting
+from tests.limits import SECONDS_MAX
 from tests.simulated import CLOUDEVENTS, TOKEN, Answer, Sink, simulated, told, until
 
 #: What each release's own text says (QualityOnDemand, at the tag): the tag, the type, the content type, and what is
@@ -251,7 +252,7 @@ async def test_ending_breaks_off_what_is_on_its_way() -> None:
     """A simulator that ends does not wait for a receiver that doesn't answer, and posts no more."""
     async with Sink().listening() as sink:
         sink.answer = lambda _: Answer(after=asyncio.Event().wait)
-        async with asyncio.timeout(30), simulated(FAST) as simulator:
+        async with asyncio.timeout(SECONDS_MAX), simulated(FAST) as simulator:
             await simulator.create(duration=30, notificationUrl=sink.url)
             await until_received(sink, 1)
         await asyncio.sleep(0.4)  # its session would have ended by now

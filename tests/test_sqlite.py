@@ -29,6 +29,7 @@ from receiver.errors import Unavailable
 from receiver.message import Message
 from receiver.notification import Notification
 from receiver.router import Router
+from tests.limits import SECONDS_MAX
 from tests.nodes import (
     COUNT_MAX,
     SESSIONS_TOPIC,
@@ -161,16 +162,15 @@ async def test_a_locked_file_is_unavailable_and_comes_back(backend: SqliteBacken
 
 async def test_what_waited_too_long_for_its_turn_is_not_written(backend: SqliteBackend, router: Router) -> None:
     """An append that is refused before its write began is not kept behind its sender's back."""
-    async with backend.opened(append_timeout_seconds=0.3) as node:
+    async with backend.opened(append_timeout_seconds=2) as node:
         with backend.stalled():
             first = asyncio.create_task(append(node, posted("A1", session_id="begun")))
-            for _ in range(100):  # turns of the loop in which its write begins
-                await asyncio.sleep(0)
+            await asyncio.sleep(1)  # its write begins meanwhile
             second = asyncio.create_task(append(node, posted("A1", session_id="waiting")))
             for refused in (first, second):
                 with pytest.raises(Unavailable):
                     await refused
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(SECONDS_MAX):
             while node.inbox.trouble:  # noqa: ASYNC110  # there is no event for it
                 await asyncio.sleep(0.002)
         await route(node, router)
@@ -507,7 +507,7 @@ async def test_a_reader_follows_a_writer(backend: SqliteBackend, router: Router)
 
         writing = asyncio.create_task(write())
         seen: list[int] = []
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(SECONDS_MAX):
             while len(seen) < count * size:
                 with suppress(KeyError):
                     cursor = await node.reader.cursor(STATUS_TOPIC, str(len(seen)))
