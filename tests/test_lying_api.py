@@ -88,6 +88,25 @@ async def test_an_api_that_forgot_everything_ends_nobody() -> None:
             await reconciler.compare()
 
 
+async def test_what_is_missing_for_a_moment_is_not_asked_for() -> None:
+    """Sessions that are missing on the list are asked for one by one only once they have been missing for long."""
+    async with comparing(live(3)) as (api, reconciler):
+        api.script(answer(200, []))
+        for _ in range(2):
+            assert not await reconciler.compare(missing_seconds_min=3600)
+            assert reconciler.waits
+        assert len(api.asked) == 2
+        since = dict(reconciler.missing)
+        api.script(answer(200, []), GONE)
+        assert len(await reconciler.compare()) == 3
+        assert not reconciler.waits
+        assert (reconciler.missing, len(api.asked)) == (since, 6)
+        listed = [{**SESSION, "sessionId": each} for each in since]
+        api.script(answer(200, listed))
+        await reconciler.compare()
+        assert not reconciler.missing
+
+
 async def test_after_their_time_any_number_is_over() -> None:
     """Sessions whose time is up are over however many they are: so it is after an outage of the API."""
     async with comparing(live(100, seconds_left=-60)) as (api, reconciler):

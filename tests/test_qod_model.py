@@ -374,3 +374,30 @@ def test_no_message_quotes_what_was_sent(parts: list[str], chars_max: int) -> No
 def test_a_code_is_a_word(code: object, shown: str) -> None:
     """Anything but a word of the API is no code."""
     assert code_told(code, asked()) == shown
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5)
+
+
+@given(
+    st.lists(st.recursive(SCALARS, lambda some: st.lists(some) | st.dictionaries(st.text(max_size=3), some))),
+    st.sampled_from([(",", ":"), (" ,\n ", " : ")]),
+    st.none() | st.tuples(st.integers(0), st.sampled_from([b",", b"}", b"{", b"[", b"]", b'"', b"},{", b""])),
+)
+def test_a_list_is_read_in_parts_as_in_one(
+    tree: list[object], separators: tuple[str, str], damage: tuple[int, bytes] | None
+) -> None:
+    """Wherever a list is cut, and whatever is wrong with it, its parts are what the whole is."""
+    content = json.dumps(tree, separators=separators, ensure_ascii=False).encode()
+    if damage is not None:
+        place, wrong = damage[0] % len(content), damage[1]
+        content = content[:place] + wrong + content[place + 1 :]
+    try:
+        whole = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        whole = None
+    if isinstance(whole, list):
+        assert [each for part in model.parts(content, 1) for each in part] == whole
+    elif whole is None:
+        with pytest.raises(orjson.JSONDecodeError):
+            list(model.parts(content, 1))

@@ -158,8 +158,7 @@ class QodClient:
         answer = await self._ask(call)
         if not answer.is_success:
             _raise_refused(call, answer)
-        # Tens of thousands take a while, in which the event loop has others to serve.
-        found = await asyncio.to_thread(_sessions_or_complaint, answer)
+        found = await _sessions_or_complaint(answer)
         if isinstance(found, str):
             _raise_unreadable(call, found)
         return found
@@ -325,19 +324,20 @@ def _session_or_complaint(answer: _Answer) -> ApiSession | str:
         return "it is not JSON"
 
 
-def _sessions_or_complaint(answer: _Answer) -> Sequence[ApiSession] | str:
+async def _sessions_or_complaint(answer: _Answer) -> Sequence[ApiSession] | str:
+    """Tens of thousands take a while, so that others have their turn after each few."""
+    found: list[ApiSession] = []
     try:
-        tree = orjson.loads(answer.content)
+        for trees in model.parts(answer.content):
+            if not isinstance(trees, list):
+                return "it is not a list of sessions"
+            for each in trees:
+                found.append(model.api_session(each))  # noqa: PERF401  # how many were read tells which can't be
+            await asyncio.sleep(0)
     except orjson.JSONDecodeError:
         return "it is not JSON"
-    if not isinstance(tree, list):
-        return "it is not a list of sessions"
-    found: list[ApiSession] = []
-    for each in tree:
-        try:
-            found.append(model.api_session(each))
-        except Malformed as error:
-            return f"of its session {len(found) + 1} {error.message}"
+    except Malformed as error:
+        return f"of its session {len(found) + 1} {error.message}"
     return found
 
 

@@ -32,6 +32,10 @@ _DEVICE_BYTES_MAX = 4_096
 #: What every reader of JSON takes for the same number.
 _WHOLE_MAX = 2**53
 
+#: A list is parsed so much at a time, which takes a millisecond.
+_PART_BYTES = 32 * 1024
+_BETWEEN_OBJECTS = re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
+
 _PHONE_NUMBER = re.compile(r"\+[1-9][0-9]{4,14}")
 _URL = re.compile(r"https?://[^\s/?#@]+([/?][^\s#]*)?")
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")
@@ -133,6 +137,26 @@ def api_session(tree: object) -> ApiSession:
     if isinstance(found, str):
         raise Malformed(found)
     return found
+
+
+def parts(content: bytes, bytes_min: int = _PART_BYTES) -> Iterator[Any]:
+    """The elements of a list, some at a time; the whole where it is no list. Raises JSONDecodeError.
+
+    What was parsed as elements from an end of one on is elements, so a place to cut at may be guessed and tried.
+    """
+    if not content.lstrip(b" \t\n\r").startswith(b"["):
+        yield orjson.loads(content)
+        return
+    start, size = content.index(b"[") + 1, bytes_min
+    while between := _BETWEEN_OBJECTS.search(content, start + size):
+        try:
+            part = orjson.loads(b"[%b]" % content[start : between.start() + 1])
+        except orjson.JSONDecodeError:
+            size *= 2
+        else:
+            yield part
+            start, size = between.end(), bytes_min
+    yield orjson.loads(b"[%b" % content[start:])
 
 
 def creation(

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol, TypeVar
 
 from receiver.errors import ReceiverError, Unavailable
@@ -35,8 +35,8 @@ _ASKED_AT_ONCE = 8
 _ASKED_SECONDS_MAX = 60.0
 #: So many that are gone before their time, and are more than half of all, are a mistake of the API's or of ours.
 _MASS_MIN = 20
-#: So many are compared before others have their turn.
-_SLICE = 200
+#: So many are compared before others have their turn: a millisecond's work.
+_SLICE = 25
 #: So many are appended together.
 _APPENDED_AT_ONCE = 256
 #: Where there are more differences, the rest is told later.
@@ -71,20 +71,37 @@ class Reconciler:
         self._ours = ours
         self._sender = sender
         self._facts = facts
+        #: Since when sessions that are not over have been missing on the API's list, by a monotonic clock.
+        self.missing: Mapping[str, float] = {}
+        #: Whether some of them were not asked for yet.
+        self.waits = False
 
-    async def compare(self) -> list[Difference]:
-        """Where ours are behind the API's. Raises ReceiverError where the API can't be asked."""
-        asked_micros = time.time_ns() // 1000
-        listed = {each.session_id: each for each in await self._client.list() if self._ours.owns(each.session_id)}
-        mine = {each.session_id: each for each in await self._ours.sessions_of(self._sender, listed.keys())}
-        missing = [key for key, each in mine.items() if key not in listed and may_be_gone(each)]
+    async def compare(self, missing_seconds_min: float = 0.0) -> list[Difference]:
+        """Where ours are behind the API's. Raises ReceiverError where the API can't be asked.
+
+        Sessions that are missing on its list are asked for one by one, which costs 30 times what comparing
+        costs; so only once that has been so for `missing_seconds_min`, through all comparisons since.
+        """
+        asked_micros, listed = time.time_ns() // 1000, dict[str, ApiSession]()
+        for some in batched(await self._client.list(), _SLICE):
+            listed |= {each.session_id: each for each in some if self._ours.owns(each.session_id)}
+            await asyncio.sleep(0)
+        mine, missing = dict[str, Session](), dict[str, float]()
+        now = time.monotonic()
+        for own in batched(await self._ours.sessions_of(self._sender, listed.keys()), _SLICE):
+            mine |= {each.session_id: each for each in own}
+            gone = [each.session_id for each in own if each.session_id not in listed and may_be_gone(each)]
+            missing |= {each: self.missing.get(each, now) for each in gone}
+            await asyncio.sleep(0)
+        self.missing = missing
+        due = [each for each, since in missing.items() if now - since >= missing_seconds_min]
+        self.waits = len(due) < len(missing)
         # By chance, so that none has to wait for ever behind others.
-        asked = random.sample(missing, min(len(missing), _ASKED_MAX))
-        theirs: Mapping[str, ApiSession | None] = {**listed, **await self._ask(asked)}
-        self._doubt_mass_end(theirs, mine, asked_micros)
+        asked = await self._ask(random.sample(due, min(len(due), _ASKED_MAX)))
+        self._doubt_mass_end(asked, mine, asked_micros)
         found: list[Difference] = []
-        for some in batched(theirs.items(), _SLICE):
-            found += differences(dict(some), mine, asked_micros, self._facts)
+        for each in batched(chain(listed.items(), asked.items()), _SLICE):
+            found += differences(dict(each), mine, asked_micros, self._facts)
             await asyncio.sleep(0)
         return sorted(found, key=lambda each: not each.is_news)
 
@@ -170,14 +187,15 @@ class Schedule:
                 self.trouble = ""
                 news = sum(each.is_news for each in ripe)
                 self._telemetry.reconciled(news, len(ripe) - news)
-            pause_seconds = min(self._interval_seconds, self._grace_seconds) if self._seen else self._interval_seconds
+            waits = self._seen or self._reconciler.waits
+            pause_seconds = min(self._interval_seconds, self._grace_seconds) if waits else self._interval_seconds
             await asyncio.sleep(max(pause_seconds, _PAUSE_SECONDS_MIN))
 
     async def _compare(self) -> Sequence[Difference]:
         """Compare once, and tell; returns what was told."""
         if why := self._behind():
             raise Unavailable(f"not compared now: {why}", reason="behind")
-        ripe = self._ripe(await self._reconciler.compare(), time.monotonic())
+        ripe = self._ripe(await self._reconciler.compare(self._grace_seconds), time.monotonic())
         await append(self._inbox, self._reconciler.notifications(ripe))
         self._told |= dict.fromkeys(map(_key, ripe), time.monotonic())
         return ripe
@@ -189,7 +207,8 @@ class Schedule:
         self._told = {
             key: self._told[key] for key in keys if now - self._told.get(key, -math.inf) < _TOLD_AGAIN_SECONDS
         }
-        self._seen = {key: self._seen.get(key, now) for key in keys if key not in self._told}
+        missing = self._reconciler.missing
+        self._seen = {key: self._seen.get(key, missing.get(key[0], now)) for key in keys if key not in self._told}
         return [
             each
             for key, each in zip(keys, found, strict=True)
