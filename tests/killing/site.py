@@ -25,6 +25,7 @@ from receiver.session_record import SESSIONS
 from tests.kafka_cluster import HOST, Cluster
 from tests.killing.findings import ROUTES
 from tests.killing.topics import not_routed
+from tests.limits import SECONDS_MAX
 from tests.proxy import Proxy
 
 PREFIX = "kill"
@@ -33,10 +34,6 @@ PARTITIONS = 4
 EDGES = 2
 ROUTERS = 3  # the last one comes and goes
 
-_START_SECONDS_MAX = 60.0
-#: The edge's own time for requests in progress, a commit, and the clients of Kafka.
-_END_SECONDS_MAX = 60.0
-_DRAIN_SECONDS_MAX = 240.0
 _POLL_SECONDS = 0.05
 
 
@@ -70,7 +67,7 @@ class Receiver:
                 env=self._environment,
                 process_group=guard,
             )
-        deadline = time.monotonic() + _START_SECONDS_MAX
+        deadline = time.monotonic() + SECONDS_MAX
         while not (found := re.search(r"^Operations: +(\S+)$", out.read_text(), re.MULTILINE)):
             assert process.poll() is None, f"{self.name} ended with {process.returncode}: {self.log_end()}"
             assert time.monotonic() < deadline, f"{self.name} does not start: {self.log_end()}"
@@ -88,11 +85,11 @@ class Receiver:
         process = self._leave()
         process.terminate()
         try:
-            status = process.wait(_END_SECONDS_MAX)
+            status = process.wait(SECONDS_MAX)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise AssertionError(f"{self.name} did not end in {_END_SECONDS_MAX:g} s: {self.log_end()}") from None
+            raise AssertionError(f"{self.name} did not end in {SECONDS_MAX:g} s: {self.log_end()}") from None
         assert status == 0, f"{self.name} ended with {status}: {self.log_end()}"
 
     def pause(self) -> None:
@@ -211,7 +208,7 @@ class Site:
 
     async def drain(self) -> str:
         """Wait until everything that was kept is routed; what still waits after a long while, in words."""
-        deadline = time.monotonic() + _DRAIN_SECONDS_MAX
+        deadline = time.monotonic() + SECONDS_MAX
         waiting = "nobody was asked"
         async with httpx2.AsyncClient(timeout=10) as client:
             while time.monotonic() < deadline:
