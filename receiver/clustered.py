@@ -140,7 +140,7 @@ class ClusteredNode:
         if part.receives:
             self._spool = self._distant(part.shared) if part.worker and part.shared else self._own()
         self.inbox: Inbox = self._spool or self._kafka_inbox
-        self.reader = KafkaReader(self._connection, settings.prefix)
+        self.reader = KafkaReader(self._connection, settings.prefix, telemetry.passed_over)
 
     async def prepare(self, seconds_max: float) -> None:
         """Make sure of the topics. Raises Unavailable, with the reason `topics` where these are at fault."""

@@ -28,7 +28,11 @@ from receiver.qod import difference as behind
 from receiver.session import Session
 from receiver.settings import Settings
 
-STATUS_STYLES = {QosStatus.REQUESTED: "yellow", QosStatus.AVAILABLE: "green", QosStatus.UNAVAILABLE: "cyan"}
+STATUS_STYLES: dict[str, str] = {
+    QosStatus.REQUESTED: "yellow",
+    QosStatus.AVAILABLE: "green",
+    QosStatus.UNAVAILABLE: "cyan",
+}
 UNEXPECTED_STYLE = "bold red"
 
 _PROGRAM = "qod-receiver"
@@ -63,7 +67,7 @@ def record_line(record: Record) -> Text:
             line.append(f"  {harmless(str(rest.get('sender', '')))}", style="dim")
             if rest.get("late"):
                 line.append("  late", style="yellow")
-            if (seconds := rest.get("availableSeconds")) is not None:
+            if isinstance(seconds := rest.get("availableSeconds"), int | float):
                 line.append(f"  was available for {seconds:.1f} s", style="dim")
         case {"verdict": str(verdict), "reason": str(reason), "sender": str(sender)}:
             line.append(f"{verdict:<12}", style="yellow")
@@ -78,7 +82,7 @@ def record_line(record: Record) -> Text:
 
 def status_text(status: str, status_info: object, *, unexpected: bool) -> Text:
     """A status and its reason, an end that nobody asked for in red."""
-    style = UNEXPECTED_STYLE if unexpected else STATUS_STYLES.get(QosStatus(status), "default")
+    style = UNEXPECTED_STYLE if unexpected else STATUS_STYLES.get(status, "default")
     return Text(f"{status:<11}  {harmless(str(status_info or '')):<18}", style=style)
 
 
@@ -115,13 +119,14 @@ def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
     for name in ("position", "received", "verdict", "sender", "reason", "sent again"):
         table.add_column(name, no_wrap=name != "reason", overflow="fold")
     for record, readable in letters:
-        told = record.fields()["value"]
+        value = record.fields()["value"]  # another program's may be anything
+        told = {name: str(text) for name, text in value.items()} if isinstance(value, dict) else {}
         table.add_row(
             f"{record.partition}-{record.position}",
-            f"{told['receivedAt'][:19]}Z",
-            told["verdict"],
-            Text(harmless(told["sender"])),
-            Text(harmless(told["reason"])),
+            Text(harmless(f"{told.get('receivedAt', '')[:19]}Z")),
+            Text(harmless(told.get("verdict", ""))),
+            Text(harmless(told.get("sender", ""))),
+            Text(harmless(told.get("reason", ""))),
             Text("yes", style="green") if readable else Text("no", style="yellow"),
         )
     return table

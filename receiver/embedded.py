@@ -10,6 +10,7 @@ from receiver.backends.sqlite import SqliteNode, SqliteReader
 from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
+from receiver.reader import PassedOver, nobody
 from receiver.router import Router
 from receiver.session import Session
 from receiver.session_record import SESSIONS
@@ -23,19 +24,24 @@ _RETENTION_ROWS_MAX = 2_000
 _HOUR_MICROS = 3600 * 1_000_000
 
 
-def open_node(settings: Settings, appended: Callable[[int, float], None] = lambda _count, _seconds: None) -> SqliteNode:
+def open_node(
+    settings: Settings,
+    appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+    passed_over: PassedOver = nobody,
+) -> SqliteNode:
     """The directory of the settings, to be served by this process alone. Raises Unavailable."""
     return SqliteNode(
         settings.data,
         sessions_topic=f"{settings.prefix}.{SESSIONS}",
         append_timeout_seconds=settings.edge.append_timeout_seconds,
         appended=appended,
+        passed_over=passed_over,
     )
 
 
-def open_reader(settings: Settings) -> SqliteReader:
+def open_reader(settings: Settings, passed_over: PassedOver = nobody) -> SqliteReader:
     """A reader of the directory of the settings, beside whoever serves it. Raises Unavailable."""
-    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}")
+    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}", passed_over)
 
 
 class EmbeddedNode:
@@ -97,5 +103,6 @@ class EmbeddedNode:
 @asynccontextmanager
 async def embedded(settings: Settings, telemetry: Telemetry, router: Router) -> AsyncIterator[EmbeddedNode]:
     """The node of a directory, for as long as the block lasts. Raises Unavailable."""
-    with closing(open_node(settings, telemetry.appended)) as node, closing(open_reader(settings)) as reader:
+    told = telemetry.passed_over
+    with closing(open_node(settings, telemetry.appended, told)) as node, closing(open_reader(settings)) as reader:
         yield EmbeddedNode(node, reader, settings, telemetry, router)

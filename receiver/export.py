@@ -38,10 +38,10 @@ from receiver.embedded import open_node, open_reader
 from receiver.errors import Unavailable
 from receiver.inbox import Lane, LaneLost
 from receiver.message import Message, Record
-from receiver.reader import Reader
+from receiver.reader import PassedOver, Reader
 from receiver.router import Router
 from receiver.session import merged
-from receiver.session_record import SESSIONS, session_from, session_message, traced
+from receiver.session_record import SESSIONS, NoSession, session_message, session_of, traced
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
@@ -106,7 +106,7 @@ async def export(
         raise Unavailable(f"{settings.data} has nothing to export, there is no {FILE_NAME} in it", reason="store")
     async with AsyncExitStack() as stack:
         node = stack.enter_context(closing(open_node(settings)))
-        reader = stack.enter_context(closing(open_reader(settings)))
+        reader = stack.enter_context(closing(open_reader(settings, telemetry.passed_over)))
         prefix = settings.prefix
         topics = Topics.of(prefix, settings.kafka.group, router.topics)
         held = await reader.topics()
@@ -131,6 +131,7 @@ async def export(
             ledger=Ledger(settings.data),
             progress=progress,
             patience_seconds=patience_seconds,
+            passed_over=telemetry.passed_over,
         )
         return [*await exporter.carry_records(), await exporter.carry_sessions()]
 
@@ -195,7 +196,9 @@ class _Exporter:
         ledger: Ledger,
         progress: Progress,
         patience_seconds: float,
+        passed_over: PassedOver,
     ) -> None:
+        self._passed_over = passed_over
         self._connection = connection
         self._cluster = cluster
         self._topics = topics
@@ -333,7 +336,8 @@ class _Exporter:
         """
         seen_count = there_count = 0
         async with AsyncExitStack() as stack:
-            lanes = {each: KafkaLane(self._connection, self._topics, each) for each in partitions}
+            told = self._passed_over
+            lanes = {each: KafkaLane(self._connection, self._topics, each, told) for each in partitions}
             for lane in lanes.values():
                 stack.push_async_callback(lane.close)
             opened = await asyncio.gather(*(lane.open() for lane in lanes.values()), return_exceptions=True)
@@ -360,8 +364,14 @@ class _Exporter:
         clock_micros = empty.clock_micros
         sessions, messages = {}, []
         there_count = 0
-        for _, _, message in records:
-            ours = session_from(message.value or b"", dict(message.headers))
+        for _, position, message in records:
+            try:
+                ours = session_of(message)
+            except NoSession as error:
+                self._passed_over(f"{message.topic}-{PARTITION}-{position}", str(error))
+                continue
+            if ours is None:
+                continue
             clock_micros = max(clock_micros, ours.touched_micros)
             after, theirs = ours, lane.sessions.get(message.key)
             if theirs is not None and not self._router.is_forgotten(theirs, ours.touched_micros):

@@ -4,7 +4,7 @@ A reader takes no part in the flow and changes nothing. It sees what was committ
 has removed is skipped without an error. All methods raise Unavailable when the backend can't be read now.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from receiver.event import QosStatus
@@ -21,6 +21,14 @@ Cursor = dict[int, int]
 def cursor_text(cursor: Cursor) -> str:
     """A cursor as text, such as `0-17,1-4`: partitions and positions."""
     return ",".join(f"{partition}-{position}" for partition, position in sorted(cursor.items()))
+
+
+PassedOver = Callable[[str, str], None]
+"""Who is told of a record that nobody can make anything of: where it stands, as `qod.sessions-0-17`, and why."""
+
+
+def nobody(_place: str, _why: str) -> None:
+    """Nobody is told."""
 
 
 class Reader(Protocol):

@@ -56,27 +56,28 @@ async def letters(reader: Reader, topic: str, verdicts: Collection[str] | None, 
         return  # nothing died yet
     while records := await reader.records(topic, cursor, _PAGE):
         for record in records:
-            if record.position < end[record.partition] and dict(record.message.headers)["verdict"] in wanted:
+            if record.position < end[record.partition] and dict(record.message.headers).get("verdict") in wanted:
                 yield record
         if all(position >= end[partition] for partition, position in cursor.items()):
             return
 
 
 def revived(record: Record) -> Notification | None:
-    """The notification that a dead letter was, keyed as today's parser reads it; None where it still can't be read."""
-    told = orjson.loads(record.message.value or b"{}")
-    body, headers = b64decode(told["body"]), told["headers"]
+    """The notification that a dead letter was, keyed as today's parser reads it.
+
+    None where it still can't be read, and for what another program wrote among the letters.
+    """
     try:
+        told = orjson.loads(record.message.value or b"{}")
+        body, headers, sender = b64decode(told["body"]), told["headers"], told["sender"]
+        received_micros = rfc3339.micros(told["receivedAt"])
         session_id = parse(body).session_id
-    except Malformed:
+        more = [headers.get(name, "") for name in ("content-type", "x-correlator", "traceparent")]
+    except (Malformed, ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return None
-    return Notification(
-        body,
-        told["sender"] if session_id is None else session_id,
-        told["sender"],
-        rfc3339.micros(told["receivedAt"]),
-        headers.get("content-type", ""),
-        headers.get("x-correlator", ""),
-        headers.get("traceparent", ""),
-        f"replay:{record.partition}-{record.position}",
-    )
+    if not all(type(text) is str for text in (sender, *more)) or received_micros not in rfc3339.WRITABLE_MICROS:
+        return None
+    place = f"replay:{record.partition}-{record.position}"
+    content_type, correlator, traceparent = more
+    key = sender if session_id is None else session_id
+    return Notification(body, key, sender, received_micros, content_type, correlator, traceparent, place)

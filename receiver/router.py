@@ -26,6 +26,8 @@ from receiver.session_record import SESSIONS, session_message
 DEAD_LETTER = "dead-letter"
 
 _DAY_MICROS = 24 * 60 * 60 * 1_000_000
+#: Facts are remembered with their session. What we make of the API's answers is a hundredth of this.
+_LEARNED_BYTES_MAX = 64 * 1024
 #: A dead letter's body is cut here, so that the letter, with a body a third longer in Base64, is one that brokers take.
 _LETTER_BODY_BYTES_MAX = 512 * 1024
 
@@ -153,6 +155,8 @@ def _facts(notification: Notification) -> Facts | None:
     """What it tells beside the event; None where it was posted, by whom we don't believe more. Raises Malformed."""
     if notification.origin not in API_ORIGINS:
         return None
+    if len(notification.body) > _LEARNED_BYTES_MAX:
+        raise Malformed(f"longer than {_LEARNED_BYTES_MAX} bytes, which nothing is that the API told")
     tree = orjson.loads(notification.body)
     return facts_of(tree["data"]) if "data" in tree else NO_FACTS
 

@@ -111,6 +111,11 @@ class Telemetry:
             ["outcome"],
             registry=registry,
         )
+        self._passed_over = Counter(
+            "qod_receiver_records_passed_over_total",
+            "Records of the topics that another program wrote, or damage, of which nothing can be made.",
+            registry=registry,
+        )
         self._sessions = Gauge(
             "qod_receiver_sessions", "Sessions remembered, by status.", ["qos_status"], registry=registry
         )
@@ -244,6 +249,11 @@ class Telemetry:
     def undecidable(self, trace: str, error: Exception) -> None:
         """The router itself failed on a notification."""
         self._log.error("undecidable", inbox=trace, exc_info=error)
+
+    def passed_over(self, place: str, why: str) -> None:
+        """A record was passed over: nothing can be made of it. `place` is its topic, partition and position."""
+        self._passed_over.inc()
+        self._log.warning("record_passed_over", record=place, reason=why)
 
     def edge_failed(self, correlator: str, error: BaseException) -> None:
         """The edge itself failed on a request."""

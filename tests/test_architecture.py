@@ -88,6 +88,7 @@ LAYERS = (
     {"express", "ops"},
     {
         "backends.kafka.broker",
+        "backends.kafka.fetching",
         "backends.kafka.oauth",
         "backends.kafka.records",
         "backends.kafka.settlement",

@@ -488,7 +488,7 @@ async def test_the_methods_allowed_are_told(ops: Ops) -> None:
 async def test_a_file_that_cannot_be_read_is_a_problem(routed: Ops, backend: SqliteBackend) -> None:
     """Where the backend fails the answer is 503, and the other paths go on."""
     connection = apsw.Connection(str(backend.directory / FILE_NAME))
-    connection.execute("UPDATE messages SET crc = crc + 1")
+    connection.execute("ALTER TABLE messages RENAME TO elsewhere")
     connection.close()
     assert_problem(await routed.client.get("/topics/status"), 503)
     assert len((await routed.json("/sessions"))["sessions"]) == 3

@@ -6,8 +6,8 @@ begins with the length of its payload (null: none). Its row keeps the CRC-32 of 
 before anything is made of it.
 """
 
+import struct
 from collections.abc import Iterator, Sequence
-from struct import Struct
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -16,7 +16,10 @@ import orjson
 from receiver.message import Message
 from receiver.notification import Notification
 
-_INDEX_BYTES = Struct("<I")
+_INDEX_BYTES = struct.Struct("<I")
+
+#: What is raised where a blob has a checksum that is right, and is another program's all the same.
+_NOT_OURS = (ValueError, TypeError, struct.error)
 
 
 class Pack(NamedTuple):
@@ -41,7 +44,10 @@ def pack_notifications(notifications: Sequence[Notification]) -> Pack:
 
 def unpack_notifications(blob: bytes, crc: int) -> list[Notification]:
     """The inverse. Raises Damaged."""
-    return [Notification(payload or b"", *known) for payload, known in _unpack(blob, crc)]
+    try:
+        return [Notification(payload or b"", *known) for payload, known in _unpack(blob, crc)]
+    except _NOT_OURS:
+        raise Damaged from None
 
 
 def pack_messages(messages: Sequence[Message]) -> Pack:
@@ -57,10 +63,13 @@ def pack_messages(messages: Sequence[Message]) -> Pack:
 
 def unpack_messages(topic: str, blob: bytes, crc: int) -> list[Message]:
     """The inverse. Raises Damaged."""
-    return [
-        Message(topic, key, payload, [(name, text) for name, text in headers], timestamp_millis)
-        for payload, (key, timestamp_millis, headers) in _unpack(blob, crc)
-    ]
+    try:
+        return [
+            Message(topic, key, payload, [(name, text) for name, text in headers], timestamp_millis)
+            for payload, (key, timestamp_millis, headers) in _unpack(blob, crc)
+        ]
+    except _NOT_OURS:
+        raise Damaged from None
 
 
 def _pack(index: Sequence[Any], payloads: Sequence[bytes]) -> Pack:

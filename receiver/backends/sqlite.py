@@ -24,7 +24,7 @@ from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
 from receiver.message import Message, Record
 from receiver.notification import Notification
-from receiver.reader import Cursor, Reader
+from receiver.reader import Cursor, PassedOver, Reader, nobody
 from receiver.session import Session
 
 T = TypeVar("T")
@@ -308,8 +308,8 @@ def _state(message: Message) -> State:
 class SqliteReader(Reader):
     """Looks on from any process. `receiver.reader.Reader` is the contract."""
 
-    def __init__(self, directory: Path, sessions_topic: str) -> None:
-        self._view = SqliteView(directory, sessions_topic)
+    def __init__(self, directory: Path, sessions_topic: str, passed_over: PassedOver = nobody) -> None:
+        self._view = SqliteView(directory, sessions_topic, passed_over)
         self._thread = ThreadPoolExecutor(1, "sqlite-reader")
 
     def close(self) -> None:
@@ -362,6 +362,7 @@ class SqliteNode:
         sessions_topic: str,
         append_timeout_seconds: float,
         appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+        passed_over: PassedOver = nobody,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(directory)
@@ -370,7 +371,7 @@ class SqliteNode:
             self._reader = ThreadPoolExecutor(1, "sqlite-lane")
             self._file = SqliteFile(directory, sessions_topic)
             self._file.open()
-            self._view = SqliteView(directory, sessions_topic)
+            self._view = SqliteView(directory, sessions_topic, passed_over)
             self.inbox = SqliteInbox(
                 self._file, self._writer, append_timeout_seconds=append_timeout_seconds, appended=appended
             )

@@ -1,7 +1,7 @@
 """The reading side of the file of an embedded node. Synchronous; no threads, no loop."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import apsw
@@ -12,8 +12,13 @@ from receiver.backends.sqlite_schema import BUSY_TIMEOUT_MILLIS, FILE_NAME, PART
 from receiver.event import QosStatus
 from receiver.message import Message, Record
 from receiver.notification import Notification
+from receiver.reader import PassedOver, nobody
 from receiver.session import Session
-from receiver.session_record import session_from
+from receiver.session_record import NoSession, session_from
+
+#: The status of a session's row, null where the row is damaged: SQLite fails on what is no JSON.
+_STATUS = "CASE WHEN json_valid(value) THEN value ->> 'qosStatus' END"
+_TOLD_MAX = 10_000
 
 
 class SqliteView:
@@ -23,8 +28,10 @@ class SqliteView:
     file is missing or can't be read.
     """
 
-    def __init__(self, directory: Path, sessions_topic: str) -> None:
+    def __init__(self, directory: Path, sessions_topic: str, passed_over: PassedOver = nobody) -> None:
         path = directory / FILE_NAME
+        self._passed_over = passed_over
+        self._told: set[str] = set()
         self._sessions_topic = sessions_topic
         with failing(f"no readable {FILE_NAME} in {directory}"):
             self._connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -76,13 +83,8 @@ class SqliteView:
     def sessions(self, positions: Iterable[int]) -> dict[str, Session]:
         """The states of the sessions whose records stand at these positions, by key."""
         with failing("the sessions can't be read"):
-            return {
-                key: session_from(value, dict(orjson.loads(headers)))
-                for key, headers, value in self._connection.execute(
-                    "SELECT key, headers, value FROM sessions WHERE position IN (SELECT value FROM json_each(?))",
-                    (orjson.dumps(list(positions)).decode(),),
-                )
-            }
+            where = "WHERE value IS NOT NULL AND position IN (SELECT value FROM json_each(?))"
+            return dict(self._read(where, (orjson.dumps(list(positions)).decode(),)))
 
     def standing(self) -> dict[str, int]:
         """Where the record of each session that is remembered stands on the sessions topic."""
@@ -97,13 +99,13 @@ class SqliteView:
         """The sessions that were touched last, last first."""
         if qos_status is None:
             return self._sessions("WHERE value IS NOT NULL ORDER BY position DESC LIMIT ?", (count_max,))
-        return self._sessions("WHERE qos_status = ? ORDER BY position DESC LIMIT ?", (qos_status.value, count_max))
+        return self._sessions(f"WHERE {_STATUS} = ? ORDER BY position DESC LIMIT ?", (qos_status.value, count_max))
 
     def sessions_of(self, sender: str, session_ids: Iterable[str]) -> list[Session]:
         """The sessions of a sender that are not UNAVAILABLE, and those with these ids."""
         return self._sessions(
-            "WHERE value IS NOT NULL AND (key IN (SELECT value FROM json_each(?)) "
-            "OR (qos_status <> ? AND value ->> 'sender' = ?))",
+            "WHERE value IS NOT NULL AND (key IN (SELECT value FROM json_each(?)) OR "
+            "CASE WHEN json_valid(value) THEN value ->> 'qosStatus' <> ? AND value ->> 'sender' = ? END)",
             (orjson.dumps(list(session_ids)).decode(), QosStatus.UNAVAILABLE.value, sender),
         )
 
@@ -112,7 +114,7 @@ class SqliteView:
         with failing("the sessions can't be read"):
             counts = dict(
                 self._connection.execute(
-                    "SELECT qos_status, count(*) FROM sessions WHERE value IS NOT NULL GROUP BY qos_status"
+                    f"SELECT {_STATUS} status, count(*) FROM sessions WHERE value IS NOT NULL GROUP BY status"  # noqa: S608  # written below
                 )
             )
         return {qos_status: counts.get(qos_status.value, 0) for qos_status in QosStatus}
@@ -154,16 +156,19 @@ class SqliteView:
                     )
                 ]
             records: list[Record] = []
-            for first, crc, blob in self._connection.execute(
-                "SELECT m.position, crc, pack FROM messages m JOIN topics t USING (topic) "
+            for first, count, crc, blob in self._connection.execute(
+                "SELECT m.position, m.count, crc, pack FROM messages m JOIN topics t USING (topic) "
                 "WHERE t.name = ? AND m.position + m.count > ? AND m.position >= coalesce((SELECT max(position) "
                 "FROM messages WHERE topic = t.topic AND position <= ?), 0) ORDER BY m.position",
                 (topic, position, position),
             ):
+                try:
+                    messages = unpack_messages(topic, blob, crc)
+                except Damaged:
+                    self._tell(topic, first, f"damaged, with all {count} records of its row")
+                    continue
                 records += [
-                    Record(PARTITION, at, message)
-                    for at, message in enumerate(unpack_messages(topic, blob, crc), first)
-                    if at >= position
+                    Record(PARTITION, at, message) for at, message in enumerate(messages, first) if at >= position
                 ]
                 if len(records) >= count_max:
                     break
@@ -171,13 +176,25 @@ class SqliteView:
 
     def _sessions(self, where: str, bindings: tuple[str | int, ...]) -> list[Session]:
         with failing("the sessions can't be read"):
-            return [
-                session_from(value, dict(orjson.loads(headers)))
-                for value, headers in self._connection.execute(
-                    f"SELECT value, headers FROM sessions {where}",  # noqa: S608  # written above, not by a user
-                    bindings,
-                )
-            ]
+            return [session for _, session in self._read(where, bindings)]
+
+    def _read(self, where: str, bindings: tuple[str | int, ...]) -> Iterator[tuple[str, Session]]:
+        """The sessions of rows, by key; what is none is told and passed over."""
+        for position, key, value, headers in self._connection.execute(
+            f"SELECT position, key, value, headers FROM sessions {where}",  # noqa: S608  # written above, not by a user
+            bindings,
+        ):
+            try:
+                yield key, session_from(value, dict(_pairs(headers)))
+            except (NoSession, ValueError, TypeError) as error:
+                self._tell(self._sessions_topic, position, str(error))
+
+    def _tell(self, topic: str, position: int, why: str) -> None:
+        """Tell of a record that is passed over, once: it may be met with every look."""
+        place = f"{topic}-{PARTITION}-{position}"
+        if place not in self._told and len(self._told) < _TOLD_MAX:
+            self._told.add(place)
+            self._passed_over(place, why)
 
     def _one(self, sql: str, *bindings: str | int) -> int:
         with failing("the file can't be read"):

@@ -22,6 +22,7 @@ from aiokafka.errors import (
     RequestTimedOutError,
 )
 
+from receiver.backends.kafka import fetching
 from receiver.backends.kafka.broker import Attempts, attempts, heard
 from receiver.errors import Unavailable
 
@@ -182,3 +183,4 @@ def _tolerate_empty_control_batches() -> None:
 
 
 _tolerate_empty_control_batches()
+fetching.install()

@@ -28,8 +28,17 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, ended, limited
+from receiver.backends.kafka.fetching import unreadable
 from receiver.backends.kafka.known import Known, expect_topics, places
-from receiver.backends.kafka.records import notification_of, output_records, partition_of, record_of
+from receiver.backends.kafka.records import (
+    INBOX_ID,
+    notification_of,
+    output_records,
+    partition_of,
+    place_of,
+    record_of,
+    trace_of,
+)
 from receiver.backends.kafka.scan import STUCK_SECONDS, between, range_of, reading, tails
 from receiver.backends.kafka.settlement import Settlement, settlement
 from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
@@ -40,9 +49,10 @@ from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
 from receiver.message import Message
 from receiver.notification import Notification
+from receiver.reader import PassedOver, nobody
 from receiver.router import DEAD_LETTER
 from receiver.session import Session
-from receiver.session_record import SESSIONS, session_from
+from receiver.session_record import SESSIONS, NoSession, session_of
 
 T = TypeVar("T")
 
@@ -59,8 +69,6 @@ _ASK_SECONDS = 0.5
 _PLACED_MAX = 1_000
 _MISPLACED_SHARE = 0.25
 #: Header of sessions and dead letters: the id of the topic that its `inbox` is a place in.
-_INBOX_ID = "inbox-id"
-_TRACE_HEADERS = frozenset({"inbox", _INBOX_ID})
 
 
 class Topics(NamedTuple):
@@ -99,8 +107,11 @@ class Doubted(NamedTuple):
 class KafkaLane:
     """`receiver.inbox.Lane` is the contract. Open it with `opened`; close it whatever happens."""
 
-    def __init__(self, connection: Connection, topics: Topics, partition: int) -> None:
+    def __init__(
+        self, connection: Connection, topics: Topics, partition: int, passed_over: PassedOver = nobody
+    ) -> None:
         self.partition = partition
+        self._passed_over = passed_over
         self.sessions: OrderedDict[str, Session] = OrderedDict()  # in the order in which they were last touched
         self.session_counts: Counter[QosStatus] = Counter()
         self._topics = topics
@@ -210,6 +221,9 @@ class KafkaLane:
             # The client would fetch at once what little has come by now, and hold it until the next batch, which then
             # is as old as that, and more is waiting in Kafka. Paused, it fetches all when it is time.
             consumer.pause(self._inbox)
+        for each in records:
+            if each.key is None and (why := unreadable(each)):
+                self._passed_over(place_of(each), why)  # a letter comes of it
         notifications: list[Notification] = list(map(notification_of, records))
         keys = {each.key for each in notifications}
         self._read_up_to = records[-1].offset + 1
@@ -286,7 +300,7 @@ class KafkaLane:
         wanted = message.topic in {self._topics.sessions, self._topics.dead_letters}
         if not wanted or message.value is None or not inbox_id:
             return message
-        return message._replace(headers=[*message.headers, (_INBOX_ID, inbox_id)])
+        return message._replace(headers=[*message.headers, (INBOX_ID, inbox_id)])
 
     async def _take(self) -> None:
         self._producer = Transactional(self._connection, f"{self._topics.group}-{self.partition}")
@@ -342,32 +356,24 @@ class KafkaLane:
 
     def _restore_one(self, record: Any) -> None:  # noqa: ANN401  # aiokafka's
         message = record_of(record).message
-        if message.value is None:
-            self._remember(message.key, None)
-        else:
-            session = session_from(message.value, dict(message.headers))
-            self._remember(message.key, session)
+        try:
+            session = session_of(message)
+        except NoSession as error:
+            self._passed_over(place_of(record), unreadable(record) or str(error))
+            return
+        self._remember(message.key, session)
+        if session is not None:
             self._note_trace(record)
             self._clock_micros = max(self._clock_micros, session.touched_micros)
 
     def _note_trace(self, record: Any) -> None:  # noqa: ANN401  # aiokafka's
         """How far the lane came at least, should the group's offset be gone, or behind."""
-        behind, inbox_id = self._trace(record)
+        behind, inbox_id = trace_of(record, self.partition)
         self._traces[inbox_id] = max(self._traces[inbox_id], behind)
 
-    def _trace(self, record: Any) -> tuple[int, str]:  # noqa: ANN401  # aiokafka's
-        """The position behind the notification that caused a record, and the id of its inbox where that is told.
-
-        0 where it was none of this partition: for tombstones, and for what was exported from a directory.
-        """
-        told = {name: text.decode(errors="replace") for name, text in record.headers if name in _TRACE_HEADERS and text}
-        partition, _, position = told.get("inbox", "").partition("-")
-        is_ours = partition == str(self.partition) and position.isdecimal()
-        return int(position) + 1 if is_ours else 0, told.get(_INBOX_ID, "")
-
     def _behind(self, inbox_id: str, record: Any) -> int:  # noqa: ANN401  # aiokafka's
-        """The position of `_trace`; 0 where it is one of another inbox than this."""
-        behind, told = self._trace(record)
+        """The position of `trace_of`; 0 where it is one of another inbox than this."""
+        behind, told = trace_of(record, self.partition)
         return 0 if told and inbox_id and told != inbox_id else behind
 
     def _remember(self, key: str, session: Session | None) -> None:

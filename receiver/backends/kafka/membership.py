@@ -145,7 +145,7 @@ class Membership:
     async def _own(self, partition: int) -> None:
         """Route a partition, opening its lane again whenever it is lost."""
         while True:
-            lane = KafkaLane(self._connection, self._topics, partition)
+            lane = KafkaLane(self._connection, self._topics, partition, self._telemetry.passed_over)
             pause_seconds = _REOPEN_SECONDS_SOON
             try:
                 self._telemetry.lane_waits(partition, lambda: lane.waits[1])  # noqa: B023  # until it is closed

@@ -14,9 +14,9 @@ from receiver.backends.kafka.records import record_of
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.message import Record
-from receiver.reader import Cursor, Reader, is_asked_for
+from receiver.reader import Cursor, PassedOver, Reader, is_asked_for, nobody
 from receiver.session import Session
-from receiver.session_record import SESSIONS, session_from
+from receiver.session_record import SESSIONS, NoSession, session_of
 
 _SECONDS_MAX = 10.0
 #: Whoever is asked and doesn't answer in time may be a broker that stands still: then another one is asked.
@@ -30,8 +30,9 @@ _TABLE_SECONDS_MAX = 12 * 3_600.0
 class KafkaReader(Reader):
     """`receiver.reader.Reader` is the contract. It connects when it is first asked, and reads what is committed."""
 
-    def __init__(self, connection: Connection, prefix: str) -> None:
+    def __init__(self, connection: Connection, prefix: str, passed_over: PassedOver = nobody) -> None:
         self._connection = connection
+        self._passed_over = passed_over
         self._prefix = prefix
         self._consumer: AIOKafkaConsumer | None = None
         self._lock = asyncio.Lock()
@@ -154,10 +155,14 @@ class KafkaReader(Reader):
             raise Unavailable(f"there is no topic {topic}", reason="topics")
         while records := await self._records(consumer, topic, self._table_cursor, _PAGE):
             for record in records:
-                key, value = record.message.key, record.message.value
-                self._table.pop(key, None)
-                if value is not None:
-                    self._table[key] = session_from(value, dict(record.message.headers))
+                try:
+                    session = session_of(record.message)
+                except NoSession as error:
+                    self._passed_over(f"{topic}-{record.partition}-{record.position}", str(error))
+                    continue
+                self._table.pop(record.message.key, None)
+                if session is not None:
+                    self._table[record.message.key] = session
         self._table_updated = now
 
 

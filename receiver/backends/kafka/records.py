@@ -12,6 +12,18 @@ from receiver import rfc3339
 from receiver.message import Message, Record
 from receiver.notification import Notification
 
+#: The header that tells which inbox topic a record came from: one that is made anew has another id.
+INBOX_ID = "inbox-id"
+_TRACE = frozenset({"inbox", INBOX_ID})
+#: Positions are 64-bit integers.
+_POSITION_DIGITS_MAX = 18
+
+#: What is longer than this no edge wrote. What is made of a record must fit into one that brokers take.
+_TEXT_CHARS_MAX = 2_048
+_NAME_CHARS_MAX = 256
+#: Kafka's own word for a record without a timestamp.
+_NO_MILLIS = -1
+
 _SEED = 0x9747B28C
 _MULTIPLIER = 0x5BD1E995
 _MASK = 0xFFFFFFFF
@@ -32,7 +44,7 @@ class FetchedRecord(Protocol):
     topic: str
     partition: int
     offset: int
-    timestamp: int
+    timestamp: int | None
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
@@ -72,7 +84,7 @@ def inbox_record(notification: Notification) -> RawRecord:
 def notification_of(record: FetchedRecord) -> Notification:
     """The inverse. What another program wrote into the inbox is read as well as it can be, to end as a dead letter."""
     headers = _texts(record.headers)
-    received_at, stamped_micros = headers.get("received-at"), record.timestamp * 1000
+    received_at, stamped_micros = headers.get("received-at"), _stamped_micros(record)
     try:
         received_micros = stamped_micros if received_at is None else rfc3339.micros(received_at)
     except (ValueError, OverflowError):
@@ -81,15 +93,20 @@ def notification_of(record: FetchedRecord) -> Notification:
     # again, or would be refused with all that is decided behind it.
     if not 0 <= received_micros < stamped_micros + 1000:
         received_micros = stamped_micros
+    sender = headers.get("sender", "unknown")
+    content_type, correlator, traceparent, origin = (
+        headers.get(name, "")[:_TEXT_CHARS_MAX] for name in ("content-type", "x-correlator", "traceparent", "origin")
+    )
     return Notification(
         record.value or b"",
-        (record.key or b"").decode(errors="replace"),
-        headers.get("sender", "unknown"),
+        # Cut, it is no session's key: a letter comes of it.
+        (record.key or b"").decode(errors="replace")[: _NAME_CHARS_MAX + 1],
+        sender if len(sender) <= _NAME_CHARS_MAX else "unknown",
         received_micros,
-        headers.get("content-type", ""),
-        headers.get("x-correlator", ""),
-        headers.get("traceparent", ""),
-        headers.get("origin", ""),
+        content_type,
+        correlator,
+        traceparent,
+        origin,
     )
 
 
@@ -107,8 +124,31 @@ def record_of(record: FetchedRecord) -> Record:
     """A record of an output topic."""
     key = (record.key or b"").decode(errors="replace")
     headers = list(_texts(record.headers).items())
-    message = Message(record.topic, key, record.value, headers, record.timestamp)
+    millis = _NO_MILLIS if record.timestamp is None else record.timestamp
+    message = Message(record.topic, key, record.value, headers, millis)
     return Record(record.partition, record.offset, message)
+
+
+def place_of(record: FetchedRecord) -> str:
+    """Where a record stands, such as `qod.inbox-0-17`."""
+    return f"{record.topic}-{record.partition}-{record.offset}"
+
+
+def trace_of(record: FetchedRecord, partition: int) -> tuple[int, str]:
+    """The position behind the notification that caused a record, and the id of its inbox where that is told.
+
+    0 where it was none of `partition`: for tombstones, and for what was exported from a directory.
+    """
+    told = {name: text.decode(errors="replace") for name, text in record.headers if name in _TRACE and text}
+    number, _, position = told.get("inbox", "").partition("-")
+    is_position = position.isdecimal() and len(position) <= _POSITION_DIGITS_MAX
+    return int(position) + 1 if is_position and number == str(partition) else 0, told.get(INBOX_ID, "")
+
+
+def _stamped_micros(record: FetchedRecord) -> int:
+    """The record's own time, as near to it as can be written."""
+    millis = _NO_MILLIS if record.timestamp is None else record.timestamp
+    return min(max(0, millis * 1000), rfc3339.WRITABLE_MICROS[-1])
 
 
 def _texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
