@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tests.kafka_cluster import unavailable_reason
-from tests.killing.chaos import HAPPENED
+from tests.killing.chaos import HAPPENED, HAPPENED_TO_BROKERS
 from tests.killing.findings import WRONGS
 from tests.killing.run import Outcome, Plan, run
 
@@ -57,7 +57,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if reason := unavailable_reason():
         raise SystemExit(f"there is no Kafka to kill: {reason}")
-    plan = Plan(**vars(arguments), wanted=HAPPENED if arguments.seconds >= LONG_SECONDS else ())
+    happened = HAPPENED if arguments.brokers == 1 else (*HAPPENED, *HAPPENED_TO_BROKERS)
+    plan = Plan(**vars(arguments), wanted=happened if arguments.seconds >= LONG_SECONDS else ())
     print(f"seed {plan.seed}", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="kill-kafka-"))
 

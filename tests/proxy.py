@@ -9,6 +9,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+#: API keys (kafka.apache.org/protocol).
+PRODUCE, END_TXN = 0, 26
+
 _CHUNK_BYTES = 64 * 1024
 _CHUNKS_MAX = 256  # that wait for their time in one direction; then the proxy reads no more, as a full pipe would
 
@@ -195,6 +198,12 @@ class KafkaProxy(Proxy):
         """Deliver the requests of an API again, those that were held back first."""
         released, _ = self._holding.pop(api_key)
         released.set()
+
+    async def heal(self) -> None:
+        """Also, hold back no requests."""
+        for api_key in list(self._holding):
+            self.let_through(api_key)
+        await super().heal()
 
     async def _read(self, reader: asyncio.StreamReader, *, answers: bool) -> bytes:
         if answers:

@@ -20,15 +20,13 @@ from receiver.backends.kafka.inbox import KafkaInbox
 from tests.kafka_cluster import Cluster
 from tests.kafka_fixtures import need_kafka
 from tests.kafka_process import KafkaReceiver, told_on
-from tests.proxy import KafkaProxy
+from tests.limits import SECONDS_MAX
+from tests.proxy import END_TXN, PRODUCE, KafkaProxy
 from tests.samples import posted
 from tests.test_export import Directory
 
 PARTITIONS = 8
 SESSIONS = [f"s{number:03}" for number in range(80)]
-PRODUCE, END_TXN = 0, 26  # kafka.apache.org/protocol: API keys
-#: Far beyond what anything here takes, on a machine that is slow and busy.
-_SECONDS_MAX = 300.0
 #: A transaction times out after 15 s; on a slow machine a broker's end may take longer.
 _ATTEMPTS = 5
 _TOPICS = ("status", "unavailable", "sessions")
@@ -66,7 +64,7 @@ class Stage:
         inbox = KafkaInbox(self._connection, f"{self.prefix}.inbox", append_timeout_seconds=60)
         running = asyncio.create_task(inbox.run())
         try:
-            async with asyncio.timeout(_SECONDS_MAX):
+            async with asyncio.timeout(SECONDS_MAX):
                 await inbox.connected.wait()
                 await asyncio.gather(*(inbox.append(posted(spelled, session_id=each)) for each in SESSIONS))
         finally:
@@ -134,7 +132,7 @@ class Stage:
             "the others know that the broker is away",
         )
         then()
-        async with asyncio.timeout(_SECONDS_MAX):
+        async with asyncio.timeout(SECONDS_MAX):
             while await self.open_partitions(without=broker):  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0.1)
         await asyncio.to_thread(self.cluster.start)
@@ -147,7 +145,7 @@ class Stage:
             return len(lags) == PARTITIONS and not any(lags.values())
 
         await until(is_done, "no lag")
-        async with asyncio.timeout(_SECONDS_MAX):
+        async with asyncio.timeout(SECONDS_MAX):
             while await self.open_partitions():  # noqa: ASYNC110  # the same
                 await asyncio.sleep(0.1)
 
@@ -186,11 +184,11 @@ async def staged(cluster: Cluster, directory: Path, prefix: str, *, routed: bool
 async def until(done: Callable[[], object], what: str) -> None:
     """Wait for what nobody tells of."""
     try:
-        async with asyncio.timeout(_SECONDS_MAX):
+        async with asyncio.timeout(SECONDS_MAX):
             while not await asyncio.to_thread(done):  # noqa: ASYNC110  # the same
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        pytest.fail(f"after {_SECONDS_MAX:g} s still not: {what}")
+        pytest.fail(f"after {SECONDS_MAX:g} s still not: {what}")
 
 
 async def test_what_hangs_of_a_dead_owner_is_not_committed(cluster: Cluster, tmp_path: Path, topic_prefix: str) -> None:

@@ -9,7 +9,7 @@ from random import Random
 import httpx2
 
 from tests.killing.site import Receiver, Site
-from tests.proxy import Proxy
+from tests.proxy import END_TXN, PRODUCE, Proxy
 
 Deed = Callable[[], Awaitable[None]]
 
@@ -18,6 +18,7 @@ _EDGE_DECK = {"killed": 10, "paused": 1, "ended in order": 2}
 _ROUTER_DECK = {"killed": 6, "paused": 2, "stuttering": 2, "ended in order": 2}
 _GUEST_DECK = {"killed": 1, "ended in order": 1}
 _BROKER_DECK = {"ended in order": 1, "killed": 1, "paused": 1}
+_BROKERS_DECK = {"ended in order": 3, "killed": 3, "paused": 3, "killed with transactions open": 2}
 _NETWORK_DECK = {"delayed": 1, "cut": 2, "held": 1, "black hole": 2, "answers lost": 3, "refused": 1}
 
 #: Seconds between the misfortunes of one part.
@@ -25,6 +26,8 @@ _EDGE_SECONDS = (0.3, 3.5)
 _ROUTER_SECONDS = (0.2, 8.0)
 _GUEST_SECONDS = (5.0, 25.0)
 _BROKER_SECONDS = (40.0, 90.0)
+#: Of several, the others are there meanwhile.
+_BROKERS_SECONDS = (4.0, 16.0)
 _EDGE_NETWORK_SECONDS = (2.0, 15.0)
 _ROUTER_NETWORK_SECONDS = (10.0, 40.0)
 #: So long is a router left alone until it has a lane; that takes the group's session time-out after a kill.
@@ -40,6 +43,9 @@ _STUTTER_AWAKE_SECONDS = (0.02, 0.2)
 _STUTTER_ASLEEP_SECONDS = (0.05, 0.3)
 _EDGE_PAUSE_SECONDS = (1.0, 6.0)
 _BROKER_AWAY_SECONDS = (0.0, 6.0)
+#: A router gives up a commit after 10 s, and a transaction ends by its time limit after 15 s.
+_EXPIRY_SECONDS = (17.0, 20.0)
+_WRITTEN_SECONDS_MAX = 30.0
 _NETWORK_FAULT_SECONDS = (0.3, 7.0)
 _BLACK_HOLE_SECONDS = (1.0, 25.0)
 
@@ -52,6 +58,8 @@ HAPPENED = (
     *(f"broker {name}" for name in _BROKER_DECK),
     *(f"network {name}" for name in _NETWORK_DECK),
 )
+#: And in one with several brokers.
+HAPPENED_TO_BROKERS = (*(f"broker {name}" for name in _BROKERS_DECK), "transactions hung")
 
 
 class _Deck:
@@ -97,9 +105,9 @@ class Chaos:
                 deeds = self._deeds_to(router, _ROUTER_PAUSE_SECONDS)
                 tasks.create_task(self._befall("router", _ROUTER_DECK, deeds, self._resting(_ROUTER_SECONDS, router)))
             tasks.create_task(self._entertain(guest))
-            tasks.create_task(
-                self._befall("broker", _BROKER_DECK, self._deeds_to_broker(), self._resting(_BROKER_SECONDS))
-            )
+            several = site.cluster.count > 1
+            deck, seconds = (_BROKERS_DECK, _BROKERS_SECONDS) if several else (_BROKER_DECK, _BROKER_SECONDS)
+            tasks.create_task(self._befall("broker", deck, self._deeds_to_broker(), self._resting(seconds)))
             for receiver in [*site.edges, *site.routers]:
                 seconds = _EDGE_NETWORK_SECONDS if receiver in site.edges else _ROUTER_NETWORK_SECONDS
                 for proxy in site.proxies[receiver.name]:
@@ -185,7 +193,34 @@ class Chaos:
             await self._rest(*_BROKER_AWAY_SECONDS, hurried=False)
             cluster.resume(number)
 
-        return {"killed": kill, "ended in order": end, "paused": pause}
+        async def kill_in_transactions() -> None:
+            await self._strand(broker())
+
+        return {
+            "killed": kill,
+            "ended in order": end,
+            "paused": pause,
+            "killed with transactions open": kill_in_transactions,
+        }
+
+    async def _strand(self, broker: int) -> None:
+        """Let transactions end by their time limits, or by their owners' successors, while a broker is away that leads
+        some of their partitions.
+        """
+        site = self._site
+        proxies = [proxy for router in site.routers for proxy in site.proxies[router.name]]
+        written = sum(proxy.passed[PRODUCE] for proxy in proxies)
+        for proxy in proxies:
+            proxy.hold_back(END_TXN, when=lambda: sum(each.passed[PRODUCE] for each in proxies) > written)
+        deadline = asyncio.get_running_loop().time() + _WRITTEN_SECONDS_MAX
+        while not any(proxy.held[END_TXN] for proxy in proxies) and asyncio.get_running_loop().time() < deadline:
+            await self._rest(0.05, 0.05, hurried=False)
+        await asyncio.to_thread(site.cluster.kill, broker)
+        await self._rest(*_EXPIRY_SECONDS, hurried=False)
+        await asyncio.to_thread(site.cluster.restart, broker)
+        self.tally["transactions hung"] += await site.hangs()
+        for proxy in proxies:
+            await proxy.heal()
 
     def _deeds_to_network(self, proxy: Proxy) -> Mapping[str, Deed]:
         async def heal(seconds: tuple[float, float] = _NETWORK_FAULT_SECONDS) -> None:

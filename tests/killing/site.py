@@ -12,13 +12,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx2
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from receiver.session_record import SESSIONS
@@ -26,13 +28,15 @@ from tests.kafka_cluster import HOST, Cluster
 from tests.killing.findings import ROUTES
 from tests.killing.topics import not_routed
 from tests.limits import SECONDS_MAX
-from tests.proxy import Proxy
+from tests.proxy import KafkaProxy
 
 PREFIX = "kill"
 GROUP = f"{PREFIX}.router"
 PARTITIONS = 4
 EDGES = 2
 ROUTERS = 3  # the last one comes and goes
+#: Topics of which a partition can be without a leader while all others have one.
+UNREPLICATED = ("acme", "unavailable")
 
 _POLL_SECONDS = 0.05
 
@@ -137,12 +141,14 @@ class Site:
     def __init__(self, directory: Path, brokers: int, session_hours: float, seed: int) -> None:
         self.directory = directory
         self.secret = secrets.token_hex(32)
-        self.cluster = Cluster(directory / "kafka", brokers, ways=EDGES + ROUTERS)
+        # A transaction that times out is ended soon after.
+        properties = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}
+        self.cluster = Cluster(directory / "kafka", brokers, ways=EDGES + ROUTERS, properties=properties)
         self._held: list[socket.socket] = []
         self.edges: list[Receiver] = []
         self.routers: list[Receiver] = []
         self.edge_urls: list[str] = []
-        self.proxies: dict[str, list[Proxy]] = {}
+        self.proxies: dict[str, list[KafkaProxy]] = {}
         self._guard: subprocess.Popen[bytes] | None = None
         settings = {
             "PREFIX": PREFIX,
@@ -165,12 +171,14 @@ class Site:
             receiver = Receiver(name, directory / name, options, environment)
             (self.edges if is_edge else self.routers).append(receiver)
             self.proxies[name] = [
-                Proxy(listen, target, seed=seed + 100 * number + at) for at, (listen, target) in enumerate(way.proxies)
+                KafkaProxy(listen, target, seed=seed + 100 * number + at)
+                for at, (listen, target) in enumerate(way.proxies)
             ]
 
     async def __aenter__(self) -> Self:
         try:
             await asyncio.to_thread(self.cluster.start)
+            await _make_unreplicated(self.cluster)
             self._guard = _guard()
             for proxy in self._all_proxies():
                 await proxy.up()
@@ -224,6 +232,17 @@ class Site:
         """End all receivers in good order."""
         await asyncio.gather(*(asyncio.to_thread(each.end) for each in [*self.edges, *self.routers] if each.runs))
 
+    async def hangs(self) -> bool:
+        """Whether a transaction is open somewhere: the uncommitted end is beyond the committed one."""
+        wanted = [TopicPartition(f"{PREFIX}.{name}", each) for name in UNREPLICATED for each in range(PARTITIONS)]
+        ends = []
+        for isolation in ("read_uncommitted", "read_committed"):
+            async with AIOKafkaConsumer(
+                bootstrap_servers=self.cluster.bootstrap, isolation_level=isolation
+            ) as consumer:
+                ends.append(await consumer.end_offsets(wanted))
+        return any(end > ends[1][where] for where, end in ends[0].items())
+
     def faults(self) -> Counter[str]:
         """What the proxies did, and what the receivers said of it in their logs."""
         found: Counter[str] = Counter()
@@ -236,7 +255,7 @@ class Site:
                         found[f"log: {_summary(line)}"] += 1
         return found
 
-    def _all_proxies(self) -> list[Proxy]:
+    def _all_proxies(self) -> list[KafkaProxy]:
         return [proxy for some in self.proxies.values() for proxy in some]
 
     def _reserve(self) -> int:
@@ -262,6 +281,27 @@ class Site:
             held.close()
 
 
+async def _make_unreplicated(cluster: Cluster) -> None:
+    """Make the topics that have a single replica, so that each broker that is away leaves some partitions leaderless.
+
+    All others have as many replicas as there are brokers, three at most.
+    """
+    async with _admin(cluster) as admin:
+        topics = [NewTopic(f"{PREFIX}.{name}", PARTITIONS, 1) for name in UNREPLICATED]
+        answer = await admin.create_topics(topics)
+        assert not any(each[1] for each in answer.topic_errors), answer
+
+
+@asynccontextmanager
+async def _admin(cluster: Cluster) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)
+    await admin.start()
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
 async def _compact_often(cluster: Cluster) -> None:
     """Let the sessions topic be compacted all the time: lanes are opened from what that leaves."""
     configs = {
@@ -272,13 +312,9 @@ async def _compact_often(cluster: Cluster) -> None:
         "segment.ms": "5000",
     }
     resource = ConfigResource(ConfigResourceType.TOPIC, f"{PREFIX}.{SESSIONS}", configs)
-    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)
-    await admin.start()
-    try:
+    async with _admin(cluster) as admin:
         for answer in await admin.alter_configs([resource]):
             assert not any(each[0] for each in answer.resources), answer
-    finally:
-        await admin.close()
 
 
 def _guard() -> subprocess.Popen[bytes]:
