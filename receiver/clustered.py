@@ -312,7 +312,8 @@ async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[Kaf
     running = asyncio.create_task(inbox.run())
     try:
         try:
-            await asyncio.wait_for(inbox.connected.wait(), _CONNECT_SECONDS_MAX)
+            async with asyncio.timeout(_CONNECT_SECONDS_MAX):
+                await inbox.connected.wait()
         except TimeoutError:
             raise Unavailable(inbox.trouble, reason="kafka") from None
         yield inbox

@@ -180,7 +180,8 @@ class OpsApp(Starlette):
                     continue  # there may be more: a stream that waited now would fall behind a busy topic
                 silent_seconds += _STREAM_POLL_SECONDS
                 try:
-                    await asyncio.wait_for(self._stopping.wait(), _STREAM_POLL_SECONDS)
+                    async with asyncio.timeout(_STREAM_POLL_SECONDS):
+                        await self._stopping.wait()
                 except TimeoutError:
                     continue
         finally:

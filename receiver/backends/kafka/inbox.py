@@ -100,7 +100,8 @@ class KafkaInbox:
             try:
                 while not self._worn.is_set():
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._worn.wait(), _METADATA_MILLIS / 1000)
+                        async with asyncio.timeout(_METADATA_MILLIS / 1000):
+                            await self._worn.wait()
                     self._look(producer)
             finally:
                 self.connected.clear()

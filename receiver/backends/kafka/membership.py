@@ -110,7 +110,8 @@ class Membership:
             self._trouble = ""
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(listener.changed.wait(), _POLL_SECONDS)
+                    async with asyncio.timeout(_POLL_SECONDS):
+                        await listener.changed.wait()
                 if listener.changed.is_set():
                     listener.changed.clear()
                     await self._share([each.partition for each in listener.partitions])
