@@ -16,6 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import structlog
+
 from receiver.admission import Admission
 from receiver.auth import Credentials, Issuer, StaticToken
 from receiver.backends.kafka.reader import KafkaReader
@@ -226,7 +228,11 @@ def served_at(directory: Path) -> Addresses | None:
     except OSError:
         return None
     except Unavailable:
-        told = json.loads((directory / ADDRESSES_FILE).read_bytes())
+        try:
+            told = json.loads((directory / ADDRESSES_FILE).read_bytes())
+        except (OSError, ValueError):
+            message = f"another process serves {directory} and could not write there where it listens"
+            raise Unavailable(message, reason="locked") from None
         return Addresses(told["edge_url"], told["ops_url"])
     return None
 
@@ -234,7 +240,10 @@ def served_at(directory: Path) -> Addresses | None:
 @contextlib.contextmanager
 def _announced(directory: Path, addresses: Addresses) -> Iterator[None]:
     file = directory / ADDRESSES_FILE
-    file.write_text(json.dumps({"pid": os.getpid(), **addresses._asdict()}))
+    try:
+        file.write_text(json.dumps({"pid": os.getpid(), **addresses._asdict()}))
+    except OSError as error:  # other commands don't find this process then; what it does goes on
+        structlog.get_logger("receiver").warning("addresses_not_written", reason=error.strerror)
     try:
         yield
     finally:

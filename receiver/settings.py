@@ -260,7 +260,10 @@ class KafkaSettings(_Section):
         default=2, ge=0.1, le=60, description="Time for Kafka to keep a notification before the disk does"
     )
     spool_bytes_max: int = Field(
-        default=1024**3, ge=1024 * 1024, le=1024**5, description="Most that waits on disk for Kafka, in bytes"
+        default=1024**3,
+        ge=1024 * 1024,
+        le=1024**5,
+        description="Most that the spool takes on disk, its log included, in bytes",
     )
     create_topics: bool = Field(default=True, description="Make topics that are missing when `serve` starts")
     partitions: int = Field(default=12, ge=1, le=10_000, description="Partitions of each topic that is made")

@@ -405,7 +405,7 @@ def test_parts_wait_for_kafka(away: Away, tmp_path: Path) -> None:
         assert {answer.retry_after for answer in answers[kept:]} == {"5"}
         ready = httpx2.get(f"{edge.ops_url}/readyz", timeout=SECONDS_MAX)
         assert ready.status_code == 503
-        assert ready.json()["checks"]["inbox"] == "the spool is full: 1048576 bytes wait for Kafka"
+        assert ready.json()["checks"]["inbox"] == "the spool is full: it takes 1048576 bytes of the disk"
         assert httpx2.get(edge.edge_url, timeout=SECONDS_MAX).status_code == 503
         assert edge.spooled() == kept
         away.do(away.proxy.up())

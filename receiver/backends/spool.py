@@ -8,7 +8,8 @@ While the disk is being emptied, appends wait a moment for the batch on its way,
 the disk that it holds less than before; the last ones go to Kafka. Else senders that never pause would keep it in use
 for ever, and could fill it faster than it empties, with nothing wrong any more.
 
-The disk is the embedded node's: the same file, the same syncs, the same care after a failure.
+The disk is the embedded node's: the same file, the same syncs, the same care after a failure. What Kafka has is noted
+there and removed. While that fails draining goes on all the same: what is not noted is sent again after a restart.
 """
 
 import asyncio
@@ -19,8 +20,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from receiver.backends.packing import Pack
 from receiver.backends.sqlite import SqliteInbox
 from receiver.backends.sqlite_file import Effects, Lock, SqliteFile
 from receiver.backends.sqlite_view import SqliteView
@@ -34,8 +36,13 @@ _DRAIN_MAX = 2_000
 _BACKOFF_SECONDS_FIRST = 0.2
 _BACKOFF_SECONDS_MAX = 5.0
 _RETAIN_ROWS_MAX = 10_000
+_TIDY_AGAIN_SECONDS = 10.0
 #: What a notification takes on disk besides its body, its index and SQLite's own included, is seldom more.
 _ROW_BYTES = 512
+#: Of what the spool may take, its log may take so much.
+_LOG_PART = 16
+#: An empty file is made small again when it takes so much.
+_SHRINK_BYTES = 1024 * 1024
 #: Kafka is slow rather than back where a batch takes longer; appends don't wait for that.
 _HOLD_SECONDS_MAX = 0.25
 
@@ -64,11 +71,34 @@ class Gauges(Protocol):
         ...
 
 
-class _Sent(NamedTuple):
-    """What Kafka has, while the disk has not noted it yet."""
+class _SpoolFile(SqliteFile):
+    """A file that knows what it takes on the disk, see `SqliteFile.taken_bytes`."""
 
-    next_position: int
-    spool_bytes: int
+    measured_bytes = 0
+
+    def open(self) -> None:
+        """See SqliteFile."""
+        super().open()
+        self.measured_bytes = self.taken_bytes()
+
+    def append(self, pack: Pack, now_micros: int) -> None:
+        """See SqliteFile."""
+        super().append(pack, now_micros)
+        self.measured_bytes = self.taken_bytes()
+
+    def remove(self, position: int, next_position: int) -> None:
+        """Note that Kafka has what is between the positions, and remove it. Raises LaneLost and Unavailable."""
+        now_micros = time.time_ns() // 1000
+        if next_position > position:
+            self.commit(position, next_position, _NO_EFFECTS, now_micros)
+        self.retain(now_micros, now_micros, _RETAIN_ROWS_MAX)
+        self.measured_bytes = self.taken_bytes()
+
+    def shrink(self) -> None:
+        """See SqliteFile; where that gives back more than it costs."""
+        if self.file_bytes() > _SHRINK_BYTES:
+            super().shrink()
+            self.measured_bytes = self.taken_bytes()
 
 
 class Spool:
@@ -94,7 +124,7 @@ class Spool:
         self._name = directory.name
         self._lock = Lock(directory)
         try:
-            self._file = SqliteFile(directory, "")
+            self._file = _SpoolFile(directory, "", log_bytes_max=bytes_max // _LOG_PART)
             self._file.open()
             self._view = SqliteView(directory, "")
         except BaseException:
@@ -107,11 +137,9 @@ class Spool:
         self._inbox = inbox
         self._gauges = gauges
         self._bytes_max = bytes_max
-        self._position = self._view.position()
-        self._bytes = self._view.inbox_bytes(self._position)
-        self._writing = 0
+        self._position = self._noted = self._view.position()
+        self._writing = self._writing_bytes = 0
         self._filled = asyncio.Event()
-        self._sent: _Sent | None = None
         self._held: deque[tuple[Notification, asyncio.Future[None]]] = deque()
         self._holding: asyncio.TimerHandle | None = None
         self._opened = opened
@@ -133,7 +161,7 @@ class Spool:
         """See the contract: empty as long as the disk can take what Kafka can't."""
         if not self._is_open:
             return ""
-        if self._bytes >= self._bytes_max:
+        if self._taken_bytes >= self._bytes_max:
             return self._full()
         return self._disk.trouble
 
@@ -155,8 +183,11 @@ class Spool:
     async def run(self) -> None:
         """Drain whatever comes to lie here."""
         while True:
-            await self._filled.wait()
             await self.empty()
+            is_tidy = await self._tidy()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if is_tidy else _TIDY_AGAIN_SECONDS):
+                    await self._filled.wait()
 
     async def empty(self) -> None:
         """Drain until nothing lies here."""
@@ -167,11 +198,9 @@ class Spool:
                     await self._drain()
                 finally:
                     self._let_in()
-            except LaneLost:
-                # A commit that failed was kept all the same.
-                self._position, self._sent = self._view.position(), None
             except Unavailable as error:
                 self._gauges.spool_failed(error.message)
+                await self._note()  # and find out whether the disk can be written, without any traffic
                 await asyncio.sleep(backoff_seconds)
                 backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
             else:
@@ -197,12 +226,12 @@ class Spool:
         self.keep(notification).add_done_callback(partial(_pass_on, kept))
 
     def _keep(self, notification: Notification) -> asyncio.Future[None]:
-        if self._bytes >= self._bytes_max:
+        if self._taken_bytes >= self._bytes_max:
             refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             refused.set_exception(Unavailable(self._full(), reason="spool"))
             return refused
         size = len(notification.body) + _ROW_BYTES
-        self._bytes += size
+        self._writing_bytes += size
         self._writing += 1
         written = self._disk.append(notification)
         written.add_done_callback(lambda done: self._written(done, size))
@@ -210,8 +239,9 @@ class Spool:
 
     def _written(self, written: asyncio.Future[None], size: int) -> None:
         self._writing -= 1
-        if written.cancelled() or written.exception() is not None:
-            self._bytes -= size
+        self._writing_bytes -= size
+        if not written.cancelled():
+            written.exception()  # is told to whoever waits for it
         self._tell()
 
     async def _drain(self) -> None:
@@ -224,29 +254,48 @@ class Spool:
                 continue
             if drained_count:
                 self._holding = loop.call_later(_HOLD_SECONDS_MAX, self._let_in)
-            if self._sent is None:
-                notifications, next_position = await loop.run_in_executor(
-                    self._reader, self._view.inbox, self._position, _DRAIN_MAX
-                )
-                await self._send(notifications)
-                self._sent = _Sent(next_position, sum(len(each.body) + _ROW_BYTES for each in notifications))
-            now_micros = time.time_ns() // 1000
-            await loop.run_in_executor(
-                self._writer, self._file.commit, self._position, self._sent.next_position, _NO_EFFECTS, now_micros
+            notifications, next_position = await loop.run_in_executor(
+                self._reader, self._view.inbox, self._position, _DRAIN_MAX
             )
-            drained_count = self._sent.next_position - self._position
-            self._position = self._sent.next_position
-            self._bytes = max(0, self._bytes - self._sent.spool_bytes)
-            self._sent = None
+            await self._send(notifications)
+            drained_count = next_position - self._position
+            self._position = next_position
+            await self._note()
             self._let_in(drained_count // 2)
-            await loop.run_in_executor(self._writer, self._file.retain, now_micros, now_micros, _RETAIN_ROWS_MAX)
             self._tell()
-        self._bytes = 0
         self._set_open(False)
         held, self._held = self._held, deque()
         for notification, kept in held:
             self.append(notification).add_done_callback(partial(_pass_on, kept))
         self._tell()
+
+    async def _note(self) -> bool:
+        """Note on the disk what Kafka has; whether that succeeded."""
+        loop, position = asyncio.get_running_loop(), self._position
+        try:
+            await loop.run_in_executor(self._writer, self._file.remove, self._noted, position)
+        except LaneLost:
+            # A commit that failed was kept all the same.
+            self._noted = await loop.run_in_executor(self._reader, self._view.position)
+            return False
+        except Unavailable as error:
+            self._gauges.spool_failed(error.message)
+            self._disk.trouble = error.message
+            return False
+        self._noted = position
+        self._disk.trouble = self._file.full
+        return True
+
+    async def _tidy(self) -> bool:
+        """Leave the file small and without anything that Kafka has; whether that succeeded."""
+        is_noted = await self._note()
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._file.shrink)
+        except Unavailable as error:
+            self._gauges.spool_failed(error.message)
+            return False
+        self._tell()
+        return is_noted
 
     def _let_in(self, count_max: int | None = None) -> None:
         """Write those that wait, or so many of them; who comes next waits no more, unless some still do."""
@@ -265,11 +314,15 @@ class Spool:
         if failed:
             raise Unavailable(f"Kafka took {len(unsent) - len(failed)} of {len(unsent)}: {failed[0]}", reason="kafka")
 
+    @property
+    def _taken_bytes(self) -> int:
+        return self._file.measured_bytes + self._writing_bytes
+
     def _full(self) -> str:
-        return f"the spool is full: {self._bytes_max} bytes wait for Kafka"
+        return f"the spool is full: it takes {self._bytes_max} bytes of the disk"
 
     def _tell(self) -> None:
-        self._gauges.spooled(self._name, self.count + self._writing, self._bytes)
+        self._gauges.spooled(self._name, self.count + self._writing, self._taken_bytes)
 
 
 def _pass_on(kept: asyncio.Future[None], written: asyncio.Future[None]) -> None:

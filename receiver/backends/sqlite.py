@@ -138,8 +138,10 @@ class SqliteInbox:
 
     def _write(self) -> None:
         loop = asyncio.get_running_loop()
-        count = min(len(self._waiting), GROUP_MAX)
-        self._group = [self._waiting.popleft() for _ in range(count)]
+        self._group, group_bytes = [], 0
+        while self._waiting and len(self._group) < GROUP_MAX and group_bytes < self._file.append_bytes_max:
+            self._group.append(self._waiting.popleft())
+            group_bytes += len(self._group[-1][0].body)
         self._deadline = loop.call_later(self._timeout_seconds, self._expire)
         pack = pack_notifications([notification for notification, _ in self._group])
         writing = loop.run_in_executor(self._writer, self._file.append, pack, self._clock_nanos() // 1000)
@@ -400,7 +402,7 @@ class SqliteNode:
         except Unavailable as error:
             self.inbox.trouble = error.message
             raise
-        self.inbox.trouble = ""
+        self.inbox.trouble = self._file.full
         return removed
 
     def close(self) -> None:

@@ -11,19 +11,24 @@ sync left on the disk: pages of the log may count as clean that never got there.
 after a power cut, where they are missing; and a checkpoint that a power cut interrupts would leave a database that only
 they could mend. So the file is opened anew, and before SQLite looks at it the log is written over itself and synced.
 Then a checkpoint copies it into the database, syncs that, and the log begins again from nothing.
+
+A full disk: what opens the file, commits or removes may use the reserve, appends may not. The log is at most half the
+reserve, and an opening gives back what it took: the log is empty then. Retention gives free pages back to the disk
+while the reserve is not whole.
 """
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import apsw
 import orjson
 
 from receiver.backends.packing import Pack
+from receiver.backends.reserve import Reserve
 from receiver.backends.sqlite_schema import (
     BUSY_TIMEOUT_MILLIS,
     FILE_NAME,
@@ -41,8 +46,16 @@ LOCK_NAME = "lock"
 
 #: 16 MiB of log between checkpoints: small enough to replay at once, large enough that a page is copied once for many
 #: commits that touched it.
-_CHECKPOINT_PAGES = 4_096
+_CHECKPOINT_BYTES_MAX = 16 * 1024 * 1024
+_PAGE_BYTES = 4_096
 _SYNCHRONOUS_FULL = 2
+#: What one append writes at most, and what part of the reserve: a row of a megabyte takes a few milliseconds.
+_APPEND_BYTES_MAX = 1024 * 1024
+_APPEND_PART = 8
+#: Free pages are given back to the disk a part of the reserve at a time, as others move in their place through the log,
+#: and so often after each retention.
+_GIVEN_BACK_PART = 16
+_GIVEN_BACK_TIMES_MAX = 16
 #: SQLite's file system cuts what is longer than 128 KiB, for it never asks for so much.
 _PIECE_BYTES = 65_536
 _ROWS_AT_ONCE = (128, 16, 1)
@@ -64,13 +77,26 @@ class Effects(NamedTuple):
     replaced: Sequence[int]
 
 
+T = TypeVar("T")
+
+
 class SqliteFile:
     """The writing side. Use it from one thread at a time. Every method raises Unavailable when the file fails.
 
-    `end` is the position of the next notification.
+    `end` is the position of the next notification. `append_bytes_max` is what the bodies of one append should have at
+    most, beside the last. The log has about `log_bytes_max` bytes at most, and no more than half the reserve.
     """
 
-    def __init__(self, directory: Path, sessions_topic: str, *, vfs: str = "") -> None:
+    def __init__(
+        self, directory: Path, sessions_topic: str, *, vfs: str = "", log_bytes_max: int = _CHECKPOINT_BYTES_MAX
+    ) -> None:
+        self._reserve = None if vfs else Reserve(directory)  # which is a file of the machine's
+        self.append_bytes_max = _APPEND_BYTES_MAX
+        self._checkpoint_bytes = log_bytes_max
+        if self._reserve is not None:
+            self.append_bytes_max = min(_APPEND_BYTES_MAX, self._reserve.size_bytes // _APPEND_PART)
+            self._checkpoint_bytes = min(log_bytes_max, self._reserve.size_bytes // 2)
+        self._directory = directory
         self._path = os.fspath(directory / FILE_NAME)
         self._vfs = vfs  # SQLite's name for a file system; the empty one is the machine's
         self._sessions_topic = sessions_topic
@@ -80,8 +106,9 @@ class SqliteFile:
 
     def open(self) -> None:
         """Open the file, or create it, and make what it holds durable. Done by every method where it is needed."""
-        with failing("the file can't be opened"):
-            self._open()
+        self._with_reserve(self._try_to_open)
+        if self._reserve is not None:
+            self._reserve.make()
 
     def close(self) -> None:
         """Close the connection; what was committed stays."""
@@ -92,10 +119,19 @@ class SqliteFile:
 
     def append(self, pack: Pack, now_micros: int) -> None:
         """Keep the packed notifications durably, or not at all."""
-        with self._connected() as connection:
-            connection.execute(
-                "INSERT INTO inbox VALUES (?, ?, ?, ?, ?)", (self.end, pack.size, now_micros, pack.crc, pack.blob)
-            )
+        if self._connection is None:
+            self.open()
+        if self.full:
+            raise Unavailable(self.full, reason="store")
+        try:
+            with self._connected() as connection:
+                connection.execute(
+                    "INSERT INTO inbox VALUES (?, ?, ?, ?, ?)", (self.end, pack.size, now_micros, pack.crc, pack.blob)
+                )
+        except Unavailable as error:
+            if self._reserve is not None:
+                self._reserve.is_safe = False  # look again before the next
+            raise self._told(error) from error.__cause__
         self.end += pack.size
 
     def commit(self, position: int, next_position: int, effects: Effects, clock_micros: int) -> int:
@@ -104,6 +140,46 @@ class SqliteFile:
         Returns the position of the first of the states. Raises LaneLost where the lane does not stand at `position`:
         somebody else committed.
         """
+        return self._with_reserve(lambda: self._commit(position, next_position, effects, clock_micros))
+
+    def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
+        """Remove committed notifications, messages and tombstones written before the times given.
+
+        From the oldest on, at most `rows_max` rows of each kind, so that nobody waits long; returns how many were
+        removed. What was written by a clock that ran ahead holds up all behind it until its time comes, so that no
+        topic ever has a gap.
+        """
+        removed = self._with_reserve(lambda: self._retain(inbox_micros, topics_micros, rows_max))
+        if self._reserve is not None:
+            for _ in range(_GIVEN_BACK_TIMES_MAX):
+                if self._reserve.make() or not self._with_reserve(self._give_back):
+                    break
+        return removed
+
+    @property
+    def full(self) -> str:
+        """Why nothing is appended: the disk has no room for that and the reserve. Empty where it has."""
+        if self._reserve is None or self._reserve.is_safe or self._reserve.make():
+            return ""
+        return _full(self._reserve)
+
+    def shrink(self) -> None:
+        """Give all that is free in the file back to the disk: for a file that has next to nothing in it."""
+        self._with_reserve(self._shrink)
+
+    def taken_bytes(self) -> int:
+        """What the file takes on the disk, without the pages that are free in it; its log and index included."""
+        with self._connected() as connection:
+            pages_count = connection.pragma("page_count") - connection.pragma("freelist_count")
+        beside = [self._directory / f"{FILE_NAME}{suffix}" for suffix in ("-wal", "-shm")]
+        return int(pages_count) * _PAGE_BYTES + sum(path.stat().st_size for path in beside if path.exists())
+
+    def file_bytes(self) -> int:
+        """How long the file itself is."""
+        with failing("the file can't be found"):
+            return (self._directory / FILE_NAME).stat().st_size
+
+    def _commit(self, position: int, next_position: int, effects: Effects, clock_micros: int) -> int:
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
@@ -128,13 +204,7 @@ class SqliteFile:
             connection.execute("COMMIT")
         return first
 
-    def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
-        """Remove committed notifications, messages and tombstones written before the times given.
-
-        From the oldest on, at most `rows_max` rows of each kind, so that nobody waits long; returns how many were
-        removed. What was written by a clock that ran ahead holds up all behind it until its time comes, so that no
-        topic ever has a gap.
-        """
+    def _retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
         removed = 0
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -169,6 +239,46 @@ class SqliteFile:
             connection.execute("COMMIT")
         return removed
 
+    def _give_back(self) -> bool:
+        """Give some free pages back to the disk; whether there were any."""
+        size_bytes = 0 if self._reserve is None else self._reserve.size_bytes
+        with self._connected() as connection:
+            pages_count: int = connection.pragma("page_count")
+            for _ in connection.execute(f"PRAGMA incremental_vacuum({size_bytes // _GIVEN_BACK_PART // _PAGE_BYTES})"):
+                pass  # each step gives a page
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return bool(pages_count > connection.pragma("page_count"))
+
+    def _shrink(self) -> None:
+        with self._connected() as connection:
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _with_reserve(self, call: Callable[[], T]) -> T:
+        """Do something, with the room of the reserve where the disk has no other."""
+        try:
+            return call()
+        except Unavailable as error:
+            if self._reserve is None or not isinstance(error.__cause__, _NO_ROOM):
+                raise
+            if not self._reserve.release():
+                raise self._told(error) from error.__cause__
+        try:
+            return call()
+        except Unavailable as error:
+            raise self._told(error) from error.__cause__
+
+    def _told(self, error: Unavailable) -> Unavailable:
+        """The error, which says what is to be done where that is to make room."""
+        if self._reserve is None or not isinstance(error.__cause__, _NO_ROOM):
+            return error
+        is_full = isinstance(error.__cause__, apsw.FullError) or not self._reserve.make()
+        return Unavailable(_full(self._reserve), reason="store") if is_full else error
+
+    def _try_to_open(self) -> None:
+        with failing("the file can't be opened"):
+            self._open()
+
     def _give_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -181,8 +291,10 @@ class SqliteFile:
             connection.set_busy_timeout(BUSY_TIMEOUT_MILLIS)
             _refuse_read_only(connection)
             self._rewrite_log()
+            if self._reserve is not None and not (self._directory / FILE_NAME).stat().st_size:
+                connection.execute("PRAGMA auto_vacuum = incremental")  # can't be changed later
             _make_durable(connection)
-            connection.wal_autocheckpoint(_CHECKPOINT_PAGES)
+            connection.wal_autocheckpoint(max(self._checkpoint_bytes // _PAGE_BYTES, 1))
             self._create(connection)
             self._topics = dict(connection.execute("SELECT name, topic FROM topics"))
             self._refuse_other_prefix(connection)
@@ -274,6 +386,14 @@ class Lock:
     def release(self) -> None:
         """Give the right back."""
         os.close(self._descriptor)
+
+
+#: What SQLite, and Python, may call it that there is no room.
+_NO_ROOM = (apsw.FullError, apsw.IOError, apsw.CantOpenError, OSError)
+
+
+def _full(reserve: Reserve) -> str:
+    return f"the disk of the data directory is full: {reserve.wanted_bytes // 1024} KiB of room are wanted"
 
 
 def _refuse_read_only(connection: apsw.Connection) -> None:
