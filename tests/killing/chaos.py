@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
 
 import httpx2
+from aiokafka import TopicPartition
 
 from tests.killing.site import Receiver, Site
 from tests.proxy import END_TXN, PRODUCE, Proxy
@@ -193,17 +194,14 @@ class Chaos:
             await self._rest(*_BROKER_AWAY_SECONDS, hurried=False)
             cluster.resume(number)
 
-        async def kill_in_transactions() -> None:
-            await self._strand(broker())
-
         return {
             "killed": kill,
             "ended in order": end,
             "paused": pause,
-            "killed with transactions open": kill_in_transactions,
+            "killed with transactions open": self._strand,
         }
 
-    async def _strand(self, broker: int) -> None:
+    async def _strand(self) -> None:
         """Let transactions end by their time limits, or by their owners' successors, while a broker is away that leads
         some of their partitions.
         """
@@ -213,12 +211,17 @@ class Chaos:
         for proxy in proxies:
             proxy.hold_back(END_TXN, when=lambda: sum(each.passed[PRODUCE] for each in proxies) > written)
         deadline = asyncio.get_running_loop().time() + _WRITTEN_SECONDS_MAX
-        while not any(proxy.held[END_TXN] for proxy in proxies) and asyncio.get_running_loop().time() < deadline:
-            await self._rest(0.05, 0.05, hurried=False)
+        written_to: Sequence[TopicPartition] = ()
+        while not written_to and asyncio.get_running_loop().time() < deadline:
+            await self._rest(0.5, 0.5, hurried=False)
+            if any(proxy.held[END_TXN] for proxy in proxies):
+                written_to = await site.open_partitions()
+        leaders = [each for each in (site.cluster.leader(*where) for where in written_to) if each >= 0]
+        broker = self._random.choice(leaders or range(site.cluster.count))
         await asyncio.to_thread(site.cluster.kill, broker)
         await self._rest(*_EXPIRY_SECONDS, hurried=False)
         await asyncio.to_thread(site.cluster.restart, broker)
-        self.tally["transactions hung"] += await site.hangs()
+        self.tally["transactions hung"] += bool(await site.open_partitions())
         for proxy in proxies:
             await proxy.heal()
 

@@ -232,8 +232,8 @@ class Site:
         """End all receivers in good order."""
         await asyncio.gather(*(asyncio.to_thread(each.end) for each in [*self.edges, *self.routers] if each.runs))
 
-    async def hangs(self) -> bool:
-        """Whether a transaction is open somewhere: the uncommitted end is beyond the committed one."""
+    async def open_partitions(self) -> Sequence[TopicPartition]:
+        """Where, among topics with one replica, a transaction is open: all ends beyond what is committed."""
         wanted = [TopicPartition(f"{PREFIX}.{name}", each) for name in UNREPLICATED for each in range(PARTITIONS)]
         ends = []
         for isolation in ("read_uncommitted", "read_committed"):
@@ -241,7 +241,7 @@ class Site:
                 bootstrap_servers=self.cluster.bootstrap, isolation_level=isolation
             ) as consumer:
                 ends.append(await consumer.end_offsets(wanted))
-        return any(end > ends[1][where] for where, end in ends[0].items())
+        return [where for where, end in ends[0].items() if end > ends[1][where]]
 
     def faults(self) -> Counter[str]:
         """What the proxies did, and what the receivers said of it in their logs."""

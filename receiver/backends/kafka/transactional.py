@@ -191,9 +191,11 @@ class Transactional:
         request = OffsetFetchRequest(group, [(partition.topic, [partition.partition])])
         try:
             answer = await client.send(coordinator, request, group=ConnectionGroup.COORDINATION)
+            if code := getattr(answer, "error_code", 0):
+                raise for_code(code)
             ((_, ((_, offset, metadata, code),)),) = answer.topics
-            if code or getattr(answer, "error_code", 0):
-                raise for_code(code or answer.error_code)
+            if code:
+                raise for_code(code)
         except KafkaError:
             sender._coordinator_dead(CoordinationType.GROUP)  # noqa: SLF001
             raise
