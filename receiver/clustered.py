@@ -13,11 +13,12 @@ from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.known import known, places
 from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.oauth import ClientCredentials
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.standing import expect_partitions
-from receiver.backends.kafka.topics import Plan, check, create
+from receiver.backends.kafka.topics import Difference, Plan, check, create
 from receiver.backends.shared_spool import DistantSpool, SharedSpool
 from receiver.backends.spool import Spool
 from receiver.dispatcher import Dispatcher
@@ -110,6 +111,7 @@ def plan_of(settings: Settings, router: Router) -> Plan:
         settings.kafka.replication_factor,
         settings.retention.inbox_hours,
         settings.retention.topics_hours,
+        settings.edge.body_bytes_max + settings.edge.header_bytes_max,
     )
 
 
@@ -125,6 +127,7 @@ class ClusteredNode:
         self._settings = settings
         self._telemetry = telemetry
         self._connection = connection_of(settings)
+        self._limits = Limits(self._connection)
         self._plan = plan_of(settings, router)
         self._prepared = False
         self._kafka_inbox = KafkaInbox(
@@ -132,6 +135,7 @@ class ClusteredNode:
             self._plan.inbox,
             append_timeout_seconds=settings.kafka.append_timeout_seconds,
             appended=telemetry.appended,
+            limits=self._limits,
         )
         self._membership = self._member(router) if part.routes else None
         self._shared = part.shared
@@ -147,10 +151,12 @@ class ClusteredNode:
         try:
             async with asyncio.timeout(seconds_max):
                 creates, group = self._settings.kafka.create_topics, group_of(self._settings)
-                await prepare(self._connection, self._plan, create_missing=creates, group=group)
+                differences = await prepare(self._connection, self._plan, create_missing=creates, group=group)
         except TimeoutError:
             raise Unavailable(f"Kafka did not answer within {seconds_max:g} s", reason="kafka") from None
         self._prepared = True
+        for each in differences:
+            self._telemetry.topic_differs(each.topic, each.what)
 
     def wait_for_cluster(self, why: str) -> None:
         """Go on without the cluster, and tell why."""
@@ -177,10 +183,12 @@ class ClusteredNode:
 
     def notices(self) -> Mapping[str, str]:
         """See Node."""
-        lanes = {} if self._membership is None else {"lanes": self._membership.notice}
+        told: dict[str, str] = {}
+        if self._membership is not None:
+            told["lanes"] = "; ".join(filter(None, (self._membership.notice, self._limits.notice)))
         if self._spool is None:
-            return lanes
-        return {"kafka": self._kafka_inbox.trouble, "spool": self._spool.notice, **self._router_trouble(), **lanes}
+            return told
+        return {"kafka": self._kafka_inbox.trouble, "spool": self._spool.notice, **self._router_trouble(), **told}
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
         """See Node: those of the lanes that this process owns."""
@@ -237,7 +245,7 @@ class ClusteredNode:
 
         remembered_seconds = settings.retention.session_hours * 3600
         topics = Topics.of(settings.prefix, settings.kafka.group, router.topics, remembered_seconds)
-        return Membership(self._connection, topics, self._telemetry, dispatcher)
+        return Membership(self._connection, topics, self._telemetry, dispatcher, self._limits)
 
     def _distant(self, shared: SharedSpool) -> DistantSpool:
         return DistantSpool(
@@ -322,11 +330,11 @@ async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[Kaf
         await asyncio.wait({running})
 
 
-async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, group: str = "") -> None:
+async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, group: str = "") -> Sequence[Difference]:
     """Make the topics that are missing, where that is allowed, and refuse what nothing may run on: with the routers'
     `group`, another number of partitions than they decided with.
 
-    Raises Unavailable, with the reason `topics` where these are at fault.
+    Returns what differs from the plan all the same. Raises Unavailable, with the reason `topics` where one is at fault.
     """
     if create_missing:
         await create(connection, plan)
@@ -336,6 +344,7 @@ async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, g
         raise Unavailable("; ".join(fatal), reason="topics")
     if group:
         await expect_same_partitions(connection, plan.inbox, group)
+    return differences
 
 
 async def expect_same_partitions(connection: Connection, inbox: str, group: str) -> None:

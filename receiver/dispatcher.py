@@ -13,8 +13,8 @@ import random
 
 from receiver.errors import Unavailable
 from receiver.inbox import Batch, Lane
-from receiver.message import Message
-from receiver.router import Router
+from receiver.message import Message, bytes_of
+from receiver.router import Decision, Router
 from receiver.session import Session, Verdict
 from receiver.telemetry import Telemetry
 
@@ -86,6 +86,7 @@ class Dispatcher:
         self._lane.rewind()
         committing: asyncio.Task[None] | None = None
         decided = _Decided({}, 0)
+        rest: Batch | None = None
         forget_at = next_at = 0.0
         try:
             while True:
@@ -97,10 +98,11 @@ class Dispatcher:
                         committing = None
                     await self._forget()
                     forget_at = self._loop_seconds() + _FORGET_INTERVAL_SECONDS
-                batch = await self._read(committing)
+                batch = rest or await self._read(committing)
                 began = self._loop_seconds()
-                next_at = 0.0 if len(batch.notifications) >= self._batch_max else began + self._pace_seconds
-                decided = await self._decide(batch, decided)
+                is_full = len(batch.notifications) >= self._batch_max
+                decided, batch, rest = await self._decide(batch, decided)
+                next_at = 0.0 if is_full or rest else began + self._pace_seconds
                 if committing is not None:
                     await committing
                 committing = asyncio.create_task(self._commit(batch, decided, began))
@@ -123,26 +125,42 @@ class Dispatcher:
         finally:
             reading.cancel()
 
-    async def _decide(self, batch: Batch, before: "_Decided") -> "_Decided":
-        """Decide on a batch, `before` being what was decided on the batch that may still be being committed."""
+    async def _decide(self, batch: Batch, before: "_Decided") -> tuple["_Decided", Batch, Batch | None]:
+        """Decide on a batch, `before` being what was decided on the batch that may still be being committed.
+
+        Where that comes to more bytes than a commit may have, it ends there. Returned are what was decided, the part of
+        the batch that it was decided on, and the rest.
+        """
         sessions = batch.sessions | before.sessions
         decided = _Decided({}, max(batch.clock_micros, before.clock_micros))
+        bytes_max = self._lane.bytes_max
         for index, notification in enumerate(batch.notifications):
+            if decided.bytes > bytes_max:
+                return decided, *_parted(batch, index, sessions, decided.clock_micros)
             if index % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             decided.clock_micros = max(decided.clock_micros, notification.received_micros)
-            trace = f"{self._lane.partition}-{batch.positions[index]}"
             session = sessions.get(notification.key)
-            try:
-                decision = self._router.decide(notification, trace, session, decided.clock_micros)
-            except Exception as error:  # noqa: BLE001  # one notification that we fail on must not stop all behind it
-                self._telemetry.undecidable(trace, error)
-                decision = self._router.give_up(notification, trace, session, error)
+            decision = self._decide_one(batch, index, session, decided.clock_micros)
             if decision.session is not session and decision.session is not None:
                 sessions[notification.key] = decided.sessions[notification.key] = decision.session
             decided.messages += decision.messages
+            decided.bytes += sum(map(bytes_of, decision.messages))
             decided.verdicts.append(decision.verdict)
-        return decided
+        return decided, batch, None
+
+    def _decide_one(self, batch: Batch, index: int, session: Session | None, clock_micros: int) -> Decision:
+        notification, position = batch.notifications[index], batch.positions[index]
+        trace = f"{self._lane.partition}-{position}"
+        if batch.unwritable and (why := batch.unwritable.get(position)):
+            self._telemetry.unwritable(trace, why)
+            return self._router.give_up(notification, trace, session, why)
+        try:
+            return self._router.decide(notification, trace, session, clock_micros)
+        except Exception as error:  # noqa: BLE001  # one notification that we fail on must not stop all behind it
+            self._telemetry.undecidable(trace, error)
+            why = f"the router failed: {type(error).__name__}"
+            return self._router.give_up(notification, trace, session, why)
 
     async def _commit(self, batch: Batch, decided: "_Decided", began: float) -> None:
         committing_at = self._loop_seconds()
@@ -173,4 +191,12 @@ class _Decided:
         self.sessions = sessions
         self.clock_micros = clock_micros
         self.messages: list[Message] = []
+        self.bytes = 0
         self.verdicts: list[Verdict] = []
+
+
+def _parted(batch: Batch, count: int, sessions: dict[str, Session], clock_micros: int) -> tuple[Batch, Batch]:
+    """The beginning of a batch, of so many notifications, and the rest: `sessions` and the clock are as of there."""
+    (_, end, positions, notifications, *_), at = batch, batch.positions[count]
+    head = batch._replace(next_position=at, positions=positions[:count], notifications=notifications[:count])
+    return head, Batch(at, end, positions[count:], notifications[count:], sessions, clock_micros, batch.unwritable)

@@ -4,6 +4,7 @@
     ├── Refused        the sender's fault: a 4xx with CAMARA's error body
     │   └── Malformed  an authenticated body that is no notification: 400, and kept as a dead letter
     ├── Unavailable    ours: 503 with Retry-After; nothing was kept
+    │   └── Unwritable the same, but for this notification alone: the next one may be kept
     └── ApiRefused     also ours, where we are who asks: the operator's API refuses it
 
 The pure modules raise them with a hint of the answer; `edge.py` turns them into one, in one place. A success is
@@ -52,6 +53,10 @@ class Unavailable(ReceiverError):
 
     def __init__(self, message: str, *, reason: str, retry_after_seconds: int = 5) -> None:
         super().__init__(message, reason=reason, retry_after_seconds=retry_after_seconds)
+
+
+class Unwritable(Unavailable):
+    """The notification is one that the place where it should be kept does not take; it takes others."""
 
 
 class ApiRefused(ReceiverError):

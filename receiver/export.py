@@ -27,6 +27,7 @@ from uuid import uuid4
 
 from receiver.backends.kafka.connection import Connection, limited
 from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.backends.kafka.limits import Lessons, Limits
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import partition_of
 from receiver.backends.kafka.settlement import settlement
@@ -54,8 +55,6 @@ _NOTHING_LEFT = 2**63 - 1
 
 #: So many records are read at a time. What a router wrote together, 2,000 by default, is unpacked as a whole for each.
 _PAGE = 5_000
-#: What a transaction has of records: seconds on a slow network, well within the time that a commit may take.
-_TRANSACTION_BYTES_MAX = 4 * 1024 * 1024
 #: What a record takes besides its value and its headers' values, about.
 _RECORD_BYTES = 512
 _ANSWER_SECONDS_MAX = 30.0
@@ -78,6 +77,10 @@ class Progress(Protocol):
 
     def waiting(self, why: str) -> None:
         """Kafka failed; it is tried again."""
+        ...
+
+    def left_out(self, topic: str, what: str) -> None:
+        """A record that the cluster does not take: the session's of this id, or the one that came of this place."""
         ...
 
 
@@ -209,6 +212,7 @@ class _Exporter:
         self._patience_seconds = patience_seconds
         self._name = f"{topics.sessions.removesuffix(SESSIONS)}export.{ledger.id}"
         self._got_on = 0.0
+        self._limits, self._lessons = Limits(connection), Lessons()
 
     async def carry_records(self) -> Sequence[Carried]:
         """Carry the records of all topics but the sessions'. Raises Unavailable."""
@@ -238,6 +242,10 @@ class _Exporter:
                 before_count += there_count
         return Carried(topic, now_count, before_count)
 
+    def left_out(self) -> Sequence[tuple[str, str]]:
+        """What the cluster does not take: topics, and where the records came from or which sessions they are."""
+        return sorted({*self._lessons.left_out, *self._limits.left_out()})
+
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The outcome of an attempt that Kafka does not fail. Raises Unavailable once that took too long."""
         self._got_on = began = time.monotonic()
@@ -260,7 +268,7 @@ class _Exporter:
 
     async def _carry_records(self, first: dict[str, int]) -> None:
         topics = await _filled(self._reader, self._topics)
-        writer = Writer(self._connection, self._name)
+        writer = Writer(self._connection, self._name, self._topics.dead_letters, self._limits, self._lessons)
         try:
             await writer.start()
             cluster_id, standing = await self._standing(topics)
@@ -281,7 +289,7 @@ class _Exporter:
         since = first.setdefault(topic, cursor[PARTITION])
         self._progress.moved(topic, cursor[PARTITION] - since, end - since)
         while records := await self._reader.records(topic, cursor, _PAGE):
-            for some in _shares(records):
+            for some in _shares(records, self._lessons.effort.bytes_max):
                 position = some[-1].position + 1
                 messages = [self._retraced(record.message) for record in some]
                 await writer.commit(topic, messages, position)
@@ -337,7 +345,7 @@ class _Exporter:
         seen_count = there_count = 0
         async with AsyncExitStack() as stack:
             told = self._passed_over
-            lanes = {each: KafkaLane(self._connection, self._topics, each, told) for each in partitions}
+            lanes = {each: KafkaLane(self._connection, self._topics, each, told, self._limits) for each in partitions}
             for lane in lanes.values():
                 stack.push_async_callback(lane.close)
             opened = await asyncio.gather(*(lane.open() for lane in lanes.values()), return_exceptions=True)
@@ -351,7 +359,7 @@ class _Exporter:
                         partition = partition_of(record.message.key, partitions_count)
                         shares.setdefault(partition, []).append(record)
                 for partition in shares.keys() & lanes.keys():
-                    for some in _shares(shares[partition]):
+                    for some in _shares(shares[partition], lanes[partition].bytes_max):
                         there_count += await self._remember(lanes[partition], some, written)
                         seen_count += len(some)
                         self._got_on = time.monotonic()
@@ -420,14 +428,14 @@ def _number(trace: str) -> int:
     return int(position) if position.isdecimal() else 0
 
 
-def _shares(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+def _shares(records: Sequence[Record], bytes_max: int) -> Iterator[Sequence[Record]]:
     """Records in their order, so many at a time as one transaction may have."""
     share: list[Record] = []
     share_bytes = 0
     for record in records:
         value, headers = record.message.value or b"", record.message.headers
         record_bytes = _RECORD_BYTES + len(value) + sum([len(text) for _, text in headers])
-        if share and share_bytes + record_bytes > _TRANSACTION_BYTES_MAX:
+        if share and share_bytes + record_bytes > bytes_max:
             yield share
             share, share_bytes = [], 0
         share.append(record)

@@ -13,6 +13,7 @@ Failure      `append` raises Unavailable when it is not *known* that the notific
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from receiver.message import Message
@@ -25,7 +26,8 @@ class Batch(NamedTuple):
 
     `position` is where the lane stood; `positions` are those of the notifications, and all of them lie before
     `next_position`. `sessions` has the state of each session that a notification's key names and that is remembered,
-    as of `position`. `clock_micros` is the latest time of receipt before `position`.
+    as of `position`. `clock_micros` is the latest time of receipt before `position`. `unwritable` tells, by position,
+    why what was decided on a notification can't be written: it is to become a dead letter.
     """
 
     position: int
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
     notifications: Sequence[Notification]
     sessions: dict[str, Session]
     clock_micros: int
+    unwritable: Mapping[int, str] = MappingProxyType({})
 
 
 class Inbox(Protocol):
@@ -58,6 +61,11 @@ class Lane(Protocol):
 
     partition: int
 
+    @property
+    def bytes_max(self) -> int:
+        """About how many bytes of messages a commit may have now, unless they are a single notification's."""
+        ...
+
     async def read(self, count_max: int) -> Batch:
         """The batch after the last one read, waiting until there is a notification.
 
@@ -79,6 +87,8 @@ class Lane(Protocol):
     ) -> None:
         """Make everything that the batch caused visible at once, or nothing: the messages on their topics, and the
         position behind the batch.
+
+        It raises Unavailable as well where a message is one that its topic does not take; the next `read` tells so.
 
         `sessions` are the states that the messages on the sessions topic tell, by key: None is the end of one.
         """

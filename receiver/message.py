@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -10,6 +11,7 @@ from receiver import rfc3339
 
 #: orjson reads deeper trees than it writes.
 _NESTED_MAX = 100
+_text = itemgetter(1)
 
 
 class Message(NamedTuple):
@@ -59,3 +61,9 @@ def _shown(value: bytes) -> dict[str, Any]:
     except (ValueError, TypeError):
         return {"value": None, "valueBase64": b64encode(value).decode()}
     return {"value": tree}
+
+
+def bytes_of(message: Message) -> int:
+    """About how many bytes a message takes on its topic, its headers' names left out."""
+    _, key, value, headers, _ = message
+    return len(key) + len(value or b"") + sum(map(len, map(_text, headers)))

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection
 import orjson
 
 from receiver import rfc3339
-from receiver.errors import Malformed
+from receiver.errors import Malformed, Unwritable
 from receiver.inbox import Inbox
 from receiver.message import Record
 from receiver.notification import Notification, parse
@@ -42,7 +42,10 @@ class DeadLetters:
         async for record in letters(self._reader, self._topic, verdicts, start):
             notification = revived(record)
             if notification is not None:
-                await self._inbox.append(notification)
+                try:
+                    await self._inbox.append(notification)
+                except Unwritable:
+                    continue  # the letter stays where it is, and those behind it go on
                 count += 1
         return count
 

@@ -29,7 +29,7 @@ _DAY_MICROS = 24 * 60 * 60 * 1_000_000
 #: Facts are remembered with their session. What we make of the API's answers is a hundredth of this.
 _LEARNED_BYTES_MAX = 64 * 1024
 #: A dead letter's body is cut here, so that the letter, with a body a third longer in Base64, is one that brokers take.
-_LETTER_BODY_BYTES_MAX = 512 * 1024
+LETTER_BODY_BYTES_MAX = 512 * 1024
 
 
 class Decision(NamedTuple):
@@ -99,9 +99,11 @@ class Router:
             messages += [Message(self.topic(name), after.session_id, value, headers, millis) for name in names]
         return Decision(verdict, after, messages)
 
-    def give_up(self, notification: Notification, trace: str, session: Session | None, error: Exception) -> Decision:
-        """The decision on a notification that `decide` failed on, a fault of ours: kept, to be replayed once mended."""
-        reason = f"the router failed: {type(error).__name__}"
+    def give_up(self, notification: Notification, trace: str, session: Session | None, reason: str) -> Decision:
+        """The decision on a notification that `decide` failed on, or whose records can't be written.
+
+        It is kept as a dead letter, to be replayed once that is mended.
+        """
         return self._dead(notification, trace, Verdict.UNRECOGNIZED, session, reason)
 
     def is_forgotten(self, session: Session, clock_micros: int) -> bool:
@@ -118,7 +120,7 @@ class Router:
         if notification.origin.startswith("replay:"):
             # It came from the dead letters and lies there still: a second copy would tell nothing.
             return Decision(verdict, session, ())
-        body = notification.body[:_LETTER_BODY_BYTES_MAX]
+        body = notification.body[:LETTER_BODY_BYTES_MAX]
         cut = {"bodyBytes": len(notification.body)} if len(body) < len(notification.body) else {}
         value = orjson.dumps(
             {

@@ -119,6 +119,11 @@ class Telemetry:
         self._sessions = Gauge(
             "qod_receiver_sessions", "Sessions remembered, by status.", ["qos_status"], registry=registry
         )
+        self._unwritable = Counter(
+            "qod_receiver_unwritable_total",
+            "Notifications that are dead letters because Kafka refused what came of them.",
+            registry=registry,
+        )
         self._spooled = Gauge(
             "qod_receiver_spool_notifications",
             "Notifications that wait on disk until Kafka takes them.",
@@ -129,6 +134,11 @@ class Telemetry:
             "qod_receiver_spool_bytes",
             "Bytes that the notifications on disk take, about.",
             ["spool"],
+            registry=registry,
+        )
+        self._set_aside = Gauge(
+            "qod_receiver_set_aside_notifications",
+            "Notifications in files of their own because Kafka does not take them as they are.",
             registry=registry,
         )
         self._reconciliations = Counter(
@@ -218,9 +228,19 @@ class Telemetry:
         """What waits on the disk could not be sent."""
         self._log.warning("spool_failed", reason=reason)
 
+    def set_aside(self, count: int, reason: str) -> None:
+        """So many are set aside; the reason why one more is, else empty."""
+        self._set_aside.set(count)
+        if reason:
+            self._log.error("set_aside", reason=reason)
+
     def cluster_failed(self, reason: str) -> None:
         """Kafka is away, or its topics are not as they must be; asked again in a while."""
         self._log.warning("cluster_failed", reason=reason)
+
+    def topic_differs(self, topic: str, what: str) -> None:
+        """A topic is not as the configuration wants it, though it can be used."""
+        self._log.warning("topic_differs", topic=topic, what=what)
 
     def membership_failed(self, reason: str) -> None:
         """This process is not a member of the routers' group, and tries again."""
@@ -254,6 +274,11 @@ class Telemetry:
         """A record was passed over: nothing can be made of it. `place` is its topic, partition and position."""
         self._passed_over.inc()
         self._log.warning("record_passed_over", record=place, reason=why)
+
+    def unwritable(self, trace: str, reason: str) -> None:
+        """What a notification came to can't be written."""
+        self._unwritable.inc()
+        self._log.error("unwritable", inbox=trace, reason=reason)
 
     def edge_failed(self, correlator: str, error: BaseException) -> None:
         """The edge itself failed on a request."""

@@ -54,6 +54,7 @@ class Hindered:
         oldest_failing: int = 0,
     ) -> None:
         self.partition = lane.partition
+        self.bytes_max = lane.bytes_max
         self.commits = 0
         self.free = asyncio.Event()
         self.free.set()

@@ -99,6 +99,10 @@ class Directory:
         """See receiver.export.Progress."""
         self.troubles.append(why)
 
+    def left_out(self, topic: str, what: str) -> None:
+        """See receiver.export.Progress."""
+        self.troubles.append(f"{topic} {what} left out")
+
     def ledger(self) -> dict[str, Any]:
         """What the exports noted."""
         found: dict[str, Any] = json.loads((self.path / LEDGER_NAME).read_bytes())

@@ -20,19 +20,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from receiver.backends.packing import Pack
+from receiver.backends.set_aside import SetAside
 from receiver.backends.sqlite import SqliteInbox
 from receiver.backends.sqlite_file import Effects, Lock, SqliteFile
 from receiver.backends.sqlite_view import SqliteView
-from receiver.errors import Unavailable
+from receiver.errors import Unavailable, Unwritable
 from receiver.inbox import Inbox, LaneLost
 from receiver.notification import Notification
+
+#: Beside the spools: what Kafka does not take.
+SET_ASIDE = "set-aside"
 
 _NO_EFFECTS = Effects((), (), ())
 #: What is sent at a time: enough for a few batches, few enough to be sent again when one of them fails.
 _DRAIN_MAX = 2_000
+_DRAIN_BYTES_MAX = 8 * 1024 * 1024
 _BACKOFF_SECONDS_FIRST = 0.2
 _BACKOFF_SECONDS_MAX = 5.0
 _RETAIN_ROWS_MAX = 10_000
@@ -69,6 +74,17 @@ class Gauges(Protocol):
     def spool_failed(self, reason: str) -> None:
         """Draining did not succeed."""
         ...
+
+    def set_aside(self, count: int, reason: str) -> None:
+        """So many lie beside the spool that Kafka does not take; the reason why one more does, else empty."""
+        ...
+
+
+class _Read(NamedTuple):
+    """What was read from the disk: all before a position, and what of that Kafka does not have yet."""
+
+    unsent: Sequence[Notification]
+    next_position: int
 
 
 class _SpoolFile(SqliteFile):
@@ -139,6 +155,8 @@ class Spool:
         self._bytes_max = bytes_max
         self._position = self._noted = self._view.position()
         self._writing = self._writing_bytes = 0
+        self._set_aside = SetAside(directory.parent / SET_ASIDE, gauges, bytes_max=bytes_max)
+        self._read: _Read | None = None
         self._filled = asyncio.Event()
         self._held: deque[tuple[Notification, asyncio.Future[None]]] = deque()
         self._holding: asyncio.TimerHandle | None = None
@@ -154,7 +172,10 @@ class Spool:
     @property
     def notice(self) -> str:
         """Why notifications go to the disk, in words for an operator; empty while they don't."""
-        return f"{self.count} notifications wait on disk: {self._inbox.trouble or 'draining'}" if self._is_open else ""
+        waiting = (
+            f"{self.count} notifications wait on disk: {self._inbox.trouble or 'draining'}" if self._is_open else ""
+        )
+        return "; ".join(filter(None, (waiting, self._set_aside.notice)))
 
     @property
     def trouble(self) -> str:
@@ -181,13 +202,17 @@ class Spool:
         return self._keep(notification)
 
     async def run(self) -> None:
-        """Drain whatever comes to lie here."""
-        while True:
-            await self.empty()
-            is_tidy = await self._tidy()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if is_tidy else _TIDY_AGAIN_SECONDS):
-                    await self._filled.wait()
+        """Drain whatever comes to lie here, and try again what was set aside."""
+        trying = asyncio.create_task(self._set_aside.run(self._inbox))
+        try:
+            while True:
+                await self.empty()
+                is_tidy = await self._tidy()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if is_tidy else _TIDY_AGAIN_SECONDS):
+                        await self._filled.wait()
+        finally:
+            trying.cancel()
 
     async def empty(self) -> None:
         """Drain until nothing lies here."""
@@ -254,10 +279,13 @@ class Spool:
                 continue
             if drained_count:
                 self._holding = loop.call_later(_HOLD_SECONDS_MAX, self._let_in)
-            notifications, next_position = await loop.run_in_executor(
-                self._reader, self._view.inbox, self._position, _DRAIN_MAX
-            )
-            await self._send(notifications)
+            if self._read is None:
+                found = await loop.run_in_executor(
+                    self._reader, self._view.inbox, self._position, _DRAIN_MAX, _DRAIN_BYTES_MAX
+                )
+                self._read = _Read(*found)
+            next_position = await self._send(self._read)
+            self._read = None
             drained_count = next_position - self._position
             self._position = next_position
             await self._note()
@@ -306,13 +334,33 @@ class Spool:
             notification, kept = self._held.popleft()
             self._keep(notification).add_done_callback(partial(_pass_on, kept))
 
-    async def _send(self, notifications: Sequence[Notification]) -> None:
-        """Send these in order, each again and again until it is kept; those behind a failure wait for it."""
-        unsent = list(notifications)
-        outcomes = await asyncio.gather(*map(self._inbox.append, unsent), return_exceptions=True)
-        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        if failed:
-            raise Unavailable(f"Kafka took {len(unsent) - len(failed)} of {len(unsent)}: {failed[0]}", reason="kafka")
+    async def _send(self, read: _Read) -> int:
+        """Send these in order; returns the position behind them.
+
+        What Kafka does not take as it is, is set aside. Raises Unavailable where some were not kept: those alone are
+        sent the next time.
+        """
+        outcomes = await asyncio.gather(*map(self._inbox.append, read.unsent), return_exceptions=True)
+        unsent, failed = list[Notification](), None
+        for notification, outcome in zip(read.unsent, outcomes, strict=True):
+            failure = await self._put_aside(notification, outcome) if isinstance(outcome, Unwritable) else outcome
+            if isinstance(failure, BaseException):
+                unsent.append(notification)
+                failed = failed or failure
+        if failed is not None:
+            self._read = read._replace(unsent=unsent)
+            taken_count, count = len(read.unsent) - len(unsent), len(read.unsent)
+            raise Unavailable(f"Kafka took {taken_count} of {count}: {failed}", reason="kafka") from failed
+        return read.next_position
+
+    async def _put_aside(self, notification: Notification, why: Unwritable) -> Unavailable | None:
+        """Why it could not be put aside, None where it was."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._writer, self._set_aside.keep, notification, why.message)
+        except Unavailable as error:
+            return error
+        return None
 
     @property
     def _taken_bytes(self) -> int:

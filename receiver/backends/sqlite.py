@@ -6,6 +6,7 @@ share the next sync.
 """
 
 import asyncio
+import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -191,6 +192,8 @@ class SqliteLane:
     """
 
     partition = PARTITION
+    #: A row of the inbox is decided on as a whole.
+    bytes_max = sys.maxsize
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The reading side of the file of an embedded node. Synchronous; no threads, no loop."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -54,14 +55,14 @@ class SqliteView:
         """The inbox's clock, as of the last commit."""
         return self._one("SELECT clock_micros FROM lane")
 
-    def inbox(self, position: int, count_max: int) -> tuple[list[Notification], int]:
+    def inbox(self, position: int, count_max: int, bytes_max: int = sys.maxsize) -> tuple[list[Notification], int]:
         """The notifications from `position` on, and the position behind them.
 
-        Whole rows, so a few more than `count_max` at times. A row that is damaged comes alone, as one notification that
-        has the damaged bytes for its body.
+        Whole rows, so a few more than `count_max` and `bytes_max` at times. A row that is damaged comes alone, as one
+        notification that has the damaged bytes for its body.
         """
         notifications: list[Notification] = []
-        at = position
+        at, read_bytes = position, 0
         with failing("the inbox can't be read"):
             for first, count, written_micros, crc, blob in self._connection.execute(
                 "SELECT position, count, written_micros, crc, pack FROM inbox WHERE position >= ? ORDER BY position",
@@ -76,7 +77,8 @@ class SqliteView:
                     at = first + count
                     break
                 at = first + count
-                if len(notifications) >= count_max:
+                read_bytes += len(blob)
+                if len(notifications) >= count_max or read_bytes >= bytes_max:
                     break
         return notifications, at
 

@@ -70,6 +70,10 @@ class _Bars:
         """See the contract."""
         typer.echo(f"{why}; it is tried again", err=True)
 
+    def left_out(self, topic: str, what: str) -> None:
+        """See the contract."""
+        typer.echo(f"left out, the cluster does not take it: {topic} {what}", err=True)
+
     def close(self) -> None:
         """Leave the bars as they are."""
         self._bars.stop()

@@ -21,7 +21,7 @@ import uvloop
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from receiver.backends.kafka.connection import Connection, Security
-from receiver.backends.kafka.inbox import BATCH_BYTES_MAX
+from receiver.backends.kafka.limits import BATCH_BYTES_MAX
 from receiver.backends.kafka.records import inbox_record, partition_of
 from receiver.backends.kafka.topics import Plan, create
 from receiver.notification import Notification

@@ -7,7 +7,8 @@ wait is made within `limited`, and a client that did not end in time is left beh
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -157,6 +158,11 @@ async def end_producer(producer: AIOKafkaProducer) -> None:
 
 async def _end_producer(producer: AIOKafkaProducer) -> None:
     producer._closed = True  # noqa: SLF001
+    for connection in producer.client._conns.values():  # noqa: SLF001
+        writer = connection._writer  # noqa: SLF001
+        # Else the system would go on to send it, before all that comes behind it.
+        if writer is not None and writer.transport.get_write_buffer_size():
+            writer.transport.abort()
     await ended(producer.client.close())
     sender = producer._sender.sender_task  # noqa: SLF001
     for _ in range(_CANCELS_MAX):
@@ -166,6 +172,30 @@ async def _end_producer(producer: AIOKafkaProducer) -> None:
         await asyncio.wait({sender}, timeout=_CLOSE_SECONDS_MAX / _CANCELS_MAX)
     if sender is not None:
         sender.add_done_callback(heard)
+    if sender is None or sender.done():
+        _free(producer)
+
+
+async def end_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Close a consumer, and let go of what it fetched and nobody read."""
+    await ended(consumer.stop())
+    fetcher = consumer._fetcher  # noqa: SLF001
+    if fetcher is not None:
+        fetcher._records.clear()  # noqa: SLF001
+
+
+def _free(producer: AIOKafkaProducer) -> None:
+    """Let go of the batches that a producer had, whoever still knows of them.
+
+    Their tasks failed, and what failed is held by its own traceback, in a circle that the collector finds at some time.
+    """
+    accumulator = producer._message_accumulator  # noqa: SLF001
+    for batch in (*chain.from_iterable(accumulator._batches.values()), *accumulator._pending_batches):  # noqa: SLF001
+        builder = batch._builder  # noqa: SLF001
+        builder.__dict__.pop("_builder", None)
+        if builder._buffer is not None:  # noqa: SLF001
+            with suppress(BufferError):
+                builder._buffer.clear()  # noqa: SLF001
 
 
 def _tolerate_empty_control_batches() -> None:

@@ -5,6 +5,10 @@ Durability is the cluster's: acks=all, so that every replica in sync has it, whi
 A producer of aiokafka's can't be trusted after a batch of its failed or took too long: its sequence has a gap that the
 broker refuses everything behind (aiokafka 1017), and the batch may still be on its way. So it is replaced. What it was
 still sending may arrive all the same; the router knows repetitions.
+
+A batch that is refused for a record in it is another matter: the brokers said that they have nothing of it. Then the
+next one takes its sequence numbers, as with Java's client (adjustSequencesDueToFailedBatch), and nothing that was
+appended is in doubt. It is halved until the record that is refused is alone.
 """
 
 import asyncio
@@ -12,21 +16,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import InvalidTimestampError, KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from receiver.backends.kafka.batches import builder
 from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_producer, limited
+from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, TOO_LARGE, Effort, Limits, Window
 from receiver.backends.kafka.records import inbox_record, partition_of
-from receiver.errors import Unavailable
+from receiver.errors import Unavailable, Unwritable
 from receiver.notification import Notification
 
 #: What settles the outcome of an append that failed, in place of the error.
 Otherwise = Callable[[Notification, asyncio.Future[None], Unavailable], None]
 Waiting = tuple[Notification, asyncio.Future[None], Otherwise]
 
-#: A broker takes 1 MiB unless it is told otherwise; this leaves room for what wraps a batch.
-BATCH_BYTES_MAX = 900_000
+_BATCH_BYTES_MIN = 2**14
+#: What part of the time for an append a batch should take: those of several partitions share a link.
+_PART_OF_TIME = 0.25
 
 #: aiokafka counts wrongly beyond 2^31 records of one partition.
 _RECORDS_MAX = 2**30
@@ -35,6 +44,20 @@ _START_SECONDS_MAX = 10.0
 #: So old is what is known of the number of partitions.
 _METADATA_MILLIS = 2_000
 _BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+#: A record that is alone is sent so often before it is given up: it may have been damaged on the way.
+_TRIES = 3
+#: So often the topic's limits are read anew.
+_LOOK_SECONDS = 60.0
+_AGE_SECONDS_MAX = 0.5
+
+
+class _Sending(NamedTuple):
+    """A batch on its way, and whose it is."""
+
+    where: TopicPartition
+    builder: BatchBuilder
+    group: Sequence[Waiting]
+    window: Window
 
 
 class KafkaInbox:
@@ -47,6 +70,7 @@ class KafkaInbox:
         *,
         append_timeout_seconds: float,
         appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+        limits: Limits | None = None,
     ) -> None:
         self.topic = topic
         self.trouble = "no connection to Kafka yet"
@@ -55,6 +79,15 @@ class KafkaInbox:
         self._connection = connection
         self._timeout_seconds = append_timeout_seconds
         self._tell = appended
+        self._limits = limits or Limits(connection)
+        self._effort = Effort(
+            append_timeout_seconds * _PART_OF_TIME,
+            bytes_first=BATCH_BYTES_MAX,
+            bytes_min=_BATCH_BYTES_MIN,
+            bytes_max=BATCH_BYTES_MAX,
+        )
+        self._counts_max: dict[int, int] = {}  # while the record that is refused is looked for
+        self._tries = 0
         self._producer: AIOKafkaProducer | None = None
         self._partitions_count = 0
         self._waiting: list[deque[Waiting]] = []
@@ -98,17 +131,23 @@ class KafkaInbox:
             self._worn.clear()
             self.connected.set()
             try:
-                while not self._worn.is_set():
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_METADATA_MILLIS / 1000):
-                            await self._worn.wait()
-                    self._look(producer)
+                await self._watch(producer)
             finally:
                 self.connected.clear()
                 self._give_up(self.trouble or "the connection to Kafka is being renewed")
                 for task in self._sending.values():
                     task.cancel()
                 await end_producer(producer)
+
+    async def _watch(self, producer: AIOKafkaProducer) -> None:
+        """Wait until the producer is worn out."""
+        while not self._worn.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_METADATA_MILLIS / 1000):  # `wait_for` would lose a cancellation
+                    await self._worn.wait()
+            self._look(producer)
+            if not self._worn.is_set():
+                await self._limits.read([self.topic], age_seconds_max=_LOOK_SECONDS)
 
     async def _connected(self) -> AIOKafkaProducer:
         producer = self._connection.producer(
@@ -118,9 +157,11 @@ class KafkaInbox:
             request_timeout_ms=round(self._timeout_seconds * 1000),
             metadata_max_age_ms=_METADATA_MILLIS,
         )
+        self._limits.watch(producer.client)
         try:
             await limited(producer.start(), _START_SECONDS_MAX, "Kafka does not answer")
             partitions = await limited(producer.partitions_for(self.topic), _START_SECONDS_MAX, "no inbox topic")
+            await self._limits.read([self.topic])
         except BaseException:
             await end_producer(producer)
             raise
@@ -159,35 +200,90 @@ class KafkaInbox:
         if producer is None:
             return
         began = time.monotonic()
-        batch, self._in_flight[partition] = self._batch(producer, partition)
+        sending = self._batch(TopicPartition(self.topic, partition))
+        if not sending.group:
+            return
+        self._in_flight[partition] = sending.group
+        queued: Any = None
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                await (await producer.send_batch(batch, self.topic, partition=partition))
+                sent = await producer.send_batch(sending.builder, self.topic, partition=partition)
+                queued = producer._message_accumulator._batches[sending.where][-1]  # noqa: SLF001
+                await sent
         except KAFKA_FAILURES as error:
-            slow = isinstance(error, TimeoutError)
-            why = f"longer than {self._timeout_seconds:g} s" if slow else f"no append: {type(error).__name__}"
-            if self._producer is producer:
-                self._give_up(f"Kafka took {why}")
-                self._worn.set()
+            # What was sent twice may have been taken the first time.
+            if isinstance(error, REFUSALS) and queued is not None and queued.retry_count == 1:
+                _take_back(producer, sending)
+                await self._limits.read([self.topic], age_seconds_max=_AGE_SECONDS_MAX)
+                if self._producer is producer:
+                    self._refused(sending, error)
+            elif self._producer is producer:
+                self._failed(error)
             return
-        if self._producer is not producer:
-            return  # it was given up meanwhile, and what was sent is kept elsewhere
+        if self._producer is producer:  # else it was given up meanwhile, and what was sent is kept elsewhere
+            self._taken(sending, time.monotonic() - began)
+
+    def _batch(self, where: TopicPartition) -> _Sending:
+        """What goes next. Whatever can't go at all is settled."""
+        waiting, group = self._waiting[where.partition], list[Waiting]()
+        count_max = self._counts_max.get(where.partition, _RECORDS_MAX)
+        record_bytes_max, window = self._limits.batch_bytes_max(self.topic), self._limits.window(self.topic)
+        bytes_max = min(record_bytes_max, self._effort.bytes_max)
+        batch = builder(bytes_max, transactional=False)
+        while waiting and len(group) < count_max:
+            key, value, timestamp_millis, headers = inbox_record(waiting[0][0])
+            timestamp = window.clamped(timestamp_millis)
+            if batch.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
+                break
+            if batch.size() > record_bytes_max:  # the first may be of any size
+                why = f"{self.topic} takes no batch of {batch.size()} bytes"
+                self._settle((waiting.popleft(),), Unwritable(why, reason="refused"))
+                batch = builder(bytes_max, transactional=False)
+                continue
+            group.append(waiting.popleft())
+        return _Sending(where, batch, group, window)
+
+    def _taken(self, sending: _Sending, seconds: float) -> None:
+        partition = sending.where.partition
         group = self._in_flight.pop(partition)
+        self._effort.took(sending.builder.size(), seconds)
+        self._tries = 0
+        if partition in self._counts_max:
+            self._counts_max[partition] *= 2
+            if self._counts_max[partition] > len(self._waiting[partition]):
+                del self._counts_max[partition]
         self._records_count += len(group)
-        self._tell(len(group), time.monotonic() - began)
+        self._tell(len(group), seconds)
         self._settle(group, None)
         if self._records_count > _RECORDS_MAX:
             self._worn.set()
 
-    def _batch(self, producer: AIOKafkaProducer, partition: int) -> tuple[BatchBuilder, Sequence[Waiting]]:
-        waiting, group = self._waiting[partition], []
-        batch = producer.create_batch()
-        while waiting:
-            key, value, timestamp_millis, headers = inbox_record(waiting[0][0])
-            if batch.append(timestamp=timestamp_millis, key=key, value=value, headers=headers) is None:
-                break
-            group.append(waiting.popleft())
-        return batch, group
+    def _refused(self, sending: _Sending, error: KafkaError) -> None:
+        """Have it sent otherwise: smaller, with other times, without the record that is at fault."""
+        partition, count = sending.where.partition, len(sending.group)
+        del self._in_flight[partition]
+        waiting = self._waiting[partition]
+        waiting.extendleft(reversed(sending.group))
+        if isinstance(error, TOO_LARGE):
+            self._limits.too_large(self.topic, sending.builder.size(), count)
+        elif isinstance(error, InvalidTimestampError) and self._limits.mistimed(self.topic, sending.window):
+            pass
+        elif count > 1:
+            self._counts_max[partition] = count // 2
+        elif self._tries < _TRIES - 1:
+            self._tries += 1
+        else:
+            self._tries = 0
+            why = f"{self.topic} refuses it: {type(error).__name__}"
+            self._settle((waiting.popleft(),), Unwritable(why, reason="refused"))
+
+    def _failed(self, error: BaseException) -> None:
+        slow = isinstance(error, TimeoutError)
+        if slow:
+            self._effort.failed()
+        why = f"longer than {self._timeout_seconds:g} s" if slow else f"no append: {type(error).__name__}"
+        self._give_up(f"Kafka took {why}")
+        self._worn.set()
 
     def _give_up(self, trouble: str) -> None:
         """Refuse all that was begun, at once and in order: what is appended from now on may be kept elsewhere."""
@@ -206,6 +302,12 @@ class KafkaInbox:
                 kept.set_result(None)
             else:
                 otherwise(notification, kept, error)
+
+
+def _take_back(producer: AIOKafkaProducer, sending: _Sending) -> None:
+    """Let the next batch have the sequence numbers of one that the brokers have nothing of."""
+    numbers = producer._txn_manager._sequence_numbers  # noqa: SLF001
+    numbers[sending.where] -= len(sending.group)
 
 
 def _refuse(_: Notification, kept: asyncio.Future[None], error: Unavailable) -> None:

@@ -13,6 +13,10 @@ nor repeats:
 
 A commit is one transaction: the messages, the states among them, and the position. It is done when all of that can be
 read as committed. After any failure its outcome is unknown: the lane is lost, and opening it again finds out.
+
+Some failures would come again for the same transaction: a record that the brokers refuse, and more bytes than go
+through in the time for a commit. What was learned of these outlives the lane, so that the next one writes less, or a
+dead letter in place of what can't be written (see `writing.py`).
 """
 
 import asyncio
@@ -24,16 +28,15 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
-from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, ended, limited
+from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_consumer, limited
 from receiver.backends.kafka.fetching import unreadable
 from receiver.backends.kafka.known import Known, expect_topics, places
+from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.records import (
     INBOX_ID,
     notification_of,
-    output_records,
     partition_of,
     place_of,
     record_of,
@@ -44,6 +47,7 @@ from receiver.backends.kafka.settlement import Settlement, settlement
 from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
 from receiver.backends.kafka.topics import INBOX
 from receiver.backends.kafka.transactional import Transactional
+from receiver.backends.kafka.writing import LETTERS_MAX, Letters, Writing
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
@@ -58,9 +62,6 @@ T = TypeVar("T")
 
 _OPEN_SECONDS_MAX = 30.0
 _POLL_MILLIS = 100
-_FETCH_BYTES_MAX = 16 * 1024 * 1024
-#: Dead letters that are remembered, the last ones of the partition.
-_LETTERS_MAX = 2_000
 #: What a broker that lags says of a log's end is forgiven for so long.
 _SHORTER_SECONDS = 5.0
 _ASK_SECONDS = 0.5
@@ -108,10 +109,18 @@ class KafkaLane:
     """`receiver.inbox.Lane` is the contract. Open it with `opened`; close it whatever happens."""
 
     def __init__(
-        self, connection: Connection, topics: Topics, partition: int, passed_over: PassedOver = nobody
+        self,
+        connection: Connection,
+        topics: Topics,
+        partition: int,
+        passed_over: PassedOver = nobody,
+        limits: Limits | None = None,
     ) -> None:
         self.partition = partition
         self._passed_over = passed_over
+        self._limits = limits or Limits(connection)
+        self._lessons = self._limits.lessons(partition)
+        self._writing = Writing(self._limits, partition, topics.dead_letters)
         self.sessions: OrderedDict[str, Session] = OrderedDict()  # in the order in which they were last touched
         self.session_counts: Counter[QosStatus] = Counter()
         self._topics = topics
@@ -119,13 +128,12 @@ class KafkaLane:
         self._states = TopicPartition(topics.sessions, partition)
         self._letters = TopicPartition(topics.dead_letters, partition)
         self._outputs = [TopicPartition(topic, partition) for topic in topics.outputs]
-        self._letters_seen: OrderedDict[int, None] = OrderedDict()
+        self._letters_known = Letters(topics.dead_letters)
         self._connection = connection
         self._producer: Transactional | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self._committed = self._read_up_to = 0
         self._clock_micros = 0
-        self._waiting: list[Any] = []
         self._end = 0
         self._looked_at = 0.0
         #: How what hung when the lane was opened was ended; None where nothing did.
@@ -140,6 +148,7 @@ class KafkaLane:
     async def open(self) -> None:
         """Take the right to the partition from whoever has it. Raises Unavailable and LaneLost."""
         try:
+            await self._limits.read([self._topics.sessions, self._topics.dead_letters])
             await self._take()
             # First: what is found then in topics that are made anew meanwhile is noted for the ones before.
             self._known = await self._ask_topics()
@@ -181,7 +190,7 @@ class KafkaLane:
         if producer is not None:
             await producer.close()
         if consumer is not None:
-            await ended(consumer.stop())
+            await end_consumer(consumer)
 
     @property
     def waits(self) -> tuple[str, float]:
@@ -196,6 +205,11 @@ class KafkaLane:
         """See the contract."""
         known = self._consumer and self._consumer.highwater(self._inbox)
         return max(self._end, known or 0, self._read_up_to) - self._committed
+
+    @property
+    def bytes_max(self) -> int:
+        """See the contract."""
+        return self._lessons.effort.bytes_max
 
     async def read(self, count_max: int) -> Batch:
         """See the contract."""
@@ -234,6 +248,7 @@ class KafkaLane:
             notifications,
             {key: self.sessions[key] for key in keys if key in self.sessions},
             clock_micros,
+            {each: why for each, why in self._lessons.unwritable.items() if position <= each < self._read_up_to},
         )
 
     def rewind(self) -> None:
@@ -249,43 +264,32 @@ class KafkaLane:
         self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
     ) -> None:
         """See the contract. Raises LaneLost whatever fails: nobody can tell then what became of it."""
-        if batch.position != self._committed:
-            raise LaneLost(f"the lane of partition {self.partition} does not stand at {batch.position}")
-        if self._lost:
-            raise LaneLost(self._lost)
+        if self._lost or batch.position != self._committed:
+            raise LaneLost(self._lost or f"the lane of partition {self.partition} does not stand at {batch.position}")
         if self.rebuilding:
             messages = [each for each in messages if each.topic == self._topics.sessions]
-        messages = [each for each in messages if each.topic != self._topics.dead_letters or self._is_new(each)]
-        producer = self._opened(self._producer)
+        messages = self._letters_known.without(messages)
+        batches, written = await self._writing.batched(list(map(self._traced, messages)))
+        producer, began = self._opened(self._producer), time.monotonic()
+        place = self._place(batch.next_position, clock_micros)
+        if batch.next_position < self._rebuilt_up_to:
+            place = self._place_before  # whoever opens the lane next has to begin with that again
         try:
-            await self._transact(producer, batch.next_position, messages, clock_micros)
+            await producer.commit(batches.filled, self._offsets(place), self._topics.group)
         except BaseException as error:
             lost, self._producer = self._producer, None
             if lost is not None:
                 await lost.close()
             if isinstance(error, (Unavailable, *KAFKA_FAILURES)):
-                why = error.message if isinstance(error, Unavailable) else type(error).__name__
+                why = await self._writing.learn(error, batches, written)
                 raise LaneLost(f"partition {self.partition}: {why}") from error
             raise
-        for message in messages:
-            if message.topic == self._topics.sessions:
-                self._remember(message.key, sessions[message.key])
+        self._lessons.effort.took(batches.bytes, time.monotonic() - began)
+        self._note(messages, sessions)
         self._committed, self._clock_micros = batch.next_position, clock_micros
+        self._lessons.committed(self._committed)
         if producer.went_astray:
             raise LaneLost(f"partition {self.partition}: a request went astray")
-
-    async def _transact(
-        self, producer: Transactional, next_position: int, messages: Sequence[Message], clock_micros: int
-    ) -> None:
-        batches: dict[str, list[BatchBuilder]] = {}
-        messages = [self._traced(each) for each in messages]
-        for message, record in zip(messages, output_records(messages), strict=True):
-            producer.add(record, batches.setdefault(message.topic, []))
-        sending = [(TopicPartition(topic, self.partition), batch) for topic, some in batches.items() for batch in some]
-        place = self._place(next_position, clock_micros)
-        if next_position < self._rebuilt_up_to:
-            place = self._place_before  # whoever opens the lane next has to begin with that again
-        await producer.commit(sending, self._offsets(place), self._topics.group)
 
     def _offsets(self, place: Place) -> Mapping[TopicPartition, OffsetAndMetadata]:
         return {self._inbox: OffsetAndMetadata(place.position, place.metadata)}
@@ -303,7 +307,7 @@ class KafkaLane:
         return message._replace(headers=[*message.headers, (INBOX_ID, inbox_id)])
 
     async def _take(self) -> None:
-        self._producer = Transactional(self._connection, f"{self._topics.group}-{self.partition}")
+        self._producer = Transactional(self._connection, f"{self._topics.group}-{self.partition}", self._limits)
         call = self._producer.start()
         await limited(call, _OPEN_SECONDS_MAX, f"the lane of partition {self.partition} can't be taken")
 
@@ -336,23 +340,17 @@ class KafkaLane:
             async for each in between(consumer, self._states, *await range_of(consumer, self._states)):
                 self._restore_one(each)
             begin, end = await range_of(consumer, self._letters)
-            async for each in between(consumer, self._letters, max(begin, end - _LETTERS_MAX), end):
-                self._is_new(record_of(each).message)
+            async for each in between(consumer, self._letters, max(begin, end - LETTERS_MAX), end):
+                self._letters_known.add(record_of(each).message)
                 self._note_trace(each)
 
-    def _is_new(self, letter: Message) -> bool:
-        """Whether a dead letter is not among the last ones, to which it is added.
-
-        A notification whose append was not answered is appended again, and may then stand in the inbox twice. Most of
-        these are repetitions that their session tells; what died has no session.
-        """
-        found = hash((letter.key, letter.value))
-        if found in self._letters_seen:
-            return False
-        self._letters_seen[found] = None
-        if len(self._letters_seen) > _LETTERS_MAX:
-            self._letters_seen.popitem(last=False)
-        return True
+    def _note(self, messages: Sequence[Message], sessions: Mapping[str, Session | None]) -> None:
+        """These messages are committed."""
+        for message in messages:
+            if message.topic == self._topics.sessions:
+                self._remember(message.key, sessions[message.key])
+            elif message.topic == self._topics.dead_letters:
+                self._letters_known.add(message)
 
     def _restore_one(self, record: Any) -> None:  # noqa: ANN401  # aiokafka's
         message = record_of(record).message
@@ -388,8 +386,9 @@ class KafkaLane:
     async def _stand(self) -> None:
         """Find out where to read on, and settle what does not fit."""
         committed = await self._ask_committed()
+        bytes_max = self._lessons.fetch_bytes_max
         consumer = self._connection.consumer(
-            auto_offset_reset="earliest", fetch_max_bytes=_FETCH_BYTES_MAX, max_partition_fetch_bytes=_FETCH_BYTES_MAX
+            auto_offset_reset="earliest", fetch_max_bytes=bytes_max, max_partition_fetch_bytes=bytes_max
         )
         self._consumer = consumer
         await self._soon(consumer.start())
@@ -487,6 +486,7 @@ class KafkaLane:
         if self._end <= position:
             return now
         if now - since > STUCK_SECONDS:
+            self._lessons.too_slow()
             raise LaneLost(f"partition {self.partition}: the consumer is stuck at {position} of {self._end}")
         return since
 

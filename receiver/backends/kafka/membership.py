@@ -16,6 +16,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from receiver.backends.kafka.connection import Connection, ended, limited
 from receiver.backends.kafka.known import Known, expect_topics, watch
 from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.backends.kafka.limits import Limits
 from receiver.dispatcher import Dispatcher
 from receiver.errors import Unavailable
 from receiver.inbox import LaneLost
@@ -42,6 +43,7 @@ class Membership:
         topics: Topics,
         telemetry: Telemetry,
         dispatcher: Callable[[KafkaLane], Dispatcher],
+        limits: Limits | None = None,
     ) -> None:
         self.lanes: dict[int, KafkaLane] = {}
         self._trouble = "not yet a member of the group"
@@ -49,6 +51,7 @@ class Membership:
         self._lane_troubles: dict[int, str] = {}
         self._doubts: dict[int, str] = {}
         self._connection = connection
+        self._limits = limits or Limits(connection)
         self._topics = topics
         self._telemetry = telemetry
         self._dispatcher = dispatcher
@@ -146,7 +149,8 @@ class Membership:
     async def _own(self, partition: int) -> None:
         """Route a partition, opening its lane again whenever it is lost."""
         while True:
-            lane = KafkaLane(self._connection, self._topics, partition, self._telemetry.passed_over)
+            told = self._telemetry.passed_over
+            lane = KafkaLane(self._connection, self._topics, partition, told, self._limits)
             pause_seconds = _REOPEN_SECONDS_SOON
             try:
                 self._telemetry.lane_waits(partition, lambda: lane.waits[1])  # noqa: B023  # until it is closed

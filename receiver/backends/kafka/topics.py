@@ -6,15 +6,16 @@ of different numbers, and joins of them would miss each other. The number is nev
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.limits import bounds_of, configs_of
 from receiver.errors import Unavailable
+from receiver.router import DEAD_LETTER, LETTER_BODY_BYTES_MAX
 from receiver.session_record import SESSIONS
 
 _ADMIN_SECONDS_MAX = 30.0
@@ -29,6 +30,12 @@ _DELETE_RETENTION_MILLIS = 24 * _HOUR_MILLIS
 #: The newest segment is never compacted, and who opens a lane reads all of it: so it is kept small.
 _SEGMENT_BYTES = 64 * 1024 * 1024
 
+#: The router gives a record its event's time within the day before receipt.
+_BEFORE_MILLIS_WANTED = 24 * _HOUR_MILLIS
+_AFTER_MILLIS_WANTED = 60_000
+#: A session with all its marks, or an event with the longest texts, and some room.
+_RECORD_BYTES = 64 * 1024
+
 INBOX = "inbox"
 
 
@@ -41,11 +48,26 @@ class Plan(NamedTuple):
     replication_factor: int | None
     inbox_hours: float
     topics_hours: float
+    record_bytes_max: int = 0  # of what edges append
 
     @property
     def inbox(self) -> str:
         """The name of the inbox topic."""
         return f"{self.prefix}.{INBOX}"
+
+    def bytes_wanted(self, topic: str) -> int:
+        """How long the longest record of a topic may be."""
+        if topic == self.inbox:
+            return self.record_bytes_max
+        if topic == f"{self.prefix}.{DEAD_LETTER}":
+            return min(self.record_bytes_max, LETTER_BODY_BYTES_MAX) * 4 // 3 + 1024  # in Base64
+        return _RECORD_BYTES
+
+    def instead(self, topic: str) -> str:
+        """What is made of a longer one."""
+        if topic == self.inbox:
+            return "a file on the edge's disk"
+        return "a shorter one" if topic == f"{self.prefix}.{DEAD_LETTER}" else "a dead letter"
 
     def wanted(self, brokers_count: int) -> dict[str, "Wanted"]:
         """What each topic should be like in a cluster of so many brokers."""
@@ -124,7 +146,7 @@ async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Dif
     # Who asks for topics by name makes those that are missing, where brokers make topics by themselves.
     described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be read")
     partitions = {each["topic"]: each["partitions"] for each in described if each["topic"] in names}
-    configs, errors = await _configs(admin, list(partitions))
+    configs, errors = await configs_of(admin, list(partitions))
     differences = [Difference(name, "does not exist", fatal=True) for name in names if name not in partitions]
     replicas = {name: min(len(each["replicas"]) for each in some) for name, some in partitions.items()}
     # A broker that is down isn't counted, but it has its replicas all the same.
@@ -146,6 +168,7 @@ async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Dif
                 # A sessions topic that forgets by age would let the router forget, too.
                 fatal = key == "cleanup.policy" and name == f"{plan.prefix}.{SESSIONS}"
                 differences.append(Difference(name, f"has {key}={found.get(key)}, {value} is wanted", fatal))
+        differences += [Difference(name, what, fatal=False) for what in _narrownesses(plan, name, found)]
     differences += [
         Difference(name, f"has settings that can't be read: {error.__name__}", fatal=False)
         for name, error in errors.items()
@@ -153,21 +176,21 @@ async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Dif
     return differences, len(partitions) < len(names) or UnknownTopicOrPartitionError in errors.values()
 
 
+def _narrownesses(plan: Plan, name: str, configs: Mapping[str, str]) -> Iterator[str]:
+    """What a topic does not take as it is, of all that edges let in, and what it may lose."""
+    batch_bytes_max, before_millis, after_millis = bounds_of(configs)
+    wanted = plan.bytes_wanted(name)
+    if batch_bytes_max < wanted:
+        instead = plan.instead(name)
+        yield f"has max.message.bytes={batch_bytes_max}, {wanted} are wanted: a longer record becomes {instead}"
+    if before_millis is not None and before_millis < _BEFORE_MILLIS_WANTED:
+        yield f"takes records of the last {before_millis // 1000} s: those of older events get a later time"
+    if after_millis is not None and after_millis < _AFTER_MILLIS_WANTED:
+        yield f"takes records of the next {after_millis // 1000} s: clocks must not differ by more"
+    if configs.get("unclean.leader.election.enable") == "true":
+        yield "has unclean.leader.election.enable=true: what was confirmed may be lost"
+
+
 async def _brokers_count(admin: AIOKafkaAdminClient) -> int:
     told = await limited(admin.describe_cluster(), _ADMIN_SECONDS_MAX, "the cluster can't be described")
     return len(told["brokers"])
-
-
-async def _configs(
-    admin: AIOKafkaAdminClient, names: Sequence[str]
-) -> tuple[dict[str, dict[str, str]], dict[str, type[Exception]]]:
-    """The settings of topics, and why those of others can't be had."""
-    if not names:
-        return {}, {}
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    answers = await limited(admin.describe_configs(resources), _ADMIN_SECONDS_MAX, "the topics' settings can't be read")
-    told = [each for answer in answers for each in answer.resources]
-    return (
-        {name: {entry[0]: entry[1] for entry in entries} for code, _, _, name, entries in told if not code},
-        {name: for_code(code) for code, _, _, name, _ in told if code},
-    )

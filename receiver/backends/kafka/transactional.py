@@ -11,14 +11,13 @@ Starting a producer under a name ends what was left open under it, and shuts out
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.errors import KafkaError, LeaderNotAvailableError, for_code
-from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.transaction import (
@@ -29,10 +28,10 @@ from aiokafka.protocol.transaction import (
 )
 from aiokafka.structs import OffsetAndMetadata
 
+from receiver.backends.kafka.batches import Filled
 from receiver.backends.kafka.connection import Connection, end_producer, persistently
-from receiver.backends.kafka.inbox import BATCH_BYTES_MAX
 from receiver.backends.kafka.known import Known, known_to
-from receiver.backends.kafka.records import RawRecord
+from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, Limits, Refused
 from receiver.backends.kafka.standing import MARK
 from receiver.errors import Unavailable
 
@@ -76,7 +75,7 @@ class Transactional:
     it is empty while nothing is waited for.
     """
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: str, limits: Limits) -> None:
         self.went_astray = False
         self.waits_for = ""
         self.waits_since = 0.0
@@ -89,6 +88,7 @@ class Transactional:
             max_request_size=2 * BATCH_BYTES_MAX,
             retry_backoff_ms=20,
         )
+        limits.watch(self._producer.client)
         send = self._producer.client.send
 
         async def watched(node_id: int, request: Any, **options: Any) -> Any:  # noqa: ANN401  # aiokafka's
@@ -116,38 +116,31 @@ class Transactional:
         """See `known`."""
         return await known_to(self._producer.client, names)
 
-    def add(self, record: RawRecord, batches: list[BatchBuilder]) -> None:
-        """Put a record into the last of the batches of its partition, or into a new one where there is no room."""
-        key, value, timestamp_millis, headers = record
-        if not batches or (
-            batches[-1].append(timestamp=timestamp_millis, key=key, value=value, headers=headers) is None
-        ):
-            batches.append(self._producer.create_batch())
-            batches[-1].append(timestamp=timestamp_millis, key=key, value=value, headers=headers)
-
     async def commit(
         self,
-        batches: Iterable[tuple[TopicPartition, BatchBuilder]],
+        batches: Sequence[Filled],
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
         group: str,
     ) -> None:
-        """Write the batches and the group's offsets, or neither, and see both. Raises Unavailable, and much else."""
-        producer, batches = self._producer, list(batches)
+        """Write the batches and the group's offsets, or neither, and see both. Raises Unavailable, and much else:
+        Refused where a batch is one that the brokers would refuse again.
+        """
+        producer = self._producer
         offsets = self._marked(offsets)
         async with asyncio.timeout(COMMIT_SECONDS_MAX):
             await producer.begin_transaction()
             sending = [
-                _retrieved(await producer.send_batch(batch, where.topic, partition=where.partition))
-                for where, batch in batches
+                _retrieved(await producer.send_batch(each.builder, each.where.topic, partition=each.where.partition))
+                for each in batches
             ]
             # Produced before the offsets, which alone would be waited for five times as long (BACKOFF_OVERRIDE).
-            written = await asyncio.gather(*sending)
+            written = _taken(await asyncio.gather(*sending, return_exceptions=True))
             await producer.send_offsets_to_transaction(dict(offsets), group)
             await producer.commit_transaction()
         ends: dict[TopicPartition, int] = {}
-        for (where, batch), metadata in zip(batches, written, strict=True):
+        for each, metadata in zip(batches, written, strict=True):
             # A broker that was sent a batch twice may not know any more where it stands.
-            ends[where] = metadata.offset + batch.record_count() if metadata.offset >= 0 else -1
+            ends[each.where] = metadata.offset + len(each.marks) if metadata.offset >= 0 else -1
         await self._wait_until_visible(ends, offsets, group)
 
     async def end(
@@ -286,6 +279,17 @@ class Transactional:
                         raise for_code(code)
                     found[TopicPartition(topic, partition)] = offset
         return found
+
+
+def _taken(outcomes: Sequence[Any]) -> Sequence[Any]:
+    """The outcomes of batches. Raises a refusal before all else: what is behind it fails for that alone."""
+    failures = [(number, each) for number, each in enumerate(outcomes) if isinstance(each, BaseException)]
+    for number, failure in failures:
+        if isinstance(failure, REFUSALS):
+            raise Refused(number, failure) from failure
+    for _, failure in failures:
+        raise failure
+    return outcomes
 
 
 def _retrieved(sent: asyncio.Future[Any]) -> asyncio.Future[Any]:

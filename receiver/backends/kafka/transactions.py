@@ -6,6 +6,7 @@ at work still. So a writer first starts, then asks where it stood, settles what 
 goes on from there.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -13,14 +14,16 @@ from typing import Any, TypeVar
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import for_code
-from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
+from receiver.backends.kafka.batches import Batches
 from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.limits import Lessons, Limits, Refused
 from receiver.backends.kafka.records import output_records, partition_of
 from receiver.backends.kafka.scan import tails
 from receiver.backends.kafka.settlement import Tail
 from receiver.backends.kafka.transactional import Transactional
+from receiver.dead_letter import fitting
 from receiver.errors import Unavailable
 from receiver.message import Message
 
@@ -34,12 +37,18 @@ _PARTITION = 0
 
 
 class Writer:
-    """Transactions under a name. After anything failed it is not used again, but for `close`."""
+    """Transactions under a name. After anything failed it is not used again, but for `close`.
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    What it learns of records that the cluster does not take is kept in `lessons`, for the next writer. A dead letter is
+    made shorter; another record is left out, by its topic and where it came from, see `left_out` there.
+    """
+
+    def __init__(self, connection: Connection, name: str, dead_letters: str, limits: Limits, lessons: Lessons) -> None:
         self._connection = connection
         self._name = name
-        self._producer = Transactional(connection, name)
+        self._dead_letters = dead_letters
+        self._limits, self._lessons = limits, lessons
+        self._producer = Transactional(connection, name, limits)
 
     async def start(self) -> None:
         """End what was left open under this name, and let nobody else go on with it. Raises Unavailable."""
@@ -73,20 +82,45 @@ class Writer:
 
         Raises Unavailable; nobody can tell then whether it was done.
         """
-        await self._known(self._transact(topic, messages, next_position), topic)
+        partitions_count = len(await self._partitions(topic))
+        await self._limits.read([topic])
+        batches, written = self._batched(messages, partitions_count)
+        began = time.monotonic()
+        try:
+            call = self._producer.commit(batches.filled, _offsets(topic, next_position), self._name)
+            await self._known(call, topic)
+        except Unavailable as error:
+            await self._learn(error.__cause__, batches, written)
+            raise
+        self._lessons.effort.took(batches.bytes, time.monotonic() - began)
 
     async def _known(self, transaction: Awaitable[None], topic: str) -> None:
         await limited(transaction, _TRANSACTION_SECONDS_MAX, f"a transaction of {topic} failed")
         if self._producer.went_astray:
             raise Unavailable(f"a transaction of {topic} went astray", reason="kafka")
 
-    async def _transact(self, topic: str, messages: Sequence[Message], next_position: int) -> None:
-        partitions_count = await self._producer.partitions_count(topic)
-        batches: dict[int, list[BatchBuilder]] = {}
-        for message, record in zip(messages, output_records(messages), strict=True):
-            self._producer.add(record, batches.setdefault(partition_of(message.key, partitions_count), []))
-        sending = [(TopicPartition(topic, each), batch) for each, some in batches.items() for batch in some]
-        await self._producer.commit(sending, _offsets(topic, next_position), self._name)
+    def _batched(self, messages: Sequence[Message], partitions_count: int) -> tuple[Batches, Sequence[Message]]:
+        """What can be written, in batches, marked by their places among the messages returned."""
+        batches = Batches(self._limits, self._lessons)
+        written = [self._fitting(each) for each in messages if origin_of(each) not in self._lessons.left_out]
+        for mark, (message, record) in enumerate(zip(written, output_records(written), strict=True)):
+            where = TopicPartition(message.topic, partition_of(message.key, partitions_count))
+            if not batches.add(where, record, mark):
+                self._lessons.leave_out(*origin_of(message))
+        return batches, written
+
+    def _fitting(self, message: Message) -> Message:
+        if message.topic != self._dead_letters:
+            return message
+        return fitting(message, self._limits.batch_bytes_max(message.topic))
+
+    async def _learn(self, error: BaseException | None, batches: Batches, written: Sequence[Message]) -> None:
+        if isinstance(error, TimeoutError):
+            self._lessons.too_slow()
+        elif isinstance(error, Refused):
+            mark = await batches.learn(error)
+            if mark is not None:
+                self._lessons.leave_out(*origin_of(written[mark]))
 
     async def _partitions(self, topic: str) -> Sequence[TopicPartition]:
         count = await limited(self._producer.partitions_count(topic), _ANSWER_SECONDS_MAX, f"no partitions of {topic}")
@@ -95,6 +129,11 @@ class Writer:
 
 def _offsets(topic: str, next_position: int) -> Mapping[TopicPartition, OffsetAndMetadata]:
     return {TopicPartition(topic, _PARTITION): OffsetAndMetadata(next_position, "")}
+
+
+def origin_of(message: Message) -> tuple[str, str]:
+    """What a record is known by: its topic, and which notification it came of."""
+    return message.topic, dict(message.headers).get("inbox", message.key)
 
 
 async def positions(connection: Connection, name: str, topics: Sequence[str]) -> Mapping[str, int]:

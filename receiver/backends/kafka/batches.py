@@ -1,0 +1,95 @@
+"""Records in batches that their topics take: in bytes, and in the times of their records."""
+
+from typing import NamedTuple
+
+from aiokafka import TopicPartition
+from aiokafka.errors import InvalidTimestampError
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from receiver.backends.kafka.limits import BATCH_BYTES_MAX, TOO_LARGE, Lessons, Limits, Refused, Window
+from receiver.backends.kafka.records import RawRecord
+
+_NO_COMPRESSION = 0
+
+
+class Filled(NamedTuple):
+    """A batch for a partition, and what its writer calls the records in it. `size` is in bytes."""
+
+    where: TopicPartition
+    builder: BatchBuilder
+    marks: list[int]
+    window: Window
+    records_max: int
+
+    @property
+    def size(self) -> int:
+        """Its bytes, the batch's own header among them."""
+        size: int = self.builder.size()
+        return size
+
+
+class Batches:
+    """The batches of a transaction, in the order of their records."""
+
+    def __init__(self, limits: Limits, lessons: Lessons) -> None:
+        self.filled: list[Filled] = []
+        self._limits = limits
+        self._lessons = lessons
+        self._last: dict[TopicPartition, Filled] = {}
+
+    @property
+    def bytes(self) -> int:
+        """All of them together."""
+        return sum(each.size for each in self.filled)
+
+    def add(self, where: TopicPartition, record: RawRecord, mark: int) -> bool:
+        """Put a record into the last batch of its partition, or a new one. False: the topic takes no such record."""
+        last = self._last.get(where)
+        if last is None or len(last.marks) >= last.records_max or not _added(last, record):
+            bytes_max = self._limits.batch_bytes_max(where.topic)
+            empty = builder(min(bytes_max, BATCH_BYTES_MAX), transactional=True)
+            window, records_max = self._limits.window(where.topic), self._lessons.records_max(where.topic)
+            last = Filled(where, empty, [], window, records_max)
+            _added(last, record)
+            if last.size > bytes_max:
+                return False
+            self._last[where] = last
+            self.filled.append(last)
+        last.marks.append(mark)
+        return True
+
+    async def learn(self, refused: Refused) -> int | None:
+        """Find out how to write what was refused: the next batches are others.
+
+        Returns the mark of the record that can't be written at all, None where there is something left to try.
+        """
+        batch = self.filled[refused.number]
+        topic, count = batch.where.topic, len(batch.marks)
+        await self._limits.read([topic], age_seconds_max=0)
+        if isinstance(refused.error, TOO_LARGE):
+            self._limits.too_large(topic, batch.size, count)
+        elif isinstance(refused.error, InvalidTimestampError) and self._limits.mistimed(topic, batch.window):
+            pass
+        elif count > 1:
+            self._lessons.cut(topic, count)
+        else:
+            return batch.marks[0]
+        return None
+
+    def told(self, refused: Refused) -> str:
+        """The same in words."""
+        batch = self.filled[refused.number]
+        return f"{batch.where.topic} refuses a batch of {len(batch.marks)}: {refused}"
+
+
+def builder(bytes_max: int, *, transactional: bool) -> BatchBuilder:
+    """An empty batch, which takes records up to so many bytes, and one whatever its size."""
+    return BatchBuilder(bytes_max, _NO_COMPRESSION, is_transactional=int(transactional))
+
+
+def _added(batch: Filled, record: RawRecord) -> bool:
+    key, value, millis, headers = record
+    begin_millis, end_millis, _ = batch.window
+    if not begin_millis <= millis <= end_millis:
+        millis = batch.window.clamped(millis)
+    return batch.builder.append(timestamp=millis, key=key, value=value, headers=headers) is not None

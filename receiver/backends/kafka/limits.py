@@ -1,0 +1,374 @@
+"""What topics take, what the brokers say of a record that they don't, and how much to send at a time.
+
+A *refusal* is about a record: the brokers would say the same to it for ever, while they take others. So it is never
+sent again as it was. All else that goes wrong is a failure of the cluster, which is waited for.
+
+What is learned here is kept for as long as the process runs, whatever becomes of connections and lanes.
+"""
+
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import (
+    BrokerResponseError,
+    CorruptRecordException,
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    UnsupportedForMessageFormatError,
+    for_code,
+    kafka_errors,
+)
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
+
+from receiver.backends.kafka.connection import Connection, limited
+from receiver.errors import Unavailable
+
+
+class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]  # aiokafka has no types
+    """A broker's validation of records found something against one, such as a schema's."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "The broker does not take the record."
+
+
+# aiokafka knows the answers of version 8 and leaves it out. In these, brokers say what they have against a record.
+ProduceRequest._CLASSES = (*ProduceRequest._CLASSES, ProduceRequest_v8)  # noqa: SLF001
+# aiokafka would tell of it as of a code that it doesn't know, like of a fault of the broker's own.
+kafka_errors[InvalidRecordError.errno] = InvalidRecordError
+
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+#: What brokers say of a batch because of a record in it. Nothing of such a batch was appended.
+REFUSALS = (
+    *TOO_LARGE,
+    InvalidTimestampError,
+    InvalidRecordError,
+    PolicyViolationError,
+    CorruptRecordException,
+    UnsupportedForMessageFormatError,
+)
+
+#: A broker takes 1 MiB unless it is told otherwise; this leaves room for what wraps a batch.
+BATCH_BYTES_MAX = 900_000
+
+_ANSWER_SECONDS_MAX = 5.0
+_AGE_SECONDS_MAX = 10.0
+_HOUR_MILLIS = 3_600_000
+#: A bound beyond this is none: Kafka's own word for "none" is 2^63 - 1.
+_BOUND_MILLIS_MAX = 10 * 365 * 24 * _HOUR_MILLIS
+#: How far our clock and the brokers' may differ, and how long a record may be under way.
+_SLACK_MILLIS = 5 * 60_000
+_END_MILLIS = 2**62
+#: With a step of an hour that is doubled, 16 of them are seven years.
+_SHIFTS_MAX = 16
+#: After so long without a refusal, the last guess was right.
+_SHIFTING_SECONDS = 60.0
+_RECORDS_MAX = 2**31
+
+#: The times that a broker takes, in what it says of one that it doesn't: "... should be within [1764000000000, ...]".
+_TIMES = re.compile(r"within \[(-?\d+), (-?\d+)\]")
+
+#: What a refusal taught about a topic's size is forgotten after so long: its settings may have been in a change.
+_LEARNED_SECONDS = 300.0
+_NOTHING_LEARNED = 0, 0.0
+
+
+class Bounds(NamedTuple):
+    """What a topic takes: bytes of a batch, and how far times may lie before and after the broker's (None: anyhow)."""
+
+    batch_bytes_max: int
+    before_millis: int | None
+    after_millis: int | None
+
+
+#: Of a topic whose settings we may not read: what brokers of 4.0 do.
+_BOUNDS = Bounds(2**20, None, _HOUR_MILLIS)
+
+
+def bounds_of(configs: Mapping[str, str]) -> Bounds:
+    """The bounds that a topic's settings tell of. One that sets times itself takes any."""
+    told = configs.get("max.message.bytes", "")
+    batch_bytes_max = int(told) if told.isdecimal() else _BOUNDS.batch_bytes_max
+    if configs.get("message.timestamp.type") == "LogAppendTime":
+        return Bounds(batch_bytes_max, None, None)
+    # Before 3.6 there was one bound for both; until 4.0 it stood in for those that were not set.
+    either = _millis(configs.get("message.timestamp.difference.max.ms"))
+    before = _millis(configs.get("message.timestamp.before.max.ms"))
+    after = _millis(configs.get("message.timestamp.after.max.ms"))
+    return Bounds(batch_bytes_max, either if before is None else before, either if after is None else after)
+
+
+def _millis(told: str | None) -> int | None:
+    millis = int(told) if told is not None and told.isdecimal() else None
+    return None if millis is None or millis > _BOUND_MILLIS_MAX else millis
+
+
+async def configs_of(
+    admin: AIOKafkaAdminClient, names: Collection[str]
+) -> tuple[dict[str, dict[str, str]], dict[str, type[Exception]]]:
+    """The settings of topics, and why those of others can't be had. Raises Unavailable."""
+    if not names:
+        return {}, {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    asked = admin.describe_configs(resources)
+    answers = await limited(asked, _ANSWER_SECONDS_MAX, "the topics' settings can't be read")
+    told = [each for answer in answers for each in answer.resources]
+    return (
+        {name: {entry[0]: entry[1] for entry in entries} for code, _, _, name, entries in told if not code},
+        {name: for_code(code) for code, _, _, name, _ in told if code},
+    )
+
+
+class Window(NamedTuple):
+    """From when until when a topic takes records now, as far as we know. `shift` tells which guess that was."""
+
+    begin_millis: int
+    end_millis: int
+    shift: int
+
+    def clamped(self, millis: int) -> int:
+        """The time in the window that is nearest."""
+        return min(max(millis, self.begin_millis), self.end_millis)
+
+
+def _now_millis() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Limits:
+    """What the topics of a cluster take, as the brokers tell it and as refusals taught.
+
+    `now_millis` is this machine's clock, which may be wrong.
+    """
+
+    def __init__(self, connection: Connection, now_millis: Callable[[], int] = _now_millis) -> None:
+        self._connection = connection
+        self._now_millis = now_millis
+        self._bounds: dict[str, Bounds] = {}
+        self._read_at: dict[str, float] = {}
+        self._bytes_learned: dict[str, tuple[int, float]] = {}  # and until when
+        self._lessons: dict[int, Lessons] = {}
+        # How far our clock is ahead of the brokers', as far as refusals tell: Kafka has no way to ask.
+        self._ahead_millis = 0
+        self._shift = self._shifts_count = 0
+        self._shifted_at = 0.0
+        self._ahead_told: int | None = None
+        self._unwritable_count, self._why = 0, ""
+
+    @property
+    def notice(self) -> str:
+        """What could not be written as it was, in words for an operator; empty where all was."""
+        count = self._unwritable_count
+        return f"{count} notifications are dead letters because of what Kafka refused: {self._why}" if count else ""
+
+    def unwritable(self, why: str) -> None:
+        """What a notification came to can't be written."""
+        self._unwritable_count += 1
+        self._why = why
+
+    async def read(self, topics: Collection[str], *, age_seconds_max: float = _AGE_SECONDS_MAX) -> None:
+        """Ask the brokers, unless that was done a moment ago. What can't be had stays as it is known."""
+        now = time.monotonic()
+        old = [each for each in topics if now - self._read_at.get(each, -age_seconds_max) >= age_seconds_max]
+        if not old:
+            return
+        self._read_at |= dict.fromkeys(old, now)
+        try:
+            async with self._connection.admin(_ANSWER_SECONDS_MAX) as admin:
+                configs, _ = await configs_of(admin, old)
+        except Unavailable:
+            return
+        for topic, config in configs.items():
+            bounds = bounds_of(config)
+            if bounds != self._bounds.get(topic):
+                self._bounds[topic] = bounds
+                self._bytes_learned.pop(topic, None)
+                self._shift += 1
+
+    def of(self, topic: str) -> Bounds:
+        """What a topic takes."""
+        return self._bounds.get(topic, _BOUNDS)
+
+    def batch_bytes_max(self, topic: str) -> int:
+        """The most bytes that a batch for a topic may have, its own header among them."""
+        bytes_max, until = self._bytes_learned.get(topic, _NOTHING_LEARNED)
+        return bytes_max if time.monotonic() < until else self.of(topic).batch_bytes_max
+
+    def window(self, topic: str) -> Window:
+        """When records of a topic may be from, now."""
+        before, after = self.of(topic)[1:]
+        now = self._now_millis() - self._ahead_millis
+        begin = 0 if before is None else now - before + min(before // 2, _SLACK_MILLIS)
+        end = _END_MILLIS if after is None else now + after - min(after // 2, _SLACK_MILLIS)
+        return Window(max(0, begin), max(0, end), self._shift)
+
+    def too_large(self, topic: str, batch_bytes: int, records_count: int) -> None:
+        """A batch was refused as too large: whatever its settings say, the topic takes less."""
+        if batch_bytes <= self.batch_bytes_max(topic):
+            bytes_max = batch_bytes // 2 if records_count > 1 else batch_bytes - 1
+            self._bytes_learned[topic] = bytes_max, time.monotonic() + _LEARNED_SECONDS
+
+    def watch(self, client: AIOKafkaClient) -> None:
+        """Listen to what brokers answer to a producer: why they refuse a time, which aiokafka doesn't tell."""
+        send = client.send
+
+        async def watched(node_id: int, request: Any, **options: Any) -> Any:  # noqa: ANN401  # aiokafka's
+            answer = await send(node_id, request, **options)
+            if isinstance(request, ProduceRequest) and answer is not None:
+                self._hear(answer)
+            return answer
+
+        client.send = watched
+
+    def _hear(self, answer: Any) -> None:  # noqa: ANN401  # aiokafka's
+        for topic, partitions in answer.topics:
+            for _, code, *told in partitions:
+                if code == InvalidTimestampError.errno and (found := _TIMES.search(str(told))):
+                    _, before, after = self.of(topic)
+                    if after is not None:
+                        self._ahead_told = self._now_millis() - (int(found[2]) - after)
+                    elif before is not None:
+                        self._ahead_told = self._now_millis() - (int(found[1]) + before)
+
+    def mistimed(self, topic: str, window: Window) -> bool:
+        """A batch with times in that window was refused for one of them: whether another guess is left to try.
+
+        Either our clock is wrong or the brokers'. Brokers tell which times they take (`_hear`). Where they don't, steps
+        are tried that can't pass over what the topic takes, first back, then forth where it has a bound there too.
+        """
+        if window.shift != self._shift:
+            return True  # somebody else found out since
+        if self._ahead_told is not None and abs(self._ahead_told - self._ahead_millis) > _SLACK_MILLIS // 2:
+            self._ahead_millis, self._ahead_told = self._ahead_told, None
+            self._shift += 1
+            return True
+        self._shift += 1
+        now = time.monotonic()
+        if now - self._shifted_at > _SHIFTING_SECONDS:
+            self._shifts_count = 0
+        self._shifted_at = now
+        if not self._shifts_count and self._ahead_millis:
+            self._ahead_millis = 0  # a clock that was wrong may have been set
+            return True
+        self._shifts_count += 1
+        if self._shifts_count > _SHIFTS_MAX:
+            self._shifts_count = self._ahead_millis = 0
+            return False
+        _, before, after = self.of(topic)
+        if before is None:
+            self._ahead_millis = max(after or _HOUR_MILLIS, 1_000) << self._shifts_count - 1
+        elif after is None:
+            self._ahead_millis = -(max(before, 1_000) << self._shifts_count - 1)
+        else:
+            sign = 1 if self._shifts_count % 2 else -1
+            self._ahead_millis = sign * max((before + after) // 2, 1_000) * ((self._shifts_count + 1) // 2)
+        return True
+
+    def lessons(self, partition: int) -> "Lessons":
+        """What is known of a partition of the inbox."""
+        return self._lessons.setdefault(partition, Lessons())
+
+    def left_out(self) -> set[tuple[str, str]]:
+        """What no lane could write and was no notification's, by topic and key."""
+        return set[tuple[str, str]]().union(*(each.left_out for each in self._lessons.values()))
+
+
+class Effort:
+    """How many bytes to send at a time: so many as take about `seconds`, a part of the time that there is for them.
+
+    It begins low, doubles while that goes quickly, and is halved when the time was not enough.
+    """
+
+    def __init__(self, seconds: float, *, bytes_first: int, bytes_min: int, bytes_max: int) -> None:
+        self.bytes_max = bytes_first
+        self._least, self._most = bytes_min, bytes_max
+        self._seconds = seconds
+
+    def took(self, sent_bytes: int, seconds: float) -> None:
+        """So many bytes were taken in so much time. A few tell nothing of the link."""
+        if sent_bytes < self._least:
+            return
+        if seconds > self._seconds:
+            wanted = int(sent_bytes * self._seconds / seconds)
+            self.bytes_max = max(self._least, self.bytes_max // 2, min(self.bytes_max, wanted))
+        elif seconds < self._seconds / 2 and sent_bytes > self.bytes_max // 2:
+            self.bytes_max = min(self._most, 2 * self.bytes_max)
+
+    def failed(self) -> None:
+        """What was sent was not taken in time."""
+        self.bytes_max = max(self._least, self.bytes_max // 2)
+
+
+class Refused(KafkaError):  # type: ignore[misc]  # aiokafka has no types
+    """A batch of a transaction was refused: the number of the batch, and what was said of it."""
+
+    def __init__(self, number: int, error: KafkaError) -> None:
+        super().__init__(type(error).__name__)
+        self.number = number
+        self.error = error
+
+
+#: A transaction has ten seconds, and lanes share a link. Two MiB are what 2,000 notifications of the usual size take.
+_COMMIT_SECONDS = 2.5
+_COMMIT_BYTES_FIRST, _COMMIT_BYTES_MIN, _COMMIT_BYTES_MAX = 2**21, 2**14, 2**24
+_FETCH_BYTES_MIN, _FETCH_BYTES_MAX = 2**16, 2**22
+#: A batch that is refused is cut into so many the next time, until the one record is alone.
+_CUTS = 16
+_LEFT_OUT_MAX = 10_000
+
+
+def commit_effort() -> Effort:
+    """How many bytes to write in a transaction."""
+    return Effort(
+        _COMMIT_SECONDS, bytes_first=_COMMIT_BYTES_FIRST, bytes_min=_COMMIT_BYTES_MIN, bytes_max=_COMMIT_BYTES_MAX
+    )
+
+
+class Lessons:
+    """What the lanes of a partition learned: it outlives each of them."""
+
+    def __init__(self) -> None:
+        self.effort = commit_effort()
+        self.fetch_bytes_max = _FETCH_BYTES_MAX
+        #: Why what a notification comes to can't be written, by its position in the inbox.
+        self.unwritable: dict[int, str] = {}
+        #: Of which notifications even the dead letter was refused, so that a shorter one is to be written.
+        self.bare: set[int] = set()
+        #: Records that are no notification's, by topic and key: tombstones, and sessions that are carried over.
+        self.left_out: set[tuple[str, str]] = set()
+        self._records_max: dict[str, int] = {}
+
+    def records_max(self, topic: str) -> int:
+        """How many records a batch may have: few while the one that is refused is looked for."""
+        return self._records_max.get(topic, _RECORDS_MAX)
+
+    def cut(self, topic: str, records_count: int) -> None:
+        """A batch of so many records was refused for one of them."""
+        self._records_max[topic] = max(1, records_count // _CUTS)
+
+    def leave_out(self, topic: str, key: str) -> None:
+        """A record that is no notification's can't be written."""
+        if len(self.left_out) >= _LEFT_OUT_MAX:
+            self.left_out.clear()  # they are refused again, and the search begins anew
+        self.left_out.add((topic, key))
+
+    def too_slow(self) -> None:
+        """What was fetched or written took too long."""
+        self.effort.failed()
+        self.fetch_bytes_max = max(_FETCH_BYTES_MIN, self.fetch_bytes_max // 2)
+
+    def committed(self, position: int) -> None:
+        """All before this position is done."""
+        self._records_max.clear()
+        self.fetch_bytes_max = min(_FETCH_BYTES_MAX, self.fetch_bytes_max + _FETCH_BYTES_MIN)
+        for each in [each for each in self.unwritable if each < position]:
+            del self.unwritable[each]
+        self.bare = {each for each in self.bare if each >= position}

@@ -1,0 +1,121 @@
+"""Notifications that Kafka does not take as they are, each in a file of its own, so that nothing behind one waits.
+
+They were answered 204, so they are kept until a topic that takes them does: now and then each is tried again. What came
+behind one went on without it, so that it may be late when it gets there.
+"""
+
+import asyncio
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from receiver.errors import Unavailable, Unwritable
+from receiver.inbox import Inbox
+from receiver.notification import Notification
+
+_SUFFIX = ".json"
+_INTERVAL_SECONDS = 60.0
+#: While the inbox takes nothing, it is asked more often.
+_INTERVAL_SECONDS_SOON = 2.0
+
+
+class Gauges(Protocol):
+    """What is told of them."""
+
+    def set_aside(self, count: int, reason: str) -> None:
+        """So many lie here; the reason why one more does, empty where none came."""
+        ...
+
+
+class SetAside:
+    """A directory of them, which takes about `bytes_max` bytes and is made when the first one comes."""
+
+    def __init__(self, directory: Path, gauges: Gauges, *, bytes_max: int) -> None:
+        self._directory = directory
+        self._gauges = gauges
+        self._bytes_max = bytes_max
+        self._sizes: dict[Path, int] = {}
+        self._why = "see the log of when they came"
+        self._look()
+
+    @property
+    def count(self) -> int:
+        """How many lie here."""
+        return len(self._sizes)
+
+    @property
+    def notice(self) -> str:
+        """The same in words for an operator; empty where there are none."""
+        return f"{self.count} notifications are set aside in {self._directory}: {self._why}" if self.count else ""
+
+    def keep(self, notification: Notification, why: str) -> None:
+        """Keep one durably; one that lies here already is kept once. Blocks. Raises Unavailable."""
+        told = {**notification._asdict(), "body": b64encode(notification.body).decode()}
+        content = orjson.dumps(told, option=orjson.OPT_INDENT_2)
+        path = self._directory / f"{notification.received_micros}-{sha256(content).hexdigest()[:16]}{_SUFFIX}"
+        if sum(self._sizes.values()) + len(content) > self._bytes_max:
+            raise Unavailable(f"no room to set a notification aside that Kafka does not take: {why}", reason="spool")
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            _write(path, content)
+        except OSError as error:
+            raise Unavailable(f"a notification can't be set aside: {error.strerror}", reason="spool") from error
+        self._sizes[path] = len(content)
+        self._why = why
+        self._gauges.set_aside(self.count, why)
+
+    async def run(self, inbox: Inbox) -> None:
+        """Try each again, now and then, for ever."""
+        while True:
+            self._look()
+            interval_seconds = _INTERVAL_SECONDS
+            for path in self._oldest_first():
+                try:
+                    notification = await asyncio.to_thread(_read, path)
+                    await inbox.append(notification)
+                    await asyncio.to_thread(path.unlink, missing_ok=True)
+                except Unwritable as error:
+                    self._why = error.message
+                    continue
+                except Unavailable:
+                    interval_seconds = _INTERVAL_SECONDS_SOON
+                    break
+                except (OSError, ValueError, TypeError) as error:
+                    self._why = f"{path.name} can't be read: {type(error).__name__}"
+                    continue
+                self._sizes.pop(path, None)
+                self._gauges.set_aside(self.count, "")
+            await asyncio.sleep(interval_seconds)
+
+    def _look(self) -> None:
+        self._sizes = {path: path.stat().st_size for path in self._directory.glob(f"*{_SUFFIX}")}
+        self._gauges.set_aside(self.count, "")
+
+    def _oldest_first(self) -> Sequence[Path]:
+        return sorted(self._sizes, key=lambda path: int(path.name.partition("-")[0]))
+
+
+def _write(path: Path, content: bytes) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    for directory in (path.parent, path.parent.parent):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read(path: Path) -> Notification:
+    """Raises OSError, ValueError and TypeError."""
+    told = orjson.loads(path.read_bytes())
+    return Notification(**{**told, "body": b64decode(told["body"])})
