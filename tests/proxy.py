@@ -28,6 +28,8 @@ class Proxy:
         self.faults: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._delay_seconds = self._jitter_seconds = 0.0
+        self._seconds_per_byte = 0.0
+        self._free_at = {True: 0.0, False: 0.0}  # by direction
         self._swallowing = False
         self._cut_after_seconds: float | None = None  # while answers are lost
         self._flowing = asyncio.Event()
@@ -47,6 +49,10 @@ class Proxy:
     def delay(self, seconds: float, jitter_seconds: float = 0) -> None:
         """Let each chunk take so long in each direction, and up to the jitter more; their order stays."""
         self._delay_seconds, self._jitter_seconds = seconds, jitter_seconds
+
+    def narrow(self, bytes_per_second: float) -> None:
+        """Let so much through in each direction, of all connections together, and take no more than that."""
+        self._seconds_per_byte = 1 / bytes_per_second
 
     def cut(self) -> None:
         """Reset all connections now."""
@@ -89,7 +95,7 @@ class Proxy:
 
     async def heal(self) -> None:
         """Do nothing more to what passes, and take connections."""
-        self._delay_seconds = self._jitter_seconds = 0
+        self._delay_seconds = self._jitter_seconds = self._seconds_per_byte = 0
         self._cut_after_seconds = None
         if self._swallowing:  # bytes are missing from the middle of streams
             self._swallowing = False
@@ -141,6 +147,7 @@ class Proxy:
                         lost = True
                         loop.call_later(self._cut_after_seconds, self._reset, writers)
                 else:
+                    await self._take_turn(len(chunk), answers=answers)
                     seconds = self._delay_seconds + self._random.uniform(0, self._jitter_seconds)
                     self.faults["delayed"] += seconds > 0
                     await waiting.put((loop.time() + seconds, chunk))
@@ -148,6 +155,13 @@ class Proxy:
     async def _read(self, reader: asyncio.StreamReader, *, answers: bool) -> bytes:  # noqa: ARG002  # for KafkaProxy
         """What comes next in a direction; empty at its end."""
         return await reader.read(_CHUNK_BYTES)
+
+    async def _take_turn(self, size: int, *, answers: bool) -> None:
+        """Wait as long as a narrow link takes for so many bytes, and for all that came before them."""
+        now = asyncio.get_running_loop().time()
+        free_at = self._free_at[answers] = max(now, self._free_at[answers]) + size * self._seconds_per_byte
+        if free_at > now:
+            await asyncio.sleep(free_at - now)
 
     async def _deliver(self, waiting: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         """Write each chunk when its time has come; an empty one ends the direction."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.connection import Connection, end_consumer, limited
 from receiver.backends.kafka.settlement import Tail
 from receiver.backends.kafka.transactional import Ends
 from receiver.errors import Unavailable
@@ -28,7 +28,7 @@ async def reading(connection: Connection, isolation_level: str) -> AsyncIterator
         await limited(consumer.start(), _ANSWER_SECONDS_MAX, "Kafka does not answer")
         yield consumer
     finally:
-        await ended(consumer.stop())
+        await end_consumer(consumer)
 
 
 async def range_of(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
