@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             for index in range(len(content) if server.trickling else 0):
                 self.wfile.write(content[index : index + 1])
-                if server.closing.wait(0.02):
+                if server.closing.wait(0.1):
                     return
             self.wfile.write(content)
 
@@ -496,4 +496,5 @@ async def test_a_token_is_used_until_its_end(tokens: TokenServer) -> None:
                 assert await source.token() == "a.b.c"
                 break
             await asyncio.sleep(0.01)
-    assert tokens.asked == 3
+    # While the first could not be renewed the server was asked again now and then.
+    assert tokens.asked in {3, 4}
