@@ -12,6 +12,7 @@ import asyncio
 import random
 
 from receiver.errors import Unavailable
+from receiver.event import Oddity
 from receiver.inbox import Batch, Lane
 from receiver.message import Message, bytes_of
 from receiver.router import Decision, Router
@@ -147,6 +148,7 @@ class Dispatcher:
             decided.messages += decision.messages
             decided.bytes += sum(map(bytes_of, decision.messages))
             decided.verdicts.append(decision.verdict)
+            decided.oddities += decision.oddities
         return decided, batch, None
 
     def _decide_one(self, batch: Batch, index: int, session: Session | None, clock_micros: int) -> Decision:
@@ -167,6 +169,7 @@ class Dispatcher:
         await self._lane.commit(batch, decided.messages, decided.sessions, decided.clock_micros)
         self._set_pace(len(batch.notifications), self._loop_seconds() - committing_at)
         self._telemetry.batch(self._lane, batch, decided.verdicts, len(decided.messages), self._loop_seconds() - began)
+        self._telemetry.odd(decided.oddities)
 
     def _set_pace(self, notifications_count: int, commit_seconds: float) -> None:
         """How far apart batches are from now on, given the last one."""
@@ -193,6 +196,7 @@ class _Decided:
         self.messages: list[Message] = []
         self.bytes = 0
         self.verdicts: list[Verdict] = []
+        self.oddities: list[Oddity] = []
 
 
 def _parted(batch: Batch, count: int, sessions: dict[str, Session], clock_micros: int) -> tuple[Batch, Batch]:

@@ -2,7 +2,7 @@
 
     ReceiverError
     ├── Refused        the sender's fault: a 4xx with CAMARA's error body
-    │   └── Malformed  an authenticated body that is no notification: 400, and kept as a dead letter
+    │   └── Malformed  an authenticated body that is no notification: 400, 413 or 415, and kept as a dead letter
     ├── Unavailable    ours: 503 with Retry-After; nothing was kept
     │   └── Unwritable the same, but for this notification alone: the next one may be kept
     └── ApiRefused     also ours, where we are who asks: the operator's API refuses it
@@ -44,8 +44,15 @@ class Refused(ReceiverError):
 class Malformed(Refused):
     """The body can't be read as a notification of any dialect."""
 
-    def __init__(self, message: str, *, reason: str = "malformed") -> None:
-        super().__init__(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", message, reason=reason)
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: HTTPStatus = HTTPStatus.BAD_REQUEST,
+        code: str = "INVALID_ARGUMENT",
+        reason: str = "malformed",
+    ) -> None:
+        super().__init__(status, code, message, reason=reason)
 
 
 class Unavailable(ReceiverError):

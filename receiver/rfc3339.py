@@ -1,5 +1,6 @@
 """Times as text: RFC 3339 in UTC, to the microsecond. Pure."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
@@ -22,10 +23,31 @@ def _second(seconds: int) -> str:
     return (_EPOCH_ALONE + timedelta(seconds=seconds)).isoformat()
 
 
+#: RFC 3339, 5.6, and what writers take for it: no seconds, no zone, a comma before the fraction, a blank or lower case,
+#: an offset without its colon or its minutes, and behind an offset the name of a zone (Java's ZonedDateTime). Python's
+#: own reader takes more than that, and reads `21.123` as 21:00:00.123.
+_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2})"
+    r"(?::(?:([0-5][0-9])|(60))([.,][0-9]+)?)?"
+    r"(?:([Zz]|[+-][0-9]{2}(?::?[0-5][0-9])?)(?:\[[A-Za-z0-9_/+:-]{1,64}\])?)?"
+)
+_PLAIN = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]+)?Z")
+
+
 def micros(text: str) -> int:
-    """The inverse: microseconds since 1970 began. A time without a zone is read as UTC. Raises ValueError."""
-    time = datetime.fromisoformat(text)
-    return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
+    """The inverse: microseconds since 1970 began, finer fractions cut. A time without a zone is read as UTC.
+
+    Raises ValueError for what is neither RFC 3339 nor one of the oddities above. A leap second is the one after it.
+    """
+    if _PLAIN.fullmatch(text) is not None:  # as nearly all are written
+        return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError("no RFC 3339 time")
+    minute, second, leap, fraction, zone = found.groups()
+    second = second or ("59" if leap else "00")
+    time = datetime.fromisoformat(f"{minute}:{second}{fraction or ''}{(zone or 'Z').upper()}")
+    return (time - _EPOCH) // _MICROSECOND + (1_000_000 if leap else 0)
 
 
 #: A zone can move a time out of the years that can be written.

@@ -6,7 +6,7 @@ So a crash, a replica and a replay decide alike.
 """
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ import orjson
 
 from receiver import rfc3339
 from receiver.errors import Malformed
-from receiver.event import Event, QosStatus, Unrecognized
+from receiver.event import Event, Oddity, QosStatus, Unrecognized, canonical
 from receiver.facts import NO_FACTS, Facts, facts_of, members
 from receiver.message import Message
 from receiver.notification import API_ORIGINS, Notification, parse
@@ -33,19 +33,33 @@ LETTER_BODY_BYTES_MAX = 512 * 1024
 
 
 class Decision(NamedTuple):
-    """What a notification comes to: its verdict, its session afterwards (None: no session) and its messages."""
+    """What a notification comes to: its verdict, its session afterwards (None: no session) and its messages.
+
+    `oddities` are what was odd about it, and did not change the verdict.
+    """
 
     verdict: Verdict
     session: Session | None
     messages: Sequence[Message]
+    oddities: Sequence[Oddity] = ()
 
 
 class Router:
-    """The rules of one configuration: topic names, extra routes, and how long a session is remembered."""
+    """The rules of one configuration: topic names, extra routes, how long a session is remembered, and which senders
+    take a session up again after its end.
+    """
 
-    def __init__(self, *, prefix: str, routes: Sequence[Route] = (), forget_after_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        prefix: str,
+        routes: Sequence[Route] = (),
+        forget_after_seconds: float,
+        resuming_senders: Collection[str] = (),
+    ) -> None:
         self._prefix = prefix
         self._routes = (*DEFAULT_ROUTES, *routes)
+        self._resuming_senders = frozenset(resuming_senders)
         self._forget_after_micros = round(forget_after_seconds * 1_000_000)
         self._sessions_topic = self.topic(SESSIONS)
         self._dead_letter_topic = self.topic(DEAD_LETTER)
@@ -67,27 +81,34 @@ class Router:
         None where none is remembered. `clock_micros` is the latest time of receipt up to and with this notification.
         """
         try:
-            event = parse(notification.body)
+            event = parse(notification.body, notification.envelope)
             facts = _facts(notification)
         except Malformed as error:
             return self._dead(notification, trace, Verdict.MALFORMED, session, error.message)
         if isinstance(event, Unrecognized):
             return self._dead(notification, trace, Verdict.UNRECOGNIZED, session, event.explanation)
         if event.session_id != notification.key:
-            # It lies under another key, so perhaps in another partition than its session: an older release received
-            # it and could not read what this one can.
-            reason = "not readable when it was received; replay it"
-            return self._dead(notification, trace, Verdict.MALFORMED, session, reason)
+            if canonical(notification.key) != event.session_id:
+                # It lies under another key, so perhaps in another partition than its session: an older release received
+                # it and could not read what this one can.
+                reason = "not readable when it was received; replay it"
+                return self._dead(notification, trace, Verdict.MALFORMED, session, reason)
+            # An older release received it, for which a UUID in upper case was the id of another session.
+            event = event._replace(session_id=notification.key)
+        event = event.believed(notification.received_micros)
         known = None if session is None or self.is_forgotten(session, clock_micros) else session
-        sender, received_micros, conflict = notification.sender, notification.received_micros, ""
+        sender, received_micros, conflict, reuses_id = notification.sender, notification.received_micros, "", False
         if facts is None:
-            after, verdict, conflict = apply(known, event, sender, received_micros, clock_micros)
+            resumes = sender in self._resuming_senders
+            outcome = apply(known, event, sender, received_micros, clock_micros, resumes=resumes)
+            after, verdict, conflict, reuses_id = outcome
         else:
             after, verdict = learn(known, event, facts, sender, clock_micros)
+        oddities = (*event.oddities, Oddity.REUSED_ID) if reuses_id else event.oddities
         if verdict is Verdict.CONFLICT:
             return self._dead(notification, trace, verdict, session, conflict)
         if verdict is Verdict.DUPLICATE:
-            return Decision(verdict, after, ())
+            return Decision(verdict, after, (), oddities)
         headers = _headers(notification, trace, event, verdict)
         # Its timestamp is the inbox's clock, not the event's: tables keep the record with the latest one.
         millis = clock_micros // 1000
@@ -97,7 +118,7 @@ class Router:
             value = _status_value(event, after, verdict, notification, granted=granted)
             millis = _record_millis(event, notification)
             messages += [Message(self.topic(name), after.session_id, value, headers, millis) for name in names]
-        return Decision(verdict, after, messages)
+        return Decision(verdict, after, messages, oddities)
 
     def give_up(self, notification: Notification, trace: str, session: Session | None, reason: str) -> Decision:
         """The decision on a notification that `decide` failed on, or whose records can't be written.
@@ -136,6 +157,7 @@ class Router:
                         ("content-type", notification.content_type),
                         ("x-correlator", notification.correlator),
                         ("traceparent", notification.traceparent),
+                        *notification.envelope,
                     )
                     if text
                 },

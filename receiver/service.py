@@ -193,7 +193,12 @@ def build_router(settings: Settings) -> Router:
         )
         for route in settings.routes
     ]
-    return Router(prefix=settings.prefix, routes=routes, forget_after_seconds=settings.retention.session_hours * 3600)
+    return Router(
+        prefix=settings.prefix,
+        routes=routes,
+        forget_after_seconds=settings.retention.session_hours * 3600,
+        resuming_senders=settings.router.resuming_senders,
+    )
 
 
 async def learn(settings: Settings, notifications: Sequence[Notification]) -> None:

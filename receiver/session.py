@@ -16,11 +16,21 @@ status orders first and the time only between statuses of one rank:
 An event of a higher rank than the session's is news whatever its clock says. One of a lower rank is late. Between
 equals the older time is late, and equal times count in order of arrival.
 
+Some gateways take a session up again after its end. For a sender that the configuration names so, the time decides
+between AVAILABLE and UNAVAILABLE, whatever the reason.
+
 What is remembered
 ------------------
 Each event taken into account leaves a mark: a digest of (source, id), its content, and its time. A session of a
 conforming sender collects two or three. The list is cut at MARKS_MAX from its oldest end, and from then on an event
 as old as a forgotten one can't be told from a repetition: it goes to the dead letters, neither lost nor repeated.
+
+What is a repetition
+--------------------
+The same source and id with the same status, reason and type is a repetition whatever its time says: senders put a new
+one on what they post again. And so is the same content under another id, the time included. But an id alone is none:
+many senders' ids are not unique, and an end must not be lost for it. An id that comes again with another status or
+reason is noted, and its content decides.
 
 An AVAILABLE that comes late
 ----------------------------
@@ -40,7 +50,7 @@ from hashlib import blake2b
 from typing import NamedTuple, TypedDict
 from zlib import crc32
 
-from receiver.event import Event, QosStatus
+from receiver.event import Event, QosStatus, is_far
 from receiver.facts import NO_FACTS, Facts
 from receiver.facts import merged as merged_facts
 
@@ -65,6 +75,8 @@ MARKS_MAX = 256
 
 #: Among the statuses learned of: no sender brings a session back from it.
 _END = QosStatus.UNAVAILABLE[0]
+
+_BACK_AND_FORTH = {QosStatus.AVAILABLE, QosStatus.UNAVAILABLE}
 
 #: A digest of 64 bits: among 256 of them the chance of two alike is one in 10^14.
 _DIGEST_BYTES = 8
@@ -100,43 +112,69 @@ class Session(NamedTuple):
         return 2 if _END in self.learned else _rank(self.qos_status, self.status_info)
 
 
+class Outcome(NamedTuple):
+    """What an event makes of a session: the same object where nothing is to be remembered.
+
+    `conflict` is what is in conflict, for that verdict alone. `reuses_id` is whether the event has the id of another.
+    """
+
+    session: Session
+    verdict: Verdict
+    conflict: str = ""
+    reuses_id: bool = False
+
+
 def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which they are thought of
-    session: Session | None, event: Event, sender: str, received_micros: int, clock_micros: int
-) -> tuple[Session, Verdict, str]:
+    session: Session | None,
+    event: Event,
+    sender: str,
+    received_micros: int,
+    clock_micros: int,
+    *,
+    resumes: bool = False,
+) -> Outcome:
     """What `event`, sent by `sender`, makes of `session` (None: not remembered).
 
-    Returns the session afterwards, the same object where nothing is to be remembered; the verdict; and for a conflict
-    what is in conflict, else "". `received_micros` stands in for a time that the event lacks. `clock_micros` is the
-    inbox's clock: the latest time of receipt up to and with this event.
+    `received_micros` stands in for a time that the event lacks. `clock_micros` is the inbox's clock: the latest time of
+    receipt up to and with this event. `resumes` is whether the sender takes sessions up again after their end.
     """
     event_micros = received_micros if event.time_micros is None else event.time_micros
     mark = _mark(event, event_micros)
     if session is None:
-        return _begin(event, sender, event_micros, clock_micros, mark), Verdict.ACCEPTED, ""
+        return Outcome(_begin(event, sender, event_micros, clock_micros, mark), Verdict.ACCEPTED)
     if sender != session.sender:
-        return session, Verdict.CONFLICT, "the session belongs to another sender"
-    if (known := _find(session.marks, mark)) is not None:
-        same_id, same_content = known
-        if same_id and not same_content:
-            return session, Verdict.CONFLICT, "the event id was used before with other content"
-        return session, Verdict.DUPLICATE, ""
-    rank = _rank(event.qos_status, event.status_info)
+        return Outcome(session, Verdict.CONFLICT, "the session belongs to another sender")
+    is_known, reuses_id = _find(session.marks, mark)
+    if is_known:
+        return Outcome(session, Verdict.DUPLICATE)
+    session_rank, rank = session.rank, _rank(event.qos_status, event.status_info)
+    is_back_and_forth = resumes and {event.qos_status, session.qos_status} == _BACK_AND_FORTH
+    if is_back_and_forth:
+        rank = session_rank
     # A session's rank never falls, so an event of a higher one was never seen, however old its time says it is.
-    if rank <= session.rank and session.marks_cut_micros is not None and event_micros <= session.marks_cut_micros:
-        return session, Verdict.CONFLICT, "too old for the session's memory to tell whether it is a repetition"
+    if rank <= session_rank and session.marks_cut_micros is not None and event_micros <= session.marks_cut_micros:
+        return Outcome(session, Verdict.CONFLICT, "too old for the session's memory to tell whether it is a repetition")
     memory = _remember(session, mark, clock_micros)
     if _END in session.learned and event.qos_status is QosStatus.UNAVAILABLE:
         # The end that was learned of comes by itself after all, and may know the reason.
-        return session._replace(status_info=event.status_info or session.status_info, **memory), Verdict.UNCHANGED, ""
+        after = session._replace(status_info=event.status_info or session.status_info, **memory)
+        return Outcome(after, Verdict.UNCHANGED, reuses_id=reuses_id)
     if event.qos_status is session.qos_status and event.status_info == session.status_info:
-        return session._replace(time_micros=max(session.time_micros, event_micros), **memory), Verdict.UNCHANGED, ""
+        after = session._replace(time_micros=max(session.time_micros, event_micros), **memory)
+        return Outcome(after, Verdict.UNCHANGED, reuses_id=reuses_id)
     # What the API told has the API's time, and the sender's clock may be another: then the order of arrival counts.
-    is_older = event_micros < session.time_micros and session.qos_status[0] not in session.learned
-    if rank < session.rank or (rank == session.rank and is_older):
+    is_older = event_micros < session.time_micros and (
+        is_back_and_forth or session.qos_status[0] not in session.learned
+    )
+    if rank < session_rank or (rank == session_rank and is_older and not _is_beyond_belief(session)):
         told_already = event.qos_status[0] in session.learned
-        return _late(session, event, memory), Verdict.UNCHANGED if told_already else Verdict.LATE, ""
+        after = _late(session, event, memory)
+        return Outcome(after, Verdict.UNCHANGED if told_already else Verdict.LATE, reuses_id=reuses_id)
     learned = session.learned.replace(event.qos_status[0], "")
-    return _change(session, event, event_micros, memory, learned), Verdict.ACCEPTED, ""
+    if event.qos_status is QosStatus.AVAILABLE:
+        learned = learned.replace(_END, "")  # it was taken up again
+    after = _change(session, event, event_micros, memory, learned)
+    return Outcome(after, Verdict.ACCEPTED, reuses_id=reuses_id)
 
 
 def learn(
@@ -227,17 +265,25 @@ def _kind(event_type: str, status_info: str | None) -> str:
     return f"{crc32(text.encode()):08x}"
 
 
-def _find(marks: tuple[str, ...], mark: str) -> tuple[bool, bool] | None:
-    """The mark that stands for the same event: (same id, same content). The id decides where it is known."""
+def _find(marks: tuple[str, ...], mark: str) -> tuple[bool, bool]:
+    """Whether one of the marks stands for the same event, and else whether one has its id."""
     identity, content, _ = mark.split("|")
-    content = f"|{content}|"
-    by_content = None
+    has_id, reuses_id = identity != _NO_ID, False
+    status, _, kind = content.split(".")
+    same_status, same_kind, content = f"{identity}|{status}.", f".{kind}|", f"|{content}|"
     for known in marks:
-        if identity != _NO_ID and known.startswith(identity):
-            return True, content in known
         if content in known:
-            by_content = False, True
-    return by_content
+            return True, False
+        if has_id and known.startswith(identity):
+            if known.startswith(same_status) and same_kind in known:
+                return True, False
+            reuses_id = True
+    return False, reuses_id
+
+
+def _is_beyond_belief(session: Session) -> bool:
+    """Whether its time can't be true, which earlier releases took as it was told."""
+    return is_far(session.time_micros, session.touched_micros)
 
 
 def _begin(event: Event, sender: str, event_micros: int, clock_micros: int, mark: str) -> Session:

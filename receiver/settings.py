@@ -402,6 +402,9 @@ class RouterSettings(_Section):
     """How the router works through the inbox."""
 
     batch_max: int = Field(default=2000, ge=1, le=100_000, description="Notifications decided on in one transaction")
+    resuming_senders: tuple[str, ...] = Field(
+        default=(), description="Senders that take a session up again after its end: then AVAILABLE counts by its time"
+    )
 
 
 class RouteSettings(_Section):

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from receiver import rfc3339
 from receiver.errors import ReceiverError
-from receiver.event import QosStatus
+from receiver.event import Oddity, QosStatus
 from receiver.inbox import Batch, Lane
 from receiver.session import Verdict
 
@@ -67,6 +67,12 @@ class Telemetry:
             "qod_receiver_notifications_total",
             "Notifications decided on, by verdict; conflict, unrecognized and malformed are dead letters.",
             ["verdict"],
+            registry=registry,
+        )
+        self._oddities = Counter(
+            "qod_receiver_oddities_total",
+            "What was odd about notifications that had their effect all the same, by what it was.",
+            ["oddity"],
             registry=registry,
         )
         self._messages = Counter(
@@ -166,6 +172,8 @@ class Telemetry:
         )
         for verdict in Verdict:
             self._verdicts.labels(verdict)
+        for oddity in Oddity:
+            self._oddities.labels(oddity)
         self._senders: set[str] = set()
         self._stream = stream
         self._lines: list[Fields] = []
@@ -265,6 +273,11 @@ class Telemetry:
             duration_seconds=round(seconds, 6),
             **{verdict.value: count for verdict, count in tally.items()},
         )
+
+    def odd(self, oddities: Sequence[Oddity]) -> None:
+        """This was odd about the notifications of a batch that was committed."""
+        for oddity, count in Tally(oddities).items():
+            self._oddities.labels(oddity).inc(count)
 
     def undecidable(self, trace: str, error: Exception) -> None:
         """The router itself failed on a notification."""

@@ -23,6 +23,11 @@ class Heard(NamedTuple):
         return event.session_id, event.type, event.time_micros, event.qos_status, event.status_info
 
     @property
+    def change(self) -> tuple[object, ...]:
+        """What a sender that posts an event again does not change, as it may the time."""
+        return self.event.type, self.event.qos_status, self.event.status_info
+
+    @property
     def rank(self) -> int:
         """Where its status stands on the way from REQUESTED to the end."""
         if self.event.qos_status == "REQUESTED":
@@ -31,10 +36,11 @@ class Heard(NamedTuple):
 
 
 class Oracle:
-    """One session, remembering the last `memory_max` events."""
+    """One session, remembering the last `memory_max` events. `resumes`: its sender may take it up after its end."""
 
-    def __init__(self, memory_max: int) -> None:
+    def __init__(self, memory_max: int, *, resumes: bool = False) -> None:
         self.memory_max = memory_max
+        self.resumes = resumes
         self.sender = ""
         self.heard: list[Heard] = []
         self.changes: list[Heard] = []
@@ -65,23 +71,28 @@ class Oracle:
             return self._change(heard, clock)
         if sender != self.sender:
             return CONFLICT
-        if event.id is not None:
-            for known in self.remembered:
-                if (known.event.source, known.event.id) == (event.source, event.id):
-                    return DUPLICATE if known.content == heard.content else CONFLICT
-        if any(known.content == heard.content for known in self.remembered):
+        if any(self._is_repetition(known, heard) for known in self.remembered):
             return DUPLICATE
-        if heard.rank <= self.now.rank and any(heard.micros <= known.micros for known in self.forgotten):
+        statuses = {event.qos_status, self.now.event.qos_status}
+        rank = self.now.rank if self.resumes and statuses == {"AVAILABLE", "UNAVAILABLE"} else heard.rank
+        if rank <= self.now.rank and any(heard.micros <= known.micros for known in self.forgotten):
             return CONFLICT
         if (event.qos_status, event.status_info) == (self.now.event.qos_status, self.now.event.status_info):
             self._remember(heard, clock)
             self.told_at = max(self.told_at, heard.micros)
             return UNCHANGED
-        if heard.rank < self.now.rank or (heard.rank == self.now.rank and heard.micros < self.told_at):
+        if rank < self.now.rank or (rank == self.now.rank and heard.micros < self.told_at):
             self._remember(heard, clock)
             self._grant(heard)
             return LATE
         return self._change(heard, clock)
+
+    @staticmethod
+    def _is_repetition(known: Heard, heard: Heard) -> bool:
+        if known.content == heard.content:
+            return True
+        one, other = known.event, heard.event
+        return one.id is not None and (one.source, one.id) == (other.source, other.id) and known.change == heard.change
 
     def availability(self) -> tuple[int | None, float | None]:
         """When the session last became available, and for how many seconds it was.

@@ -20,6 +20,7 @@ PURE = {
     "backends.kafka.settlement",
     "backends.kafka.standing",
     "backends.packing",
+    "body",
     "dead_letter",
     "errors",
     "event",
@@ -81,7 +82,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 #: A module imports only modules of the lines above its own.
 LAYERS = (
     {"errors", "event", "rfc3339", "tls"},
-    {"facts", "oauth"},
+    {"body", "facts", "oauth"},
     {"message", "notification", "qod.model", "session"},
     {"qod.telling", "session_record"},
     {"admission", "auth", "dead_letter", "inbox", "qod.difference", "reader", "routes"},

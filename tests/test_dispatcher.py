@@ -131,10 +131,10 @@ def story() -> list[Notification]:
 
     Their times of receipt go to and fro.
     """
-    texts = ["A1#a", "A1#a", "A2#b", "U5:N#c", "A3#d", "U9#c", "U6:N@other", "U5:N#c", "R0#e", "U7:D#f"]
+    texts = ["A1#a", "A1#a", "A2#b", "U5:N#c", "A3#d", "A9#c", "U6:N@other", "U5:N#c", "R0#e", "U7:D#f"]
     given = [posted(text, session_id=session_id) for text in texts for session_id in ("s1", "s2", "s3")]
     given[11:11] = [posted(b"{", key="acme")]
-    given += [posted(bare("s4"), session_id="s4"), posted(body(told("A1")[0], type="another"), key="s1")]
+    given += [posted(bare("s4"), session_id="s4"), posted(body(told("A1")[0], type="org.example.another"), key="s1")]
     return [each._replace(received_micros=START + index * 7 % 10 * SECOND) for index, each in enumerate(given)]
 
 
@@ -172,6 +172,8 @@ async def test_batches_do_not_matter(node: Node, telemetry: Telemetry, batch_max
     await assert_outcome(node, given)
     assert {decision.verdict for decision in decisions(Watched(), given)} == set(Verdict)
     assert sample(telemetry, "qod_receiver_notifications_total") == len(given)
+    odd = sum(len(decision.oddities) for decision in decisions(Watched(), given))
+    assert sample(telemetry, "qod_receiver_oddities_total") == odd > 0
 
 
 @pytest.mark.parametrize("batch_max", [1, 2, 5])

@@ -383,7 +383,7 @@ def test_an_end_that_the_api_told_does_not_revive(
         assert both[number].carried()["sessions"] == (1, 0)
     known = both[0].session_in_cluster("s")
     assert (known.qos_status, known.rank, known.facts, len(known.marks)) == (QosStatus.UNAVAILABLE, 2, facts, 4)
-    _, verdict, _ = apply(known, told("A9", "s")[0], SENDER, START, START)
+    _, verdict, _ = apply(known, told("A9", "s")[0], SENDER, START, START)[:3]
     assert verdict == "late"
 
 
@@ -537,7 +537,7 @@ def session(*events: str, touched: int = 0, sender: str = "acme", before: Sessio
     """What is remembered of a session after events, the last of which came at `touched` seconds."""
     after = before
     for each in events:
-        after, _, _ = apply(after, told(each)[0], sender, START, START + touched * SECOND)
+        after, _, _ = apply(after, told(each)[0], sender, START, START + touched * SECOND)[:3]
     assert after
     return after
 

@@ -36,7 +36,7 @@ def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
         if text.startswith("~"):
             session, verdict = learn(session, event, FACTS if "!" in text else NO_FACTS, sender, micros)
         else:
-            session, verdict, _ = apply(session, event, sender, micros, micros)
+            session, verdict, _ = apply(session, event, sender, micros, micros)[:3]
     assert session is not None
     return session, verdict
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from receiver import rfc3339
 from receiver.event import Dialect, Event, QosStatus, StatusInfo
-from receiver.session import MARKS_MAX, Session, Verdict, apply
+from receiver.session import MARKS_MAX, Outcome, Verdict, apply
 from tests.oracle import Oracle
 from tests.samples import SECOND, SESSION_ID, SOURCE, START, TYPE, told
 
@@ -21,19 +22,20 @@ ACCEPTED, DUPLICATE, UNCHANGED, LATE, CONFLICT = (
 RECEIVED = 1000
 
 
-def after(*texts: str) -> tuple[Session, Verdict, str]:
+def after(*texts: str, resumes: bool = False) -> Outcome:
     """What spelled events, one after the other, make of a session that is not remembered: the last one's outcome."""
-    return heard([told(text) for text in texts])
+    return heard([told(text) for text in texts], resumes=resumes)
 
 
-def heard(events: Sequence[tuple[Event, str]]) -> tuple[Session, Verdict, str]:
+def heard(events: Sequence[tuple[Event, str]], *, resumes: bool = False) -> Outcome:
     """The same, from events and their senders."""
-    session: Session | None = None
+    outcome: Outcome | None = None
     for index, (event, sender) in enumerate(events):
         received_micros = START + (RECEIVED + index) * SECOND
-        session, verdict, conflict = apply(session, event, sender, received_micros, received_micros)
-    assert session is not None, "no events were given"
-    return session, verdict, conflict
+        session = None if outcome is None else outcome.session
+        outcome = apply(session, event, sender, received_micros, received_micros, resumes=resumes)
+    assert outcome is not None, "no events were given"
+    return outcome
 
 
 @pytest.mark.parametrize(
@@ -101,15 +103,28 @@ def heard(events: Sequence[tuple[Event, str]]) -> tuple[Session, Verdict, str]:
         ("A?", "A1", UNCHANGED),
         ("A?", "U1", LATE),
         ("A?", "U1001", ACCEPTED),
-        # An id that was used before with other content.
-        ("A1#x", "A2#x", CONFLICT),
-        ("A1#x", "U1#x", CONFLICT),
-        ("U1:N#x", "U1:D#x", CONFLICT),
-        ("U1:N#x", "U1#x", CONFLICT),
-        ("A1#x", "A?#x", CONFLICT),
-        # The id decides where it is known, though the content is known as well, of another event.
-        ("A1#x U2#y", "A1#y", CONFLICT),
-        ("A1#x U2#y", "U2#x", CONFLICT),
+        # A sender that posts again may put another time on it: the id, the status and the reason tell.
+        ("A1#x", "A2#x", DUPLICATE),
+        ("A2#x", "A1#x", DUPLICATE),
+        ("A1#x", "A?#x", DUPLICATE),
+        ("A?#x", "A?#x", DUPLICATE),
+        ("U1:N#x", "U9:N#x", DUPLICATE),
+        ("A1#x U2#y A3#z", "U9#y", DUPLICATE),
+        ("A1#x U2:N#y", "A9#x", DUPLICATE),
+        # An id that was used before with another status or reason is a change of its own.
+        ("A1#x", "U2:N#x", ACCEPTED),
+        ("A1#x", "U1#x", ACCEPTED),
+        ("A2#x", "U1#x", LATE),
+        ("U1:N#x", "U1:D#x", ACCEPTED),
+        ("U2:N#x", "U1:D#x", LATE),
+        ("U1:N#x", "U1#x", LATE),
+        ("U1:N#x", "A2#x", LATE),
+        ("R1#x A2#x", "U3:N#x", ACCEPTED),
+        ("R1#x A2#x U3:N#x", "U9:N#x", DUPLICATE),
+        ("R1#x A2#x U3:N#x", "A9#x", DUPLICATE),
+        ("A1#x U2#y", "A1#y", DUPLICATE),  # the content of the first, whatever its id
+        ("A1#x U2#y", "U2#x", DUPLICATE),
+        ("A1#x U2#y", "A3#y", ACCEPTED),
         # What was no news left no mark, so its id is free.
         ("A1#x A1#y", "A2#y", UNCHANGED),
         # Another sender's session, repetitions included.
@@ -127,7 +142,8 @@ def test_verdict(before: str, event: str, verdict: Verdict) -> None:
     ("texts", "conflict"),
     [
         ("A1 U2@other", "the session belongs to another sender"),
-        ("A1#x A2#x", "the event id was used before with other content"),
+        ("A1#x A2#x", ""),
+        ("A1#x U2#x", ""),
         ("A1 U2", ""),
         ("A1#x A1#x", ""),
         ("U2:N A1", ""),
@@ -138,13 +154,87 @@ def test_conflicts_are_told_apart(texts: str, conflict: str) -> None:
     assert after(*texts.split())[2] == conflict
 
 
+@pytest.mark.parametrize(
+    ("texts", "reuses_id"),
+    [
+        ("A1#x", False),
+        ("A1#x U2#y", False),
+        ("A1#x A1#x", False),
+        ("A1#x A2#x", False),
+        ("A1# U2#", False),
+        ("A1#x U2#x", True),
+        ("A1#x U2#x U3:N#x", True),
+        ("U2:N#x A1#x", True),
+        ("U2:N#x U3:D#x", True),
+        ("A1#x U2#x U9#x", False),
+        ("A1#x U2#x@other", False),
+    ],
+)
+def test_an_id_of_another_event_is_noted(texts: str, reuses_id: bool) -> None:
+    """What counts and has the id of another event of its session is noted, and no repetition is."""
+    assert after(*texts.split()).reuses_id is reuses_id
+
+
+@pytest.mark.parametrize(
+    ("before", "event", "otherwise", "verdict"),
+    [
+        # The time decides between AVAILABLE and the end.
+        ("A1 U2:N", "A3", LATE, ACCEPTED),
+        ("U2:N", "A3", LATE, ACCEPTED),
+        ("U2:N", "A2", LATE, ACCEPTED),
+        ("U2:N", "A1", LATE, LATE),
+        ("U2:N", "A?", LATE, ACCEPTED),
+        ("U2:N A3", "U4:N", UNCHANGED, ACCEPTED),
+        ("U2:N A5", "U4:D", ACCEPTED, LATE),
+        ("A5", "U4:D", ACCEPTED, LATE),
+        ("A1#x U2:N#y A3#z", "U2:N#y", DUPLICATE, DUPLICATE),
+        ("A1#x U2:N#y", "A9#x", DUPLICATE, DUPLICATE),
+        # All else is as for everybody.
+        ("A1", "U2:N", ACCEPTED, ACCEPTED),
+        ("U2:N", "U3", LATE, LATE),
+        ("U2", "U1:N", ACCEPTED, ACCEPTED),
+        ("U2:N", "R3", LATE, LATE),
+        ("R5", "A1", ACCEPTED, ACCEPTED),
+        ("A1", "U2@other", CONFLICT, CONFLICT),
+    ],
+)
+def test_a_sender_may_take_a_session_up_again(before: str, event: str, otherwise: Verdict, verdict: Verdict) -> None:
+    """Where a sender is configured to take sessions up again, AVAILABLE counts after the end by its time."""
+    assert after(*before.split(), event).verdict is otherwise
+    assert after(*before.split(), event, resumes=True).verdict is verdict
+
+
+def test_a_session_taken_up_again_is_available_anew() -> None:
+    """Its availability counts from when it was taken up, until it ends once more."""
+    assert after("A1", "U2:N", "A5", resumes=True).session[6:8] == (START + 5 * SECOND, None)
+    assert after("A1", "U2:N", "A5", "U9:N", resumes=True).session[6:8] == (START + 5 * SECOND, 4.0)
+
+
+def test_a_time_that_cannot_be_true_holds_nothing_up() -> None:
+    """A session that an earlier release took an impossible time of goes on by the order of arrival."""
+    session = after("A1").session._replace(time_micros=rfc3339.micros("9999-12-31T23:59:59Z"))
+    event, sender = told("U2")
+    outcome = apply(session, event, sender, START, START)
+    assert (outcome.verdict, outcome.session.time_micros) == (ACCEPTED, START + 2 * SECOND)
+
+
+def test_marks_are_those_of_earlier_releases() -> None:
+    """What the first release remembered is recognized, since marks are written as they were then."""
+    marks = after("A1#x", "U2:N#x", "A?#").session.marks
+    assert marks[:2] == (
+        "a29381b663eec2fb|A.1795514401000000.6498aa58|1795514401000000",
+        "a29381b663eec2fb|U.1795514402000000.f90bc2a5|1795514402000000",
+    )
+    assert marks[2].startswith("----------------|A..6498aa58|")
+
+
 def test_an_id_counts_within_its_source() -> None:
     """The same id from another source is another event, and a type is content."""
     first, sender = told("A1#x")
     for other, verdict in (
         (first._replace(source="another"), DUPLICATE),  # another event that tells the same
         (told("A2#x")[0]._replace(source="another"), UNCHANGED),
-        (first._replace(type="another"), CONFLICT),  # the same event told otherwise
+        (first._replace(type="another"), UNCHANGED),  # told of in another release's words
     ):
         assert heard([(first, sender), (other, sender)])[1] is verdict
 
@@ -220,6 +310,7 @@ def test_availability(texts: str, since: int | None, lasted: float | None) -> No
         ("A1#x A1#x", RECEIVED),
         ("A1 U2@other", RECEIVED),
         ("A1#x A2#x", RECEIVED),
+        ("A1#x U2#x", RECEIVED + 1),
     ],
 )
 def test_what_left_a_mark_prolongs_the_life(texts: str, seconds: int) -> None:
@@ -230,7 +321,7 @@ def test_what_left_a_mark_prolongs_the_life(texts: str, seconds: int) -> None:
 def test_the_clock_and_not_the_receipt_is_when_a_session_was_touched() -> None:
     """Where receipts are out of order, the inbox's clock counts for the session's life, the receipt for the time."""
     event, sender = told("A?")
-    session, _, _ = apply(None, event, sender, START, START + 5)
+    session, _, _ = apply(None, event, sender, START, START + 5)[:3]
     assert (session.time_micros, session.touched_micros) == (START, START + 5)
 
 
@@ -249,7 +340,7 @@ def test_a_late_event_leaves_the_state(texts: str) -> None:
     before = after(*texts.split())[0]
     for late in ("R9", "A0", "U0", "A9"):
         event, sender = told(late)
-        session, verdict, _ = apply(before, event, sender, START, START)
+        session, verdict, _ = apply(before, event, sender, START, START)[:3]
         if verdict is LATE:
             state = session._replace(marks=before.marks, touched_micros=before.touched_micros)
             if before.available_micros is None:
@@ -285,7 +376,7 @@ def flapping(count: int) -> list[tuple[Event, str]]:
 )
 def test_a_full_memory(count: int, event: str, verdict: Verdict) -> None:
     """Beyond the last 256 marks, an event as old as a forgotten one is a conflict unless its rank shows it is news."""
-    session, outcome, conflict = heard([*flapping(count), told(event)])
+    session, outcome, conflict, _ = heard([*flapping(count), told(event)])
     assert outcome is verdict
     assert ("too old" in conflict) is (verdict is CONFLICT and "@" not in event)
     assert len(session.marks) <= MARKS_MAX
@@ -337,17 +428,18 @@ EVENTS = st.builds(
 ARRIVALS = st.lists(st.tuples(EVENTS, SENDERS, st.integers(-2, 5)), min_size=1, max_size=40)
 
 
-@given(ARRIVALS, st.sampled_from([1, 2, 3, 5, MARKS_MAX]))
-def test_every_verdict_is_the_oracles(arrivals: list[tuple[Event, str, int]], memory_max: int) -> None:
+@given(ARRIVALS, st.sampled_from([1, 2, 3, 5, MARKS_MAX]), st.booleans())
+def test_every_verdict_is_the_oracles(arrivals: list[tuple[Event, str, int]], memory_max: int, resumes: bool) -> None:
     """Whatever comes in whatever order, verdicts and state are those of a naive reading of the design's table."""
-    oracle, session = Oracle(memory_max), None
+    oracle, session = Oracle(memory_max, resumes=resumes), None
     received_micros = clock_micros = START + 3 * SECOND
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("receiver.session.MARKS_MAX", memory_max)
         for event, sender, seconds in arrivals:
             received_micros += seconds * SECOND
             clock_micros = max(clock_micros, received_micros)
-            session, verdict, conflict = apply(session, event, sender, received_micros, clock_micros)
+            outcome = apply(session, event, sender, received_micros, clock_micros, resumes=resumes)
+            session, verdict, conflict, _ = outcome
             assert verdict == oracle.hear(event, sender, received_micros, clock_micros)
             assert bool(conflict) is (verdict is CONFLICT)
             assert len(session.marks) == len(oracle.remembered) <= memory_max
@@ -374,11 +466,11 @@ def test_a_repeated_event_is_always_a_duplicate(arrivals: list[tuple[Event, str,
     """An event that was taken into account is a duplicate whenever it comes again."""
     session, taken = None, list[tuple[Event, str]]()
     for event, sender, _ in arrivals:
-        session, verdict, _ = apply(session, event, sender, START, START)
+        session, verdict, _ = apply(session, event, sender, START, START)[:3]
         if verdict in {ACCEPTED, UNCHANGED, LATE}:
             taken.append((event, sender))
     event, sender = data.draw(st.sampled_from(taken))
-    again, verdict, _ = apply(session, event, sender, START + 1, START + 1)
+    again, verdict, _ = apply(session, event, sender, START + 1, START + 1)[:3]
     assert verdict is DUPLICATE
     assert again is session
 

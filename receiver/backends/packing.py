@@ -37,17 +37,25 @@ class Damaged(Exception):
 def pack_notifications(notifications: Sequence[Notification]) -> Pack:
     """Notifications as one blob."""
     return _pack(
-        [(len(notification.body), *notification[1:]) for notification in notifications],
-        [notification.body for notification in notifications],
+        # Earlier releases had no envelope, and read packs without one.
+        [(len(each.body), *(each[1:] if each.envelope else each[1:-1])) for each in notifications],
+        [each.body for each in notifications],
     )
 
 
 def unpack_notifications(blob: bytes, crc: int) -> list[Notification]:
     """The inverse. Raises Damaged."""
     try:
-        return [Notification(payload or b"", *known) for payload, known in _unpack(blob, crc)]
+        return [_notification(payload or b"", *known) for payload, known in _unpack(blob, crc)]
     except _NOT_OURS:
         raise Damaged from None
+
+
+def _notification(body: bytes, *known: Any) -> Notification:  # noqa: ANN401  # what JSON is
+    notification = Notification(body, *known)
+    if not notification.envelope:
+        return notification
+    return notification._replace(envelope=tuple((name, value) for name, value in notification.envelope))
 
 
 def pack_messages(messages: Sequence[Message]) -> Pack:

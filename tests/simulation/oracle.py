@@ -105,10 +105,11 @@ class Truth:
         if session.sender != kept.sender:
             return "conflict"
         same_id = [heard for heard, _ in session.heard if facts.id is not None and _identity(heard) == _identity(facts)]
-        if same_id:
-            return "duplicate" if _content(same_id[0]) == _content(facts) else "conflict"
+        if any(_change(heard) == _change(facts) for heard in same_id):
+            return "duplicate"
         if any(_content(heard) == _content(facts) for heard, _ in session.heard):
             return "duplicate"
+        self.verdicts["an id used twice"] += bool(same_id)
         now, told = _rank(session.status, session.info), _rank(facts.qos_status, facts.status_info)
         if told <= now and session.cut is not None and time <= session.cut:
             self.verdicts["too old to tell"] += 1
@@ -201,6 +202,10 @@ def session_value(session_id: str, session: Remembered) -> dict[str, Any]:
 
 def _identity(facts: Facts) -> tuple[str, str | None]:
     return facts.source or "", facts.id
+
+
+def _change(facts: Facts) -> tuple[object, ...]:
+    return facts.type, facts.qos_status, facts.status_info
 
 
 def _content(facts: Facts) -> tuple[object, ...]:

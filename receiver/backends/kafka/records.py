@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from receiver import rfc3339
 from receiver.message import Message, Record
-from receiver.notification import Notification
+from receiver.notification import Notification, envelope_of
 
 #: The header that tells which inbox topic a record came from: one that is made anew has another id.
 INBOX_ID = "inbox-id"
@@ -18,6 +18,8 @@ _TRACE = frozenset({"inbox", INBOX_ID})
 #: Positions are 64-bit integers.
 _POSITION_DIGITS_MAX = 18
 
+#: What nearly all notifications have in headers.
+_HEADERS = frozenset({"sender", "received-at", "x-correlator", "content-type", "traceparent", "origin"})
 #: What is longer than this no edge wrote. What is made of a record must fit into one that brokers take.
 _TEXT_CHARS_MAX = 2_048
 _NAME_CHARS_MAX = 256
@@ -66,7 +68,7 @@ def partition_of(key: str, partitions_count: int) -> int:
 
 def inbox_record(notification: Notification) -> RawRecord:
     """A notification as it lies in the inbox."""
-    body, key, sender, received_micros, content_type, correlator, traceparent, origin = notification
+    body, key, sender, received_micros, content_type, correlator, traceparent, origin, envelope = notification
     headers = [
         ("sender", sender.encode()),
         ("received-at", rfc3339.render(received_micros).encode()),
@@ -78,6 +80,7 @@ def inbox_record(notification: Notification) -> RawRecord:
         headers.append(("traceparent", traceparent.encode()))
     if origin:
         headers.append(("origin", origin.encode()))
+    headers += [(name, value.encode()) for name, value in envelope]
     return RawRecord(key.encode(), body, received_micros // 1000, headers)
 
 
@@ -107,6 +110,7 @@ def notification_of(record: FetchedRecord) -> Notification:
         correlator,
         traceparent,
         origin,
+        envelope_of(headers) if headers.keys() - _HEADERS else (),
     )
 
 
