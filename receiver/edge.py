@@ -2,9 +2,11 @@
 
 Its answers, by outcome (the `outcome` of metrics and log lines):
 
-    kept, unrecognized   204   it is durable
+    kept, unrecognized   204   it is durable; of a batch each event is
     malformed            400   kept as a dead letter all the same
-    any other refusal    4xx   nothing was kept; the Refused that was raised has status, code and reason
+    unsupported          415   likewise: no notification, and of a content type or coding that is none of JSON's
+    any other refusal    4xx   nothing was kept; the Refused that was raised has status, code and reason (413 of what is
+                               too large only when it is inflated is kept)
     unavailable          503   nothing is known to be kept; Retry-After says when to come again (our own defects too)
     disconnected         -     the sender went away before its body had arrived
     probe                204   GET, HEAD and OPTIONS: a sender that looks whether we are here
@@ -37,10 +39,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from receiver.admission import Admission
+from receiver.body import INFLATED_BYTES_MAX
 from receiver.errors import Malformed, Refused, Unavailable
 from receiver.event import Event, Unrecognized
 from receiver.inbox import Inbox
-from receiver.notification import Notification, parse
+from receiver.notification import Envelope, Notification, envelope_of, parse, split
 from receiver.telemetry import Fields, Telemetry
 
 Authenticate = Callable[[bytes | None], str | Coroutine[Any, Any, str]]
@@ -58,6 +61,7 @@ _ONCE = {b"host": "Host", b"authorization": "Authorization", b"content-type": "C
 _WANTED = frozenset({*_ONCE, b"content-length", b"x-correlator", b"traceparent"})
 
 _LENGTH_DIGITS_MAX = 12
+_CONTENT_TYPE_CHARS_MAX = 2_048
 _METHODS = "POST, GET, HEAD, OPTIONS"
 _NO_CONTENT: Message = {"type": "http.response.body", "body": b""}
 
@@ -136,6 +140,8 @@ class Edge:
         body_bytes = len(body)
         if fault or body_bytes > self._limits.body_bytes_max or not _is_json(content_type):
             return None
+        if not body.startswith(b"{") or _envelope(headers):  # a batch, a coding, or attributes in headers
+            return None
         try:
             sender = self._authenticate(headers.get(b"authorization"))
             if not isinstance(sender, str):
@@ -191,10 +197,6 @@ class Edge:
             authorization = _query_token(scope["query_string"])
         sender = self._authenticate(authorization)
         line["sender"] = sender = sender if isinstance(sender, str) else await sender
-        content_type = headers.get(b"content-type", b"")
-        if not _is_json(content_type):
-            text = "Content-Type must be application/cloudevents+json or application/json"
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", text, reason="unsupported")
         body_bytes = _content_length(headers, self._limits.body_bytes_max)
         self._admission.enter(sender, body_bytes, time.monotonic())
         try:
@@ -206,18 +208,33 @@ class Edge:
                     raise _too_large(self._limits.body_bytes_max)
             else:
                 body = await _rest_of_body(message, receive, self._limits.body_bytes_max)
-            event: Event | Unrecognized | None = None
-            malformed: Malformed | None = None
-            try:
-                event = parse(body)
-            except Malformed as error:
-                # The 400 tells the sender, who may never look; the dead letter tells us.
-                malformed = error
-            await self._inbox.append(_notification(line, headers, body, event))
-            if malformed is not None:
-                raise malformed
+            await self._keep(line, headers, body)
         finally:
             self._admission.leave(body_bytes)
+
+    async def _keep(self, line: Fields, headers: Mapping[bytes, bytes], body: bytes) -> None:
+        """Keep what was posted, each event of a batch as a notification of its own. Raises Refused and Unavailable."""
+        envelope, limit = _envelope(headers), min(self._limits.body_bytes_max, INFLATED_BYTES_MAX)
+        content_type = headers.get(b"content-type", b"")
+        refusal: Refused | None = None
+        notifications = []
+        try:
+            if not body.startswith(b"{") or envelope:
+                plain = {**headers, b"content-type": content_type.replace(b"cloudevents-batch", b"cloudevents")}
+                batch = split(body, envelope, limit)
+                notifications = [_notification(line, plain, part, event) for part, event in batch]
+            if not notifications:
+                event = parse(body, envelope, limit)
+                notifications = [_notification(line, headers, body, event, envelope)]
+        except Malformed as error:
+            # The answer tells the sender, who may never look; the dead letter tells us.
+            notifications = [_notification(line, headers, body, None, envelope)]
+            refusal = error if _is_json(content_type) or error.status != HTTPStatus.BAD_REQUEST else _no_json()
+        line["body_bytes"] = len(body)
+        # All or nothing: what is repeated because of one that was not kept is known by then.
+        kept = await asyncio.gather(*map(self._inbox.append, notifications), return_exceptions=True)
+        for failure in filter(None, (*kept, refusal)):
+            raise failure
 
     async def _probe(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer senders that ask whether we are here before they post, or post again (Horizon, CloudEvents)."""
@@ -268,7 +285,11 @@ class EdgeApp(Starlette):
 
 
 def _notification(
-    line: Fields, headers: Mapping[bytes, bytes], body: bytes, event: Event | Unrecognized | None
+    line: Fields,
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+    event: Event | Unrecognized | None,
+    envelope: Envelope = (),
 ) -> Notification:
     """What to keep of a request; its line learns what the event tells (None: nothing)."""
     sender = str(line["sender"])
@@ -283,10 +304,18 @@ def _notification(
         session_id or sender,
         sender,
         int(line["received_micros"]),
-        headers.get(b"content-type", b"").decode("latin-1"),
+        headers.get(b"content-type", b"").decode("latin-1")[:_CONTENT_TYPE_CHARS_MAX],
         str(line["correlator"]),
         _text(headers, b"traceparent", _TRACEPARENT),
+        "",
+        envelope,
     )
+
+
+def _envelope(headers: Mapping[bytes, bytes]) -> Envelope:
+    if headers.keys() <= _WANTED:
+        return ()
+    return envelope_of({name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()})
 
 
 def refusal_response(error: Refused | Unavailable, correlator: str) -> Response:
@@ -299,6 +328,8 @@ def refusal_response(error: Refused | Unavailable, correlator: str) -> Response:
         response.headers["retry-after"] = str(error.retry_after_seconds)
     if response.status_code == HTTPStatus.UNAUTHORIZED:
         response.headers["www-authenticate"] = "Bearer"
+    if response.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+        response.headers["accept-encoding"] = "gzip, deflate, identity"  # RFC 9110, 15.5.16
     if correlator:
         response.headers["x-correlator"] = correlator
     return response
@@ -319,6 +350,10 @@ def _headers(headers: RawHeaders) -> tuple[dict[bytes, bytes], str]:
             if name in found and name in _ONCE:
                 fault = f"more than one {_ONCE[name]} header"
             found[name] = value
+        elif name.startswith(b"ce-"):
+            found[name] = value
+        elif name == b"content-encoding":
+            found[name] = b"%b, %b" % (found[name], value) if name in found else value
     if b"host" not in found:
         fault = "no Host header"
     return found, fault
@@ -345,6 +380,11 @@ def _content_length(headers: Mapping[bytes, bytes], body_bytes_max: int) -> int:
     if len(told) > _LENGTH_DIGITS_MAX or (body_bytes := int(told)) > body_bytes_max:
         raise _too_large(body_bytes_max)
     return body_bytes
+
+
+def _no_json() -> Refused:
+    text = "Content-Type must be application/cloudevents+json or application/json"
+    return Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", text, reason="unsupported")
 
 
 def _too_large(body_bytes_max: int) -> Refused:

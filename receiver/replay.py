@@ -5,8 +5,9 @@ marked with where it lay. What still can't be read leaves no second dead letter,
 duplicate: replaying twice does nothing twice.
 """
 
+import asyncio
 from base64 import b64decode
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 
 import orjson
 
@@ -14,7 +15,7 @@ from receiver import rfc3339
 from receiver.errors import Malformed, Unwritable
 from receiver.inbox import Inbox
 from receiver.message import Record
-from receiver.notification import Notification, parse
+from receiver.notification import Notification, envelope_of, parse, split
 from receiver.reader import Reader
 from receiver.router import DEAD_LETTER
 from receiver.session import Verdict
@@ -22,6 +23,7 @@ from receiver.session import Verdict
 REPLAYABLE = (Verdict.MALFORMED, Verdict.UNRECOGNIZED, Verdict.CONFLICT)
 
 _PAGE = 500
+_HEADERS = ("content-type", "x-correlator", "traceparent")
 
 
 class DeadLetters:
@@ -40,10 +42,9 @@ class DeadLetters:
         """
         count = 0
         async for record in letters(self._reader, self._topic, verdicts, start):
-            notification = revived(record)
-            if notification is not None:
+            if notifications := revived(record):
                 try:
-                    await self._inbox.append(notification)
+                    await asyncio.gather(*map(self._inbox.append, notifications))
                 except Unwritable:
                     continue  # the letter stays where it is, and those behind it go on
                 count += 1
@@ -65,22 +66,38 @@ async def letters(reader: Reader, topic: str, verdicts: Collection[str] | None, 
             return
 
 
-def revived(record: Record) -> Notification | None:
-    """The notification that a dead letter was, keyed as today's parser reads it.
+def revived(record: Record) -> Sequence[Notification]:
+    """The notifications that a dead letter was, keyed as today's parser reads them: one, or those of a batch.
 
-    None where it still can't be read, and for what another program wrote among the letters.
+    None of it where it still can't be read, and for what another program wrote among the letters.
     """
     try:
         told = orjson.loads(record.message.value or b"{}")
         body, headers, sender = b64decode(told["body"]), told["headers"], told["sender"]
         received_micros = rfc3339.micros(told["receivedAt"])
-        session_id = parse(body).session_id
-        more = [headers.get(name, "") for name in ("content-type", "x-correlator", "traceparent")]
+        if not all(type(text) is str for text in (sender, *headers.values())):
+            return ()
+        envelope = envelope_of(headers)
+        batch = split(body, envelope)
+        found = batch or [(body, parse(body, envelope))]
     except (Malformed, ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        return None
-    if not all(type(text) is str for text in (sender, *more)) or received_micros not in rfc3339.WRITABLE_MICROS:
-        return None
+        return ()
+    if received_micros not in rfc3339.WRITABLE_MICROS:
+        return ()
+    content_type, correlator, traceparent = (headers.get(name, "") for name in _HEADERS)
     place = f"replay:{record.partition}-{record.position}"
-    content_type, correlator, traceparent = more
-    key = sender if session_id is None else session_id
-    return Notification(body, key, sender, received_micros, content_type, correlator, traceparent, place)
+    return [
+        Notification(
+            each,
+            event.session_id or sender,
+            sender,
+            received_micros,
+            content_type,
+            correlator,
+            traceparent,
+            place,
+            () if batch else envelope,
+        )
+        for each, event in found
+        if event is not None
+    ]

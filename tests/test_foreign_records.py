@@ -221,7 +221,7 @@ def test_a_damaged_batch_is_fetched_again_before_it_is_passed_over() -> None:
 )
 def test_no_foreign_letter_is_replayed(value: bytes) -> None:
     """What is no letter of ours among the dead letters is none that can be sent again."""
-    assert revived(Record(0, 1, Message("qod.dead-letter", "k", value, [], 0))) is None
+    assert revived(Record(0, 1, Message("qod.dead-letter", "k", value, [], 0))) == ()
 
 
 @pytest.mark.parametrize("value", [b"\xff", DEEP, b"", b"{"])

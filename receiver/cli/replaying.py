@@ -83,7 +83,7 @@ async def _replay_unserved(settings: Settings, verdicts: list[str], start: str) 
 async def _list_letters(settings: Settings, verdicts: Sequence[str], start: str) -> None:
     async with reading(settings) as reader:
         topic = f"{settings.prefix}.{DEAD_LETTER}"
-        found = [(record, revived(record) is not None) async for record in letters(reader, topic, verdicts, start)]
+        found = [(record, bool(revived(record))) async for record in letters(reader, topic, verdicts, start)]
     if found:
         console().print(letters_table(found))
     would = sum(readable for _, readable in found)
