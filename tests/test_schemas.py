@@ -146,7 +146,8 @@ def routed() -> list[Message]:
         decision = router.decide(learned, "0-9", session if second else None, notification.received_micros)
         session = decision.session
         messages += decision.messages
-    too_long = notification._replace(body=b"x" * 1_000_000)
+    envelope = (("ce-id", "x"), ("content-encoding", "br"))
+    too_long = notification._replace(body=b"x" * 1_000_000, envelope=envelope)
     return [*messages, *router.decide(too_long, "0-99", session, notification.received_micros).messages]
 
 

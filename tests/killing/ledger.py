@@ -46,7 +46,7 @@ class Attempt:
     @property
     def promised(self) -> bool:
         """Whether the answer says that the notification was kept."""
-        return self.status == 204 or (self.status == 400 and self.facts.kind == "malformed")
+        return self.status == 204 or (self.status in {400, 415} and self.facts.kind == "malformed")
 
 
 class Ledger:

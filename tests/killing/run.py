@@ -23,7 +23,7 @@ from tests.limits import SECONDS_MAX
 _ENOUGH_SECONDS_MAX = 2 * SECONDS_MAX
 _WANTED_SECONDS_MAX = 120.0
 _PROGRESS_SECONDS = 1.0
-#: What a receiver may answer: kept, kept as a dead letter, refused for its token or its content type, and try again.
+#: What a receiver may answer: kept, kept as a dead letter (400, 415), refused for its token, and try again.
 _ANSWERS = frozenset({204, 400, 401, 415, 503})
 #: Lines of the receivers' logs that tell of a mistake of theirs. What comes of outages and fences are warnings; what
 #: asyncio says of the clients that are left behind is noise.

@@ -50,6 +50,7 @@ WANTED = (
     "unrecognized",
     "malformed",
     "too old to tell",
+    "an id used twice",
     "granted late",
     "session ended",
     "known again after it was forgotten",

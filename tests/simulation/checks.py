@@ -37,7 +37,7 @@ class Attempt:
     @property
     def promised(self) -> bool:
         """Whether the answer says that the notification was kept."""
-        return self.status == 204 or (self.status == 400 and self.post.facts.kind == "malformed")
+        return self.status == 204 or (self.status in {400, 415} and self.post.facts.kind == "malformed")
 
 
 class History:

@@ -94,6 +94,7 @@ class Senders:
             self._tell_again_later: 6,
             self._tell_an_old_status: 8,
             self._use_an_id_twice: 4,
+            self._put_another_time_on_it: 4,
             self._intrude: 4,
             self._unrecognized: 4,
             self._malformed: 4,
@@ -176,14 +177,18 @@ class Senders:
         tree["data"] = data
         return self._made("acme", json.dumps(tree).encode(), Facts("unrecognized"))
 
+    def _put_another_time_on_it(self, now: int) -> Post:
+        life = self._some_life(now)
+        before = self._random.choice(life.told)
+        return self._post(life.sender, before if before.micros is None else before._replace(micros=now))
+
     def _malformed(self, _now: int) -> Post:
         sender = self._random.choice(list(SENDERS))
-        return self._made(sender, self._random.choice(_MALFORMED), Facts("malformed"))
+        return self._made(sender, self._random.choice(_MALFORMED), Facts("malformed"), self._content_type())
 
     def _refused(self, _now: int) -> Post:
-        wrong = self._random.choice(((b"content-type", b"text/plain"), (b"authorization", b"Bearer nobody")))
         body = json.dumps({"sessionId": self._id(), "event": "SESSION_TERMINATED"}).encode()
-        return self._made("oldie", body, Facts("refused"), [wrong])
+        return self._made("oldie", body, Facts("refused"), [(b"authorization", b"Bearer nobody")])
 
     def _some_life(self, now: int) -> _Life:
         if not self._lives:
@@ -218,7 +223,10 @@ class Senders:
         return f"e{self._ids}"
 
     def _post(self, sender: str, facts: Facts) -> Post:
-        return self._made(sender, self._rendered(sender, facts), facts)
+        return self._made(sender, self._rendered(sender, facts), facts, self._content_type())
+
+    def _content_type(self) -> Sequence[tuple[bytes, bytes]]:
+        return [(b"content-type", b"text/plain")] if self._random.random() < 0.1 else []
 
     def _made(self, sender: str, body: bytes, facts: Facts, more: Sequence[tuple[bytes, bytes]] | None = None) -> Post:
         if facts.kind != "refused":
