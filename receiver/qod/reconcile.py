@@ -18,7 +18,7 @@ from itertools import chain, islice
 from typing import Protocol, TypeVar
 
 from receiver.errors import ReceiverError, Unavailable
-from receiver.event import QosStatus
+from receiver.event import QosStatus, canonical
 from receiver.facts import Facts
 from receiver.inbox import Inbox
 from receiver.notification import RECONCILE, Notification
@@ -84,7 +84,8 @@ class Reconciler:
         """
         asked_micros, listed = time.time_ns() // 1000, dict[str, ApiSession]()
         for some in batched(await self._client.list(), _SLICE):
-            listed |= {each.session_id: each for each in some if self._ours.owns(each.session_id)}
+            named = ((canonical(each.session_id), each) for each in some)
+            listed |= {session_id: each for session_id, each in named if self._ours.owns(session_id)}
             await asyncio.sleep(0)
         mine, missing = dict[str, Session](), dict[str, float]()
         now = time.monotonic()

@@ -14,7 +14,7 @@ import orjson
 
 from receiver import rfc3339
 from receiver.errors import Malformed
-from receiver.event import Dialect, Event, QosStatus, StatusInfo
+from receiver.event import Dialect, Event, QosStatus, StatusInfo, canonical
 from receiver.facts import Facts, facts_of, members
 from receiver.notification import API_ORIGINS, SENDER_NAME, Notification, parse
 from receiver.qod.model import ApiSession
@@ -72,7 +72,8 @@ def told(session: ApiSession, mine: Session | None, asked_micros: int, facts: Fa
         and (mine is None or mine.qos_status is QosStatus.REQUESTED)
     ):
         time_micros = min(session.started_micros, asked_micros)
-    return Telling(session.session_id, status, status_info, time_micros, facts)
+    session_id = canonical(session.session_id) if mine is None else mine.session_id
+    return Telling(session_id, status, status_info, time_micros, facts)
 
 
 def planned_end(session: Session) -> int | None:
