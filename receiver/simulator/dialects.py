@@ -266,7 +266,7 @@ _BODY_ODDITIES: Mapping[str, _Odd] = {
 MALFORMATIONS: Mapping[str, Callable[[bytes], bytes]] = {
     "cut off": lambda body: body[: len(body) * 2 // 3],
     "empty": lambda _: b"",
-    "a list": lambda body: b"[" + body + b"]",
+    "two sessions": lambda body: body.replace(b'"sessionId"', b'"sessionId": "another", "sessionId"'),
     "not UTF-8": lambda body: body.replace(b"sessionId", b"session\xff\xfeId"),
     "no session": lambda body: body.replace(b'"sessionId"', b'"sessionID"'),
     "not JSON": lambda body: b"<notification>" + body + b"</notification>",
