@@ -223,6 +223,9 @@ class Edge:
                 plain = {**headers, b"content-type": content_type.replace(b"cloudevents-batch", b"cloudevents")}
                 batch = split(body, envelope, limit)
                 notifications = [_notification(line, plain, part, event) for part, event in batch]
+                if len(batch) > 1:  # its line is about all of them
+                    line["session_id"] = ""
+                    line["outcome"] = "kept"
             if not notifications:
                 event = parse(body, envelope, limit)
                 notifications = [_notification(line, headers, body, event, envelope)]

@@ -69,7 +69,8 @@ async def persistently(node: Node, *notifications: Notification) -> None:
 async def test_a_notification_is_read_as_it_was_appended(node: Node) -> None:
     """Body, key, sender, time and headers come out of the inbox as they went in, whatever bytes the body has."""
     odd = Notification(bytes(range(256)), "k✓", "acme é", START, "text/plain; x=\x01", "c", "t", "replay:0-3")
-    given = [odd, posted("A1"), odd._replace(body=b"")]
+    wrapped = posted("A1")._replace(envelope=(("ce-id", "✓"), ("content-encoding", "gzip")))
+    given = [odd, posted("A1"), wrapped, odd._replace(body=b"")]
     await append(node, *given)
     batch = await node.lane.read(COUNT_MAX)
     assert list(batch.notifications) == given
