@@ -105,6 +105,9 @@ def _odd_tree(body: bytes, fault: str) -> Any:  # noqa: ANN401  # what JSON is
     try:
         # What is no character of its encoding becomes half of a pair, which is in no text that we take.
         text = body.decode(json.detect_encoding(body), "surrogateescape")
+        tree = json.loads(text, object_pairs_hook=_alike, parse_int=_number, strict=False)
+    except RecursionError:
+        raise _too_deep() from None
     except ValueError:
         raise Malformed(fault) from None
     level = 0
@@ -112,12 +115,7 @@ def _odd_tree(body: bytes, fault: str) -> Any:  # noqa: ANN401  # what JSON is
         level += (token[0] in {b"[", b"{"}) - (token[0] in {b"]", b"}"})
         if level > _LEVELS_MAX:
             raise _too_deep()
-    try:
-        return json.loads(text, object_pairs_hook=_alike, parse_int=_number, strict=False)
-    except RecursionError:
-        raise _too_deep() from None
-    except ValueError:
-        raise Malformed(fault) from None
+    return tree
 
 
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
@@ -136,14 +134,21 @@ def _alike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object. Of two readers each could take another of two values for the session's id; of equal ones neither."""
     members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in members and _written(members[name]) != _written(value):
+        if name in members and not _is_same(members[name], value):
             raise Malformed("a member stands twice in one object, with two values")
         members[name] = value
     return members
 
 
-def _written(value: Any) -> str:  # noqa: ANN401  # what JSON is
-    return json.dumps(value, sort_keys=True)
+def _is_same(one: Any, other: Any) -> bool:  # noqa: ANN401  # what JSON is
+    """Whether two values are written alike: to Python 1, 1.0 and true are equal."""
+    if type(one) is not type(other):
+        return False
+    if type(one) is dict:
+        return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
+    if type(one) is list:
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other)
 
 
 def _number(digits: str) -> int | float:
