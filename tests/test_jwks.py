@@ -127,9 +127,9 @@ def server() -> Iterator[KeyServer]:
 class Asked(Authenticator):
     """An authenticator that is always awaited."""
 
-    async def __call__(self, authorization: bytes | None) -> str:
+    async def __call__(self, authorization: bytes | None, *others: bytes) -> str:
         """The sender's name."""
-        sender = super().__call__(authorization)
+        sender = super().__call__(authorization, *others)
         return sender if isinstance(sender, str) else await sender
 
 
