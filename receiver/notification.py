@@ -24,7 +24,8 @@ class Notification(NamedTuple):
 
     `key` is the session id where the body names one, else the sender. `content_type`, `correlator` and `traceparent`
     are empty where the sender gave none. `origin` is empty for what was posted, `replay:0-17` for the dead letter that
-    lies at that partition and position, and one of API_ORIGINS for what the operator's API told.
+    lies at that partition and position, `beside:/a` for what was posted to /a, where nothing is served, and one of
+    API_ORIGINS for what the operator's API told.
     """
 
     body: bytes
@@ -42,6 +43,10 @@ class Notification(NamedTuple):
 CLIENT = "client"
 RECONCILE = "reconcile"
 API_ORIGINS = frozenset({CLIENT, RECONCILE})
+
+
+#: What the origin begins with of a notification that was posted beside our paths.
+BESIDE = "beside:"
 
 
 #: What a sender is called in a configuration.

@@ -26,10 +26,12 @@ PURE = {
     "facts",
     "message",
     "notification",
+    "peers",
     "qod.difference",
     "qod.model",
     "qod.telling",
     "rfc3339",
+    "room",
     "router",
     "routes",
     "session",
@@ -55,6 +57,7 @@ PURE_IMPORTS = {
     "fnmatch",
     "functools",
     "hashlib",
+    "heapq",
     "hmac",
     "http",
     "ipaddress",
@@ -80,7 +83,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 
 #: A module imports only modules of the lines above its own.
 LAYERS = (
-    {"errors", "event", "rfc3339", "tls"},
+    {"errors", "event", "peers", "rfc3339", "room", "tls"},
     {"facts", "oauth"},
     {"message", "notification", "qod.model", "session"},
     {"qod.telling", "session_record"},
@@ -112,6 +115,8 @@ LAYERS = (
     {"backends.spool"},
     {"backends.shared_spool"},
     {"layers"},
+    {"fields"},
+    {"auth_settings"},
     {"settings"},
     {"secret_file"},
     {"qod.client"},
