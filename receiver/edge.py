@@ -403,8 +403,8 @@ def _not_found(*, why: str = "not_found", sender: str = "") -> Refused:
 
 
 def _shown(path: str) -> str:
-    """A path as the log and a dead letter show it: short, and no part of it long enough to be a token."""
-    parts = [part if len(part) <= _PART_CHARS_MAX else f"{part[:8]}…" for part in path[:_PATH_CHARS_MAX].split("/")]
+    """A path as the log and a dead letter show it: short, and hardly anything of a part that could be a token."""
+    parts = [part if len(part) <= _PART_CHARS_MAX else f"{part[:4]}…" for part in path[:_PATH_CHARS_MAX].split("/")]
     return "".join(each if each.isprintable() else "?" for each in "/".join(parts))
 
 

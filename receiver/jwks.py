@@ -20,7 +20,7 @@ from receiver.errors import Unavailable
 _ANSWER_BYTES_MAX = 1024 * 1024
 #: Requests whose sender is not known until an issuer's keys are here. Anybody can make such requests, and their bodies
 #: are in memory meanwhile.
-_WAITING_MAX = 64
+_WAITING_MAX = 512
 
 _log = structlog.get_logger("receiver")
 

@@ -368,6 +368,22 @@ async def test_requests_at_a_time_make_one_fetch(server: KeyServer, pause: float
     assert server.asked == 1
 
 
+async def test_few_strangers_wait_for_keys(server: KeyServer) -> None:
+    """Of requests whose sender is not known yet 512 wait for keys at most, more are 503; known senders go on."""
+    authenticate = authenticator(server)
+    assert await authenticate(bearer("k-1")) == "acme"
+    server.silent = True
+    waiting = [asyncio.create_task(authenticate(bearer("k-2", f"made-up-{number}"))) for number in range(512)]
+    assert await asyncio.to_thread(server.wait_until_asked, 2)
+    await unavailability(authenticate, bearer("k-2", "one-more"))
+    assert await authenticate(bearer("k-1")) == "acme"
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    server.silent = False
+    await refusal(authenticate, bearer("k-2", "after-that"))
+
+
 @pytest.mark.parametrize("pause", [SHORT, LONG])
 async def test_requests_at_a_time_fail_together(server: KeyServer, pause: float) -> None:
     """While an issuer is silent, requests wait for one fetch, and not for one after the other."""
