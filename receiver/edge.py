@@ -37,6 +37,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from receiver.admission import Admission
+from receiver.arriving import Arriving, Disconnected, expect_length
 from receiver.errors import Malformed, Refused, Unavailable
 from receiver.event import Event, Unrecognized
 from receiver.inbox import Inbox
@@ -60,7 +61,6 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0
 _ONCE = {b"host": "Host", b"authorization": "Authorization", b"content-type": "Content-Type"}
 _WANTED = frozenset({*_ONCE, b"content-length", b"x-correlator", b"traceparent"})
 
-_LENGTH_DIGITS_MAX = 12
 _METHODS = "POST, GET, HEAD, OPTIONS"
 _NOTHING_HERE = "there is nothing here; see the notificationUrl that was registered"
 #: What is refused for these may be posted again, so it is told although its path is wrong too.
@@ -92,10 +92,6 @@ class Taken(NamedTuple):
     def correlator(self) -> bytes:
         """What the answer's x-correlator is."""
         return str(self.line["correlator"]).encode()
-
-
-class Disconnected(Exception):
-    """The sender went away in the middle of its body; there is nobody to answer."""
 
 
 class Edge:
@@ -226,8 +222,8 @@ class Edge:
         if not beside and not _is_json(content_type):
             text = "Content-Type must be application/cloudevents+json or application/json"
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", text, reason="unsupported")
-        _expect_length(headers, self._limits.body_bytes_max)
-        arriving = _Arriving(self._admission, sender)
+        expect_length(headers, self._limits.body_bytes_max)
+        arriving = Arriving(self._admission, sender)
         try:
             body = await arriving.body(receive, self._limits.body_bytes_max)
             event: Event | Unrecognized | None = None
@@ -384,19 +380,6 @@ def _is_json(content_type: bytes) -> bool:
     return kind in (b"", b"application/json", b"text/json") or kind.endswith(b"+json")
 
 
-def _expect_length(headers: Mapping[bytes, bytes], body_bytes_max: int) -> None:
-    """Refuse a body whose sender says that it is too large."""
-    told = headers.get(b"content-length", b"0")
-    # The parser below took it for a number; one of many digits would cost more to read than it is worth.
-    if len(told) > _LENGTH_DIGITS_MAX or int(told) > body_bytes_max:
-        raise _too_large(body_bytes_max)
-
-
-def _too_large(body_bytes_max: int) -> Refused:
-    message = f"a body has at most {body_bytes_max} bytes"
-    return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "PAYLOAD_TOO_LARGE", message, reason="too_large")
-
-
 def _not_found(*, why: str = "not_found", sender: str = "") -> Refused:
     status = HTTPStatus.NOT_FOUND
     return Refused(status, status.name, _NOTHING_HERE, reason="not_found", why=why, sender=sender)
@@ -406,43 +389,6 @@ def _shown(path: str) -> str:
     """A path as the log and a dead letter show it: short, and hardly anything of a part that could be a token."""
     parts = [part if len(part) <= _PART_CHARS_MAX else f"{part[:4]}…" for part in path[:_PATH_CHARS_MAX].split("/")]
     return "".join(each if each.isprintable() else "?" for each in "/".join(parts))
-
-
-class _Arriving:
-    """A request that was let in; its bytes count as they come. Raises Refused where there is no room."""
-
-    def __init__(self, admission: Admission, sender: str) -> None:
-        admission.enter(sender, 0, time.monotonic())
-        self._admission = admission
-        self._sender = sender
-        self._bytes = 0
-
-    async def body(self, receive: Receive, body_bytes_max: int) -> bytes:
-        """The whole body. Raises Refused and Disconnected."""
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            # Nearly all arrive in one piece.
-            body: bytes = message["body"]
-            self._count(len(body), body_bytes_max)
-            return body
-        parts = []
-        while message["type"] == "http.request":
-            parts.append(message["body"])
-            self._count(len(message["body"]), body_bytes_max)
-            if not message.get("more_body"):
-                return b"".join(parts)
-            message = await receive()
-        raise Disconnected
-
-    def leave(self) -> None:
-        """It is done."""
-        self._admission.leave(self._sender, self._bytes)
-
-    def _count(self, more_bytes: int, body_bytes_max: int) -> None:
-        if self._bytes + more_bytes > body_bytes_max:
-            raise _too_large(body_bytes_max)
-        self._admission.grow(self._sender, more_bytes)
-        self._bytes += more_bytes
 
 
 def _query_token(query_string: bytes) -> bytes | None:

@@ -88,7 +88,7 @@ LAYERS = (
     {"message", "notification", "qod.model", "session"},
     {"qod.telling", "session_record"},
     {"admission", "auth", "dead_letter", "inbox", "qod.difference", "reader", "routes"},
-    {"jwks", "node", "router", "telemetry"},
+    {"arriving", "jwks", "node", "router", "telemetry"},
     {"connection", "dispatcher", "edge", "replay"},
     {"express", "ops"},
     {
