@@ -1,7 +1,11 @@
 """Limits on what is taken in at a time: requests and bytes in flight, and each sender's rate. Pure.
 
-What is refused here was not read, so a flood costs no more than its headers. It is 429 with Retry-After: CAMARA has no
-503 for listeners, and a sender that repeats at all repeats after either.
+Bytes count as they arrive: a sender that only promises a body takes up nothing. No sender has more than half of what
+may be in flight, and each has a share of its own that counts against nobody: so no number of greedy senders, stalled or
+busy, keeps another one out. The sum is bounded by the limit and one share for each sender that is active.
+
+A request that is refused here is 429 with Retry-After: CAMARA has no 503 for listeners, and a sender that repeats at
+all repeats after either.
 """
 
 from collections import OrderedDict
@@ -15,35 +19,74 @@ _BUCKETS_MAX = 10_000
 
 
 class Admission:
-    """Counts what is in flight. Each `enter` that returns must be followed by a `leave` with the same bytes.
+    """Counts what is in flight. Each `enter` that returns must be followed by a `leave`, which gives back the bytes of
+    `enter` and of each `grow` that returned.
 
-    `rate_per_second` is what one sender may post in the long run (0: no limit), `rate_burst` what it may post at once.
+    `share` and `share_bytes` are what each sender may always have in flight. `rate_per_second` is what one sender may
+    post in the long run (0: no limit), `rate_burst` what it may post at once.
     """
 
     def __init__(
-        self, *, in_flight_max: int, in_flight_bytes_max: int, rate_per_second: float = 0, rate_burst: int = 1
+        self,
+        *,
+        in_flight_max: int,
+        in_flight_bytes_max: int,
+        share: int = 1,
+        share_bytes: int = 0,
+        rate_per_second: float = 0,
+        rate_burst: int = 1,
     ) -> None:
         self._in_flight_max = in_flight_max
         self._in_flight_bytes_max = in_flight_bytes_max
+        self._share = share
+        self._share_bytes = share_bytes
         self._rate_per_second = rate_per_second
         self._rate_burst = rate_burst
         self._in_flight = 0
         self._in_flight_bytes = 0
+        self._loads: dict[str, _Load] = {}  # of the senders that have something in flight
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left of the burst, and when
 
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """The requests and the bytes that are in flight."""
+        return self._in_flight, self._in_flight_bytes
+
     def enter(self, sender: str, body_bytes: int, now: float) -> None:
-        """Let a request in, `body_bytes` being the most that it may bring. `now` is in seconds. Raises Refused."""
-        if self._in_flight >= self._in_flight_max or self._in_flight_bytes + body_bytes > self._in_flight_bytes_max:
+        """Let a request in, `body_bytes` of whose body are here. `now` is in seconds. Raises Refused."""
+        load = self._loads.get(sender) or _Load()
+        if not self._has_room(load, 1, body_bytes):
             raise _too_many("too many requests at a time", 1)
         if self._rate_per_second:
             self._take_from_bucket(sender, now)
+        self._loads[sender] = load
+        load.requests += 1
+        load.body_bytes += body_bytes
         self._in_flight += 1
         self._in_flight_bytes += body_bytes
 
-    def leave(self, body_bytes: int) -> None:
-        """A request is done."""
+    def grow(self, sender: str, body_bytes: int) -> None:
+        """So many more bytes of a request that was let in are here. Raises Refused: then they don't count."""
+        load = self._loads[sender]
+        if not self._has_room(load, 0, body_bytes):
+            raise _too_many("too many bytes at a time", 1)
+        load.body_bytes += body_bytes
+        self._in_flight_bytes += body_bytes
+
+    def leave(self, sender: str, body_bytes: int) -> None:
+        """A request is done, which had so many bytes."""
+        load = self._loads[sender]
+        load.requests -= 1
+        load.body_bytes -= body_bytes
+        if not load.requests:
+            del self._loads[sender]
         self._in_flight -= 1
         self._in_flight_bytes -= body_bytes
+
+    def _has_room(self, load: "_Load", requests: int, body_bytes: int) -> bool:
+        return _fits(load.requests, requests, self._in_flight, self._in_flight_max, self._share) and _fits(
+            load.body_bytes, body_bytes, self._in_flight_bytes, self._in_flight_bytes_max, self._share_bytes
+        )
 
     def _take_from_bucket(self, sender: str, now: float) -> None:
         left, since = self._buckets.pop(sender, (float(self._rate_burst), now))
@@ -54,6 +97,21 @@ class Admission:
             self._buckets.popitem(last=False)
         if left < 1:
             raise _too_many("too many requests from this sender", ceil((1 - left) / self._rate_per_second))
+
+
+class _Load:
+    """What one sender has in flight."""
+
+    __slots__ = ("body_bytes", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.body_bytes = 0
+
+
+def _fits(mine: int, more: int, everybodys: int, most: int, share: int) -> bool:  # one inequality
+    """Whether a sender that has `mine` of `everybodys` may have `more`."""
+    return not more or mine + more <= share or (mine + more <= most // 2 and everybodys + more <= most)
 
 
 def _too_many(message: str, retry_after_seconds: int) -> Refused:

@@ -11,7 +11,7 @@ keys are not at hand, it is 503.
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from http import HTTPStatus
@@ -49,14 +49,20 @@ class StaticToken(NamedTuple):
 
 
 class Issuer(NamedTuple):
-    """An authorization server whose tokens are accepted. `sender` names every bearer, else the claim `sender_claim`."""
+    """An authorization server whose tokens are accepted.
+
+    `sender` names every bearer, else the claim `sender_claim` behind `sender_prefix` does. Without an `audience` a
+    token may be for anybody; where it is optional a token may leave `aud` out.
+    """
 
     issuer: str
-    audience: str
+    audience: str | None
     algorithms: Sequence[str]
     sender: str | None = None
     sender_claim: str = "sub"
     leeway_seconds: float = 30
+    sender_prefix: str = ""
+    audience_optional: bool = False
 
 
 class KeysWanted(Exception):
@@ -93,24 +99,44 @@ class Credentials:
 
 
 def authenticate(
-    authorization: bytes | None, credentials: Credentials, now: float, *, keys_current: bool = False
+    authorization: bytes | None,
+    credentials: Credentials,
+    now: float,
+    *,
+    others: Sequence[bytes] = (),
+    keys_current: bool = False,
 ) -> str:
     """The sender's name. Raises Refused, and KeysWanted where the issuer's keys should be fetched.
 
-    `keys_current` tells that they have just been: then a key that is not among them does not exist.
+    A right token counts wherever it stands: in any spelling of Authorization, and in `others`, the values of the
+    further headers that may have one. `keys_current` tells that the keys have just been fetched: then a key that is not
+    among them does not exist.
     """
-    if authorization is None:
-        if credentials.anonymous:
-            return ANONYMOUS
-        raise _unauthenticated("a bearer token is wanted")
-    token = bearer_token(authorization)
+    if authorization is None and not others and credentials.anonymous:
+        return ANONYMOUS
+    failure: Refused | KeysWanted = _unauthenticated("a bearer token is wanted", why="no_token")
+    for value in (authorization, *others):
+        if value is None:
+            continue
+        if len(value) > _TOKEN_BYTES_MAX:
+            failure = max(failure, _unauthenticated("the token is too long", why="long_token"), key=_told_by)
+            continue
+        for token in spellings(value):
+            try:
+                return _sender_of(token, credentials, now, keys_current=keys_current)
+            except (Refused, KeysWanted) as error:
+                failure = max(failure, error, key=_told_by)
+    raise failure
+
+
+def _sender_of(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> str:
     digest = sha256(token).digest()
     known = credentials.tokens.get(digest)
     if known is not None and compare_digest(known.sha256, digest):
         if known.not_before is not None and now < known.not_before:
-            raise _unauthenticated("the token is not valid yet")
+            raise _unauthenticated("the token is not valid yet", why="early_token", sender=known.sender)
         if known.not_after is not None and now >= known.not_after:
-            raise _unauthenticated("the token has expired")
+            raise _unauthenticated("the token has expired", why="expired_token", sender=known.sender)
         return known.sender
     verified = credentials.verified.get(digest)
     if verified is not None and now < verified[1]:
@@ -122,21 +148,39 @@ def authenticate(
     return sender
 
 
-def bearer_token(authorization: bytes) -> bytes:
-    """The token in a value of Authorization: `Bearer x`, in any case, and as some senders have it, `Bearer: x` and
-    `Bearer Bearer x`. Raises Refused.
+def _told_by(failure: Refused | KeysWanted) -> int:
+    """How much a failure tells: of several spellings of one token, most are of no token at all."""
+    if isinstance(failure, KeysWanted):
+        return 3
+    return {"no_token": 0, "unknown_token": 1}.get(failure.why, 2)
+
+
+def spellings(authorization: bytes) -> Iterator[bytes]:
+    """The tokens that a value of Authorization may stand for, the likeliest first, each once.
+
+    `Bearer x` in any case; then `Bearer: x`, `Bearer Bearer x`, `Bearerx`, `x` alone, `Token x`, `Bearer "x"`, and
+    `Bearer x, Bearer x`, as a proxy merges two equal headers.
     """
-    if len(authorization) > _TOKEN_BYTES_MAX:
-        raise _unauthenticated("the token is too long")
-    scheme, _, token = authorization.strip().partition(b" ")
-    if scheme.rstrip(b":").lower() != b"bearer":
-        raise _unauthenticated("a bearer token is wanted")
-    token = token.strip()
-    if token[:7].lower() == b"bearer ":
-        token = token[7:].strip()
-    if not token:
-        raise _unauthenticated("a bearer token is wanted")
-    return token
+    value = authorization.strip()
+    found: list[bytes] = []
+    scheme, _, rest = value.partition(b" ")
+    if scheme.rstrip(b":").lower() == b"bearer":
+        rest = rest.strip()
+        found.append(rest[7:].strip() if rest[:7].lower() == b"bearer " else rest)
+        if found[0]:
+            yield found[0]
+    bare = value
+    while bare[:6].lower() == b"bearer":
+        bare = bare[6:].lstrip(b" :=")
+    parts = {part.strip() for part in value.split(b",")} - {b""}
+    others = [value, bare, rest, value.split(b" ")[-1]]
+    if len(parts) == 1 and parts != {value}:
+        others += spellings(parts.pop())
+    others += [other.strip(b"\"'<>") for other in others]
+    for token in (other.strip() for other in others):
+        if token and token not in found and token.rstrip(b":").lower() != b"bearer":
+            found.append(token)
+            yield token
 
 
 def mint(secret: bytes, sender: str, ttl_seconds: float, now: float) -> str:
@@ -157,28 +201,33 @@ def _verify(token: bytes, credentials: Credentials, now: float, *, keys_current:
         header = jwt.get_unverified_header(text)
         claimed = jwt.decode(text, options={"verify_signature": False})
     except (UnicodeDecodeError, jwt.InvalidTokenError):
-        raise _unauthenticated("the token is not known") from None
+        raise _unauthenticated("the token is not known", why="unknown_token") from None
     issuer = claimed.get("iss")
     if issuer == MINT_ISSUER and credentials.mint_secret is not None:
-        claims = _decode(text, credentials.mint_secret, [_MINT_ALGORITHM], {"issuer": MINT_ISSUER}, now, 0)
+        minted = _Wanted(MINT_ISSUER, [_MINT_ALGORITHM], {}, 0, _name_in(claimed.get("sub")))
+        claims = _decode(text, credentials.mint_secret, minted, now)
         if claims is None:
-            raise _unauthenticated("the token is not valid")
+            raise _unauthenticated("the token is not valid", why="wrong_signature")
         return _named(claims.get("sub")), float(claims["exp"])
     known = credentials.issuers.get(issuer) if isinstance(issuer, str) else None
     if known is None:
-        raise _unauthenticated("the token is not known")
-    audience = {"issuer": known.issuer, "audience": known.audience}
+        raise _unauthenticated("the token is not known", why="unknown_token")
+    name = known.sender or _prefixed(known.sender_prefix, claimed.get(known.sender_claim))
+    wanted = _Wanted(known.issuer, known.algorithms, _audience(known, claimed), known.leeway_seconds, _name_in(name))
     key_id = header.get("kid")
     candidates = _candidates(credentials.keys.get(known.issuer, {}), key_id)
     for key in candidates:
-        claims = _decode(text, key, known.algorithms, audience, now, known.leeway_seconds)
+        claims = _decode(text, key, wanted, now)
         if claims is not None:
-            return _named(known.sender or claims.get(known.sender_claim)), float(claims["exp"]) + known.leeway_seconds
+            sender = _named(name)
+            if not known.sender and _is_anothers(sender, known, credentials.issuers.values()):
+                raise _forbidden("the token's sender has a name that is another issuer's", why="foreign_name")
+            return sender, float(claims["exp"]) + known.leeway_seconds
     if candidates and key_id is not None:
-        raise _unauthenticated("the token is not valid")
+        raise _unauthenticated("the token is not valid", why="wrong_signature")
     if not keys_current:
         raise KeysWanted(known.issuer)
-    raise _unauthenticated("the token is signed with a key that its issuer doesn't have")
+    raise _unauthenticated("the token is signed with a key that its issuer doesn't have", why="unknown_key")
 
 
 def _candidates(keys: Mapping[str, Any], key_id: object) -> Sequence[Any]:
@@ -188,46 +237,96 @@ def _candidates(keys: Mapping[str, Any], key_id: object) -> Sequence[Any]:
     return [keys[key_id]] if isinstance(key_id, str) and key_id in keys else ()
 
 
+def _prefixed(prefix: str, name: object) -> object:
+    return prefix + name if isinstance(name, str) and name else name
+
+
+def _is_anothers(sender: str, issuer: Issuer, issuers: Iterable[Issuer]) -> bool:
+    """Whether a name that an issuer's token tells belongs to another issuer: is its fixed one, or has its prefix.
+
+    Of two prefixes, one of which begins with the other, the longer one takes its names from the shorter one's issuer.
+    """
+    return any(
+        sender == other.sender
+        if other.sender
+        else len(other.sender_prefix) > len(issuer.sender_prefix) and sender.startswith(other.sender_prefix)
+        for other in issuers
+        if other is not issuer
+    )
+
+
+def _audience(issuer: Issuer, claimed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the library is told of `aud`."""
+    if issuer.audience is None or (issuer.audience_optional and "aud" not in claimed):
+        return {"options": {"verify_aud": False}}
+    return {"audience": issuer.audience}
+
+
 def _named(sender: object) -> str:
-    if not isinstance(sender, str) or not _SENDER.fullmatch(sender):
-        raise Refused(HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", "the token names no sender", reason="forbidden")
-    return sender
+    name = _name_in(sender)
+    if not name:
+        raise _forbidden("the token names no sender", why="no_name")
+    return name
 
 
-def _decode(  # noqa: PLR0917  # one call of one library
+def _name_in(sender: object) -> str:
+    """A sender's name that fits; empty for what does not."""
+    return sender if isinstance(sender, str) and _SENDER.fullmatch(sender) else ""
+
+
+class _Wanted(NamedTuple):
+    """What a token must be; `sender` is the name that it claims, told once its signature was found right."""
+
+    issuer: str
+    algorithms: Sequence[str]
+    audience: Mapping[str, Any]
+    leeway_seconds: float
+    sender: str
+
+
+def _decode(
     text: str,
     key: Any,  # noqa: ANN401  # each algorithm has its own kind
-    algorithms: Sequence[str],
-    wanted: Mapping[str, str],
+    wanted: _Wanted,
     now: float,
-    leeway_seconds: float,
 ) -> dict[str, Any] | None:
     """What the token claims, None where it was not signed with this key."""
+    options = {
+        "require": ["exp", "iss"],
+        "verify_exp": False,
+        "verify_nbf": False,
+        "verify_iat": False,
+        "verify_sub": False,
+        **wanted.audience.get("options", {}),
+    }
     try:
         claims = jwt.decode(
             text,
             key,
-            algorithms=list(algorithms),
-            options={
-                "require": ["exp", "iss"],
-                "verify_exp": False,
-                "verify_nbf": False,
-                "verify_iat": False,
-                "verify_sub": False,
-            },
-            issuer=wanted["issuer"],
-            audience=wanted.get("audience"),
+            algorithms=list(wanted.algorithms),
+            options=options,  # type: ignore[arg-type]  # a typed dict that is put together
+            issuer=wanted.issuer,
+            audience=wanted.audience.get("audience"),
         )
         begins, expires = float(claims.get("nbf", 0)), float(claims["exp"])
     except (jwt.InvalidSignatureError, jwt.InvalidKeyError):
         return None
+    except jwt.InvalidAudienceError:
+        raise _unauthenticated("the token is not valid", why="wrong_audience", sender=wanted.sender) from None
     except (jwt.PyJWTError, OverflowError, TypeError, ValueError):
-        raise _unauthenticated("the token is not valid") from None
+        raise _unauthenticated("the token is not valid", why="invalid_token") from None
     # The library looks at its own clock; ours comes in as `now`.
-    if not begins - leeway_seconds <= now < expires + leeway_seconds:
-        raise _unauthenticated("the token has expired or is not valid yet")
+    if not begins - wanted.leeway_seconds <= now < expires + wanted.leeway_seconds:
+        message = "the token has expired or is not valid yet"
+        raise _unauthenticated(message, why="expired_token", sender=wanted.sender)
     return claims
 
 
-def _unauthenticated(message: str) -> Refused:
-    return Refused(HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", message, reason="unauthenticated")
+def _unauthenticated(message: str, *, why: str, sender: str = "") -> Refused:
+    return Refused(
+        HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", message, reason="unauthenticated", why=why, sender=sender
+    )
+
+
+def _forbidden(message: str, *, why: str) -> Refused:
+    return Refused(HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", message, reason="forbidden", why=why)

@@ -10,7 +10,7 @@ Its answers, by outcome (the `outcome` of metrics and log lines):
     unavailable          503   nothing is known to be kept; Retry-After says when to come again (our own defects too)
     disconnected         -     the sender went away before its body had arrived
     probe                204   GET, HEAD and OPTIONS: a sender that looks whether we are here
-    not_found            404   another path
+    not_found            404   another path; what was posted there with a right token is a dead letter
 
 Never 500, and never 410, which would end the feed (QualityOnDemand r1.2, Generic410). The headers are looked at first,
 then the limits, and only then is the body read.
@@ -25,7 +25,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -39,15 +39,18 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from receiver.admission import Admission
+from receiver.arriving import Arriving, Disconnected, expect_length
 from receiver.body import INFLATED_BYTES_MAX
 from receiver.errors import Malformed, Refused, Unavailable
 from receiver.event import Event, Unrecognized
 from receiver.inbox import Inbox
-from receiver.notification import Envelope, Notification, envelope_of, parse, split
+from receiver.notification import BESIDE, Envelope, Notification, envelope_of, parse, split
+from receiver.peers import Network, sender_address
 from receiver.telemetry import Fields, Telemetry
 
-Authenticate = Callable[[bytes | None], str | Coroutine[Any, Any, str]]
-"""Finds the sender's name by the value of Authorization, at once or later. Raises Refused and Unavailable."""
+Authenticate = Callable[..., str | Coroutine[Any, Any, str]]
+"""Finds the sender's name by the value of Authorization (None: there is none) and those of the further headers that may
+have a token, at once or later. Raises Refused and Unavailable."""
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 """Headers as ASGI has them: names in lower case, in the order in which they came."""
@@ -57,12 +60,19 @@ _CORRELATOR = re.compile(rb"[a-zA-Z0-9\-_:;./<>{}]{1,256}")
 #: W3C Trace Context: the version ff and ids of zeros alone are invalid.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
+#: Two readers of two that differ could see two requests.
 _ONCE = {b"host": "Host", b"authorization": "Authorization", b"content-type": "Content-Type"}
 _WANTED = frozenset({*_ONCE, b"content-length", b"x-correlator", b"traceparent"})
 
-_LENGTH_DIGITS_MAX = 12
 _CONTENT_TYPE_CHARS_MAX = 2_048
 _METHODS = "POST, GET, HEAD, OPTIONS"
+_NOTHING_HERE = "there is nothing here; see the notificationUrl that was registered"
+#: What is refused for these may be posted again, so it is told although its path is wrong too.
+_ABOUT_SIZE = frozenset({HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.TOO_MANY_REQUESTS})
+_SLASHES = re.compile("//+")
+_PATH_CHARS_MAX = 200
+#: Short of what a token has.
+_PART_CHARS_MAX = 19
 _NO_CONTENT: Message = {"type": "http.response.body", "body": b""}
 
 
@@ -71,6 +81,8 @@ class Limits(NamedTuple):
 
     body_bytes_max: int
     query_tokens: bool = False
+    token_headers: Sequence[bytes] = ()  # in lower case
+    trusted_proxies: Sequence[Network] = ()
 
 
 class Taken(NamedTuple):
@@ -84,10 +96,6 @@ class Taken(NamedTuple):
     def correlator(self) -> bytes:
         """What the answer's x-correlator is."""
         return str(self.line["correlator"]).encode()
-
-
-class Disconnected(Exception):
-    """The sender went away in the middle of its body; there is nobody to answer."""
 
 
 class Edge:
@@ -108,23 +116,26 @@ class Edge:
         self._inbox = inbox
         self._telemetry = telemetry
         self._limits = limits
+        self._wanted = _WANTED.union(limits.token_headers)
         self._clock_nanos = clock_nanos
         # Unique without asking the system for randomness at every request.
         self._correlators = map(f"{secrets.token_hex(6)}-{{:x}}".format, itertools.count(1))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; see the module for the answers."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, *, beside: bool = False) -> None:
+        """Answer one request; see the module for the answers. One `beside` our paths is kept, but not found."""
         if scope["method"] != "POST":
             await self._probe(scope, receive, send)
             return
         began, line = time.perf_counter(), self._line()
         try:
-            await self._take(line, scope, receive)
+            await self._take(line, scope, receive, beside=beside)
         except Disconnected:
             line["outcome"] = "disconnected"
             line["status_code"] = 0
         except Exception as error:  # noqa: BLE001  # a fault of ours too is 503: senders give up on 500
-            await self._refuse(line, error)(scope, receive, send)
+            if beside and isinstance(error, Refused) and error.status not in _ABOUT_SIZE:
+                error = error if error.status == HTTPStatus.NOT_FOUND else _not_found(sender=error.sender)
+            await self._refuse(line, error, scope)(scope, receive, send)
         else:
             headers = [(b"x-correlator", str(line["correlator"]).encode())]
             await send({"type": "http.response.start", "status": 204, "headers": headers})
@@ -135,7 +146,7 @@ class Edge:
     def take(self, raw_headers: RawHeaders, body: bytes) -> Taken | None:
         """Begin to keep a notification that is here as a whole; None where its answer is not simply 204."""
         began, line = time.perf_counter(), self._line()
-        headers, fault = _headers(raw_headers)
+        headers, fault = _headers(raw_headers, self._wanted)
         content_type = headers.get(b"content-type", b"")
         body_bytes = len(body)
         if fault or body_bytes > self._limits.body_bytes_max or not _is_json(content_type):
@@ -143,7 +154,7 @@ class Edge:
         if not body.startswith(b"{") or _envelope(headers):  # a batch, a coding, or attributes in headers
             return None
         try:
-            sender = self._authenticate(headers.get(b"authorization"))
+            sender = self._authenticate(headers.get(b"authorization"), *self._other_tokens(headers))
             if not isinstance(sender, str):
                 sender.close()
                 return None
@@ -158,7 +169,7 @@ class Edge:
     def settle(self, taken: Taken) -> Response | None:
         """End what `take` began, once it is kept or is not; the answer to give, None being the 204."""
         kept, line, began = taken
-        self._admission.leave(int(line["body_bytes"]))
+        self._admission.leave(str(line["sender"]), int(line["body_bytes"]))
         error = Unavailable("the append was given up", reason="cancelled") if kept.cancelled() else kept.exception()
         response = None if error is None else self._refuse(line, error)
         line["duration_seconds"] = round(time.perf_counter() - began, 6)
@@ -176,41 +187,58 @@ class Edge:
             "body_bytes": 0,
         }
 
-    def _refuse(self, line: Fields, error: BaseException) -> Response:
-        """The answer to a request that failed, as its line tells it."""
+    def _other_tokens(self, headers: Mapping[bytes, bytes]) -> Sequence[bytes]:
+        return [headers[name] for name in self._limits.token_headers if name in headers]
+
+    def _refuse(self, line: Fields, error: BaseException, scope: Scope | None = None) -> Response:
+        """The answer to a request that failed, as its line tells it. Without a scope it is no refusal."""
         if not isinstance(error, Refused | Unavailable):
             self._telemetry.edge_failed(str(line["correlator"]), error)
             error = Unavailable("the notification can't be taken now", reason="defect")
         response = refusal_response(error, str(line["correlator"]))
         line["outcome"] = error.reason if isinstance(error, Refused) else "unavailable"
         line["status_code"] = response.status_code
+        if isinstance(error, Refused):
+            line["sender"] = line["sender"] or error.sender
+            if scope is not None:
+                self._tell_refusal(line, error.why, error.message, scope)
         return response
 
-    async def _take(self, line: Fields, scope: Scope, receive: Receive) -> None:
+    def _tell_refusal(self, line: Fields, why: str, message: str, scope: Scope) -> None:
+        """Let a refusal be investigated: why, and who it was."""
+        forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        peer = scope.get("client")
+        address = sender_address(peer[0], forwarded, self._limits.trusted_proxies) if peer else ""
+        self._telemetry.refused(int(line["status_code"]), why, message, line, address, _shown(scope["path"]))
+
+    async def _take(self, line: Fields, scope: Scope, receive: Receive, *, beside: bool) -> None:
         """Take a notification in, and write into its line what is known of it."""
-        headers, fault = _headers(scope["headers"])
+        headers, fault = _headers(scope["headers"], self._wanted, scope["http_version"])
         line["correlator"] = _text(headers, b"x-correlator", _CORRELATOR) or next(self._correlators)
         if fault:
-            raise Refused(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", fault, reason="bad_request")
+            raise Refused(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", fault, reason="bad_request", why="headers")
         authorization = headers.get(b"authorization")
         if authorization is None and self._limits.query_tokens:
             authorization = _query_token(scope["query_string"])
-        sender = self._authenticate(authorization)
+        sender = self._authenticate(authorization, *self._other_tokens(headers))
         line["sender"] = sender = sender if isinstance(sender, str) else await sender
-        body_bytes = _content_length(headers, self._limits.body_bytes_max)
-        self._admission.enter(sender, body_bytes, time.monotonic())
+        # Whoever refuses a connection for want of room spares the senders' ones.
+        scope.setdefault("state", {})["sender"] = sender
+        expect_length(headers, self._limits.body_bytes_max)
+        arriving = Arriving(self._admission, sender)
         try:
-            message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body"):
-                # Nearly all arrive in one piece.
-                body: bytes = message["body"]
-                if len(body) > self._limits.body_bytes_max:
-                    raise _too_large(self._limits.body_bytes_max)
-            else:
-                body = await _rest_of_body(message, receive, self._limits.body_bytes_max)
+            body = await arriving.body(receive, self._limits.body_bytes_max)
+            if beside:
+                await self._keep_beside(line, headers, body, _shown(scope["path"]))
+                raise _not_found(why="not_found_kept")
             await self._keep(line, headers, body)
         finally:
-            self._admission.leave(body_bytes)
+            arriving.leave()
+
+    async def _keep_beside(self, line: Fields, headers: Mapping[bytes, bytes], body: bytes, path: str) -> None:
+        """Keep what was posted where nothing is served: a dead letter as a whole, which a replay reads."""
+        notification = _notification(line, headers, body, None, _envelope(headers))
+        await self._inbox.append(notification._replace(origin=f"{BESIDE}{path}"))
 
     async def _keep(self, line: Fields, headers: Mapping[bytes, bytes], body: bytes) -> None:
         """Keep what was posted, each event of a batch as a notification of its own. Raises Refused and Unavailable."""
@@ -258,12 +286,17 @@ class Edge:
                 response.headers["webhook-allowed-rate"] = "*"
         await response(scope, receive, send)
         line["status_code"] = response.status_code
+        if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            self._tell_refusal(line, "method_not_allowed", f"use one of {_METHODS}", scope)
         self._telemetry.request(line)
 
-    def nothing_here(self, status: HTTPStatus) -> Response:
-        """The answer to a request for another path."""
-        self._telemetry.request({**self._line(), "outcome": "not_found", "status_code": status.value})
-        return _error(status, status.name, "there is nothing here; see the notificationUrl that was registered")
+    def nothing_here(self, status: HTTPStatus, scope: Scope) -> Response:
+        """The answer to a request for another path that posts nothing."""
+        line = self._line()
+        line["outcome"], line["status_code"] = "not_found", status.value
+        self._tell_refusal(line, "not_found", _NOTHING_HERE, scope)
+        self._telemetry.request(line)
+        return _error(status, status.name, _NOTHING_HERE)
 
 
 class EdgeApp(Starlette):
@@ -277,14 +310,17 @@ class EdgeApp(Starlette):
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # type: ignore[override]
         """See ASGI. What it returns is awaited by the server; to do that here would be one more coroutine."""
-        if scope["type"] == "http" and scope["path"] in self.paths:
-            return self.edge(scope, receive, send)
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path in self.paths or _SLASHES.sub("/", path).rstrip("/") in self.paths:
+                return self.edge(scope, receive, send)
+            if scope["method"] == "POST":
+                return self.edge(scope, receive, send, beside=True)
         return super().__call__(scope, receive, send)
 
-    async def _nothing_here(self, _: Request, error: Exception) -> Response:
-        return self.edge.nothing_here(
-            HTTPStatus(error.status_code) if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
-        )
+    async def _nothing_here(self, request: Request, error: Exception) -> Response:
+        status = HTTPStatus(error.status_code) if isinstance(error, HTTPException) else HTTPStatus.NOT_FOUND
+        return self.edge.nothing_here(status, request.scope)
 
 
 def _notification(
@@ -344,22 +380,34 @@ def _error(status: HTTPStatus, code: str, message: str) -> Response:
     return Response(content, status.value, media_type="application/json")
 
 
-def _headers(headers: RawHeaders) -> tuple[dict[bytes, bytes], str]:
-    """The headers that matter here, and what is wrong with them: two readers of a doubled one may see two requests."""
+def _headers(
+    headers: RawHeaders, wanted: Collection[bytes], http_version: str = "1.1"
+) -> tuple[dict[bytes, bytes], str]:
+    """The headers that matter here, and what is wrong with them. One that stands twice with one value stands once."""
     found: dict[bytes, bytes] = {}
     fault = ""
     for name, value in headers:
-        if name in _WANTED:
-            if name in found and name in _ONCE:
+        if name in wanted:
+            if name in _ONCE and found.get(name, value) != value:
                 fault = f"more than one {_ONCE[name]} header"
             found[name] = value
         elif name.startswith(b"ce-"):
             found[name] = value
         elif name == b"content-encoding":
             found[name] = b"%b, %b" % (found[name], value) if name in found else value
-    if b"host" not in found:
+    # RFC 9112, 3.2: of HTTP/1.1 it is required, before that it was not known.
+    if b"host" not in found and http_version != "1.0":
         fault = "no Host header"
+    content_type = found.get(b"content-type")
+    if content_type is not None and b"," in content_type:
+        found[b"content-type"] = _unmerged(content_type)
     return found, fault
+
+
+def _unmerged(value: bytes) -> bytes:
+    """A value that a proxy made of two equal ones, `a, a`, as it was."""
+    parts = {part.strip() for part in value.split(b",")}
+    return parts.pop() if len(parts) == 1 else value
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes, pattern: re.Pattern[bytes]) -> str:
@@ -374,39 +422,20 @@ def _is_json(content_type: bytes) -> bool:
     return kind in (b"", b"application/json", b"text/json") or kind.endswith(b"+json")
 
 
-def _content_length(headers: Mapping[bytes, bytes], body_bytes_max: int) -> int:
-    """How many bytes to expect: what the sender says, or for a chunked body the most that it may have."""
-    told = headers.get(b"content-length")
-    if told is None:
-        return body_bytes_max
-    # The parser below took it for a number; one of many digits would cost more to read than it is worth.
-    if len(told) > _LENGTH_DIGITS_MAX or (body_bytes := int(told)) > body_bytes_max:
-        raise _too_large(body_bytes_max)
-    return body_bytes
-
-
 def _no_json() -> Refused:
     text = "Content-Type must be application/cloudevents+json or application/json"
     return Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "UNSUPPORTED_MEDIA_TYPE", text, reason="unsupported")
 
 
-def _too_large(body_bytes_max: int) -> Refused:
-    message = f"a body has at most {body_bytes_max} bytes"
-    return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "PAYLOAD_TOO_LARGE", message, reason="too_large")
+def _not_found(*, why: str = "not_found", sender: str = "") -> Refused:
+    status = HTTPStatus.NOT_FOUND
+    return Refused(status, status.name, _NOTHING_HERE, reason="not_found", why=why, sender=sender)
 
 
-async def _rest_of_body(message: Message, receive: Receive, body_bytes_max: int) -> bytes:
-    """A body that arrives in pieces, `message` being the first."""
-    parts, body_bytes = [], 0
-    while message["type"] == "http.request":
-        parts.append(message["body"])
-        body_bytes += len(message["body"])
-        if body_bytes > body_bytes_max:
-            raise _too_large(body_bytes_max)
-        if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
-    raise Disconnected
+def _shown(path: str) -> str:
+    """A path as the log and a dead letter show it: short, and hardly anything of a part that could be a token."""
+    parts = [part if len(part) <= _PART_CHARS_MAX else f"{part[:4]}…" for part in path[:_PATH_CHARS_MAX].split("/")]
+    return "".join(each if each.isprintable() else "?" for each in "/".join(parts))
 
 
 def _query_token(query_string: bytes) -> bytes | None:

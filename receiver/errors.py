@@ -30,15 +30,26 @@ class ReceiverError(Exception):
 class Refused(ReceiverError):
     """The request is at fault; posting it again unchanged can't help, unless `retry_after_seconds` says when.
 
-    `status` and `code` are those of CAMARA's ErrorInfo (Commonalities, CAMARA_common.yaml).
+    `status` and `code` are those of CAMARA's ErrorInfo (Commonalities, CAMARA_common.yaml). `why` tells it apart from
+    others of one reason, for those who investigate; `sender` is the name in a token that is a sender's but not valid.
     """
 
     def __init__(
-        self, status: HTTPStatus, code: str, message: str, *, reason: str, retry_after_seconds: int | None = None
+        self,
+        status: HTTPStatus,
+        code: str,
+        message: str,
+        *,
+        reason: str,
+        why: str = "",
+        sender: str = "",
+        retry_after_seconds: int | None = None,
     ) -> None:
         super().__init__(message, reason=reason, retry_after_seconds=retry_after_seconds)
         self.status = status
         self.code = code
+        self.why = why or reason
+        self.sender = sender
 
 
 class Malformed(Refused):

@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from receiver.connection import ConnectionLimits, GuardedProtocol
+from receiver.connection import ConnectionLimits, Ended, GuardedProtocol, shared
 from receiver.edge import Edge, Taken
 
 _HEAD_END = b"\r\n\r\n"
@@ -20,10 +20,10 @@ _HEAD_END_MIN = len(_HEAD_END)
 _LENGTH_DIGITS_MAX = 9
 
 
-def express(limits: ConnectionLimits, edge: Edge, paths: Collection[str]) -> type[asyncio.Protocol]:
+def express(limits: ConnectionLimits, edge: Edge, paths: Collection[str], ended: Ended) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn's `http` option: `guarded`, and the short way for POSTs to these paths."""
     urls = frozenset(path.encode() for path in paths)
-    return type("NotificationProtocol", (ExpressProtocol,), {"limits": limits, "edge": edge, "urls": urls})
+    return type("NotificationProtocol", (ExpressProtocol,), {**shared(limits, ended), "edge": edge, "urls": urls})
 
 
 class ExpressProtocol(GuardedProtocol):
@@ -38,15 +38,13 @@ class ExpressProtocol(GuardedProtocol):
         self._piece_end = 0
         self._body: bytes | None = None  # of a request that is the whole piece
         self._taken: Taken | None = None
-        self._held = b""  # came while that was being kept
         self._closing = False
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         if self._taken is not None:
             # Its sender doesn't wait for answers: what follows is read once this one was given.
-            self._held += data
-            self.flow.pause_reading()
+            self._hold(data)
             return
         self._head_end = 0 if self._receiving else data.find(_HEAD_END) + len(_HEAD_END)
         self._piece_end = len(data)
@@ -88,6 +86,10 @@ class ExpressProtocol(GuardedProtocol):
         else:
             self._closing = True
 
+    def is_being_answered(self) -> bool:
+        """Whether there is a request that is here as a whole and has no answer yet."""
+        return self._taken is not None or super().is_being_answered()
+
     def _is_whole_piece(self) -> bool:
         """Whether the request is a POST to us, begins and ends with the piece at hand, and follows no other."""
         parser = self.parser
@@ -111,6 +113,7 @@ class ExpressProtocol(GuardedProtocol):
             return
         self.server_state.total_requests += 1
         if response is None:
+            self.proved = True
             self.transport.write(b"HTTP/1.1 204 No Content\r\nx-correlator: %b\r\n\r\n" % taken.correlator)
         else:
             head = b"".join([b"%b: %b\r\n" % header for header in response.raw_headers])
@@ -118,11 +121,9 @@ class ExpressProtocol(GuardedProtocol):
         if self._closing:
             self.transport.close()
             return
-        self._deadline = self.loop.time() + self.limits.idle_timeout_seconds
-        if self._held:
-            held, self._held = self._held, b""
-            self.flow.resume_reading()
-            self.data_received(held)
+        self._wait(self.limits.idle_timeout_seconds)
+        if self._held or self._ended_by_peer:
+            self._release()
 
 
 def _content_length(headers: Sequence[tuple[bytes, bytes]]) -> int:

@@ -7,7 +7,7 @@ They are fetched when a token wants one that is not at hand, and again once they
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx2
@@ -18,6 +18,9 @@ from receiver.auth import Credentials, KeysWanted, authenticate
 from receiver.errors import Unavailable
 
 _ANSWER_BYTES_MAX = 1024 * 1024
+#: Requests whose sender is not known until an issuer's keys are here. Anybody can make such requests, and their bodies
+#: are in memory meanwhile.
+_WAITING_MAX = 512
 
 _log = structlog.get_logger("receiver")
 
@@ -40,25 +43,37 @@ class Authenticator:
         self._tried = dict.fromkeys(sources, float("-inf"))
         self._fetched = dict.fromkeys(sources, float("-inf"))
         self._locks = {issuer: asyncio.Lock() for issuer in sources}
+        self._waiting = 0
 
-    def __call__(self, authorization: bytes | None) -> str | Coroutine[Any, Any, str]:
-        """The name of the sender with this value of Authorization, at once where the keys are at hand.
+    def __call__(self, authorization: bytes | None, *others: bytes) -> str | Coroutine[Any, Any, str]:
+        """The name of the sender with this value of Authorization, or with a token in another header's, at once where
+        the keys are at hand.
 
-        Raises Refused, and Unavailable where it is awaited.
+        Raises Refused, and Unavailable where it is awaited, or where too many wait already.
         """
         try:
-            return authenticate(authorization, self._credentials, time.time())
+            return authenticate(authorization, self._credentials, time.time(), others=others)
         except KeysWanted as wanted:
-            return self._with_keys_of(wanted.issuer, authorization)
+            issuer = wanted.issuer
+        if self._waiting >= _WAITING_MAX:
+            raise self._keys_away(issuer)
+        return self._with_keys_of(issuer, authorization, others)
 
-    async def _with_keys_of(self, issuer: str, authorization: bytes | None) -> str:
-        current = await self._refresh(issuer)
+    async def _with_keys_of(self, issuer: str, authorization: bytes | None, others: Sequence[bytes]) -> str:
+        self._waiting += 1
         try:
-            return authenticate(authorization, self._credentials, time.time(), keys_current=current)
+            current = await self._refresh(issuer)
+        finally:
+            self._waiting -= 1
+        try:
+            return authenticate(authorization, self._credentials, time.time(), others=others, keys_current=current)
         except KeysWanted:
-            message = "the keys of the token's issuer can't be had now"
-            retry_after_seconds = math.ceil(self._sources[issuer].refresh_min_seconds)
-            raise Unavailable(message, reason="keys", retry_after_seconds=retry_after_seconds) from None
+            raise self._keys_away(issuer) from None
+
+    def _keys_away(self, issuer: str) -> Unavailable:
+        message = "the keys of the token's issuer can't be had now"
+        retry_after_seconds = math.ceil(self._sources[issuer].refresh_min_seconds)
+        return Unavailable(message, reason="keys", retry_after_seconds=retry_after_seconds)
 
     async def keep_fresh(self) -> None:
         """Fetch keys that have become old, for ever."""

@@ -32,8 +32,9 @@ class Notification(NamedTuple):
 
     `key` is the session id where the body names one, else the sender. `content_type`, `correlator` and `traceparent`
     are empty where the sender gave none. `origin` is empty for what was posted, `replay:0-17` for the dead letter that
-    lies at that partition and position, and one of API_ORIGINS for what the operator's API told. `envelope` has what
-    else the body is read with, see `envelope_of`; of nearly all it is empty.
+    lies at that partition and position, `beside:/a` for what was posted to /a, where nothing is served, and one of
+    API_ORIGINS for what the operator's API told. `envelope` has what else the body is read with, see `envelope_of`; of
+    nearly all it is empty.
     """
 
     body: bytes
@@ -79,6 +80,10 @@ def envelope_of(headers: Mapping[str, str]) -> Envelope:
 CLIENT = "client"
 RECONCILE = "reconcile"
 API_ORIGINS = frozenset({CLIENT, RECONCILE})
+
+
+#: What the origin begins with of a notification that was posted beside our paths.
+BESIDE = "beside:"
 
 
 #: What a sender is called in a configuration.

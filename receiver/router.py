@@ -17,7 +17,7 @@ from receiver.errors import Malformed
 from receiver.event import Event, Oddity, QosStatus, Unrecognized, canonical
 from receiver.facts import NO_FACTS, Facts, facts_of, members
 from receiver.message import Message
-from receiver.notification import API_ORIGINS, Notification, parse
+from receiver.notification import API_ORIGINS, BESIDE, Notification, parse
 from receiver.routes import DEFAULT_ROUTES, Route, targets
 from receiver.session import Session, Verdict, apply, learn
 from receiver.session_record import SESSIONS, session_message
@@ -81,7 +81,7 @@ class Router:
         None where none is remembered. `clock_micros` is the latest time of receipt up to and with this notification.
         """
         try:
-            event = parse(notification.body, notification.envelope)
+            event = _beside(notification) or parse(notification.body, notification.envelope)
             facts = _facts(notification)
         except Malformed as error:
             return self._dead(notification, trace, Verdict.MALFORMED, session, error.message)
@@ -173,6 +173,14 @@ class Router:
         ]
         millis = notification.received_micros // 1000
         return Decision(verdict, session, [Message(self._dead_letter_topic, notification.key, value, headers, millis)])
+
+
+def _beside(notification: Notification) -> Unrecognized | None:
+    """What was posted to a path where nothing is served: its sender was told so, and it may be replayed."""
+    if not notification.origin.startswith(BESIDE):
+        return None
+    path = notification.origin.removeprefix(BESIDE)
+    return Unrecognized("", None, f"posted to {path}, where nothing is served; replay it")
 
 
 def _facts(notification: Notification) -> Facts | None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import math
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -17,11 +19,17 @@ from receiver.connection import ConnectionLimits, guarded
 from receiver.edge import EdgeApp
 from receiver.express import express
 from receiver.settings import Settings
+from receiver.telemetry import Telemetry
 
 #: So many new objects may be alive before the collector looks at them. An edge's slowest answers wait for that; a
 #: router has more at a time, all of them in use, and each look at them is in vain.
 OBJECTS_OF_EDGE = 50_000
 OBJECTS_OF_ROUTER = 500_000
+
+#: Descriptors that are no connections to our ports: of files, of the cluster, of workers to each other.
+_FILES_MAX = 128
+#: The operations port has a reserve that the public port never takes: 64 streams of records, and health checks.
+_OPS_CONNECTIONS_MAX = 96
 
 
 class _Server(uvicorn.Server):
@@ -33,21 +41,41 @@ class _Server(uvicorn.Server):
         yield
 
 
-def build_server(app: ASGIApp, settings: Settings) -> uvicorn.Server:
-    """A server for one port, with the limits of the settings on its connections."""
-    edge = settings.edge
+def connections_that_fit(wanted: int, telemetry: Telemetry) -> int:
+    """So many of the `wanted` connections as this process may have open, beside its files and the operations port.
+
+    The limit on descriptors is raised where it is too low, as far as the system lets us.
+    """
+    needed = wanted + _FILES_MAX + _OPS_CONNECTIONS_MAX
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    most = needed if soft == resource.RLIM_INFINITY else soft
+    # With fewer than the reserve it is as good as it gets.
+    fitting = min(wanted, max(most - _FILES_MAX - _OPS_CONNECTIONS_MAX, most // 4))
+    telemetry.descriptors(most, needed, fitting)
+    return fitting
+
+
+def build_server(app: ASGIApp, settings: Settings, telemetry: Telemetry) -> uvicorn.Server:
+    """A server for one port, with limits on its connections: the settings' for the public one."""
+    edge, is_edge = settings.edge, isinstance(app, EdgeApp)
     limits = ConnectionLimits(
         edge.header_bytes_max,
         edge.header_timeout_seconds,
         edge.body_timeout_seconds,
         edge.idle_timeout_seconds,
-        edge.connections_max,
+        edge.connections_max if is_edge else _OPS_CONNECTIONS_MAX,
+        edge.connections_per_address_max if is_edge else _OPS_CONNECTIONS_MAX,
+        edge.trusted_proxies,
     )
+    ended = functools.partial(telemetry.connection_ended, "edge" if is_edge else "ops")
     return _Server(
         uvicorn.Config(
             app,
             interface="asgi3",
-            http=express(limits, app.edge, app.paths) if isinstance(app, EdgeApp) else guarded(limits),
+            http=express(limits, app.edge, app.paths, ended) if isinstance(app, EdgeApp) else guarded(limits, ended),
             ws="none",
             lifespan="off",
             log_config=None,

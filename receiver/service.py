@@ -42,6 +42,7 @@ from receiver.server import (
     OBJECTS_OF_EDGE,
     OBJECTS_OF_ROUTER,
     build_server,
+    connections_that_fit,
     garbage_kept_off,
     listening,
     serve,
@@ -104,12 +105,12 @@ async def run(
         jobs = list(node.jobs())
         if schedule is not None:
             jobs.append(schedule.run())
-        servers = [(build_server(ops_app, settings), ops_socket)]
+        servers = [(build_server(ops_app, settings, telemetry), ops_socket)]
         edge_url = ""
         if edge_socket is not None:
             edge_app, authenticator = build_edge(settings, node.inbox, telemetry)
             jobs.append(authenticator.keep_fresh())
-            servers.append((build_server(edge_app, settings), edge_socket))
+            servers.append((build_server(edge_app, _fitted(settings, telemetry), telemetry), edge_socket))
             edge_url = settings.edge.public_url or url_of(settings.edge.host, edge_socket) + settings.edge.path
         addresses = Addresses(edge_url, url_of(settings.ops.host, ops_socket))
         if not settings.kafka.bootstrap_servers:
@@ -117,6 +118,17 @@ async def run(
         stack.enter_context(garbage_kept_off(OBJECTS_OF_EDGE if part.receives else OBJECTS_OF_ROUTER))
         await serve(jobs, servers, stopping, lambda: ready and ready(addresses))
         telemetry.flush()
+
+
+def _fitted(settings: Settings, telemetry: Telemetry) -> Settings:
+    """The settings with so many connections as there are descriptors for."""
+    edge = settings.edge
+    fitting = connections_that_fit(edge.connections_max, telemetry)
+    changes = {
+        "connections_max": fitting,
+        "connections_per_address_max": max(1, edge.connections_per_address_max * fitting // edge.connections_max),
+    }
+    return settings.model_copy(update={"edge": edge.model_copy(update=changes)})
 
 
 def _node(settings: Settings, telemetry: Telemetry, part: Part) -> AbstractAsyncContextManager[Node]:
@@ -152,7 +164,16 @@ def build_edge(settings: Settings, inbox: Inbox, telemetry: Telemetry) -> tuple[
         ],
         mint_secret=mint_secret(settings),
         issuers=[
-            Issuer(each.issuer, each.audience, each.algorithms, each.sender, each.sender_claim, each.leeway_seconds)
+            Issuer(
+                each.issuer,
+                each.audience,
+                each.algorithms,
+                each.sender,
+                each.sender_claim,
+                each.leeway_seconds,
+                each.sender_prefix,
+                each.audience_optional,
+            )
             for each in auth.jwt
         ],
         anonymous=auth.anonymous,
@@ -167,6 +188,8 @@ def build_edge(settings: Settings, inbox: Inbox, telemetry: Telemetry) -> tuple[
     admission = Admission(
         in_flight_max=edge.in_flight_max,
         in_flight_bytes_max=edge.in_flight_bytes_max,
+        share=edge.sender_share,
+        share_bytes=max(edge.sender_share_bytes, edge.body_bytes_max),
         rate_per_second=edge.rate_per_second,
         rate_burst=edge.rate_burst,
     )
@@ -175,7 +198,12 @@ def build_edge(settings: Settings, inbox: Inbox, telemetry: Telemetry) -> tuple[
         admission=admission,
         inbox=inbox,
         telemetry=telemetry,
-        limits=Limits(edge.body_bytes_max, edge.query_tokens),
+        limits=Limits(
+            edge.body_bytes_max,
+            edge.query_tokens,
+            [name.lower().encode() for name in auth.headers],
+            edge.trusted_proxies,
+        ),
     )
     return EdgeApp(endpoint, edge.path), authenticator
 

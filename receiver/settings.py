@@ -6,26 +6,25 @@ of them. `layers.py` reads these places and tells what is wrong.
 """
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
-    AwareDatetime,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
-    StringConstraints,
     ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from receiver.auth_settings import AuthSettings
 from receiver.event import QosStatus
+from receiver.fields import Address, Section, SenderName, Sha256, text
 from receiver.layers import Layers, Problem, SettingsError
-from receiver.notification import SENDER_NAME
 from receiver.tls import client_context, trusting
 
 __all__ = ["Problem", "Settings", "SettingsError", "layers", "load"]
@@ -39,11 +38,6 @@ OPTIONS = {
     "log.level": "--log-level",
     "kafka.bootstrap_servers": "--kafka",
 }
-
-
-def _text(pattern: str, allowed: str) -> Any:  # noqa: ANN401  # what Field returns
-    """A field of text, with its pattern in words."""
-    return Field(pattern=pattern, json_schema_extra={"allowed": allowed})
 
 
 def _is_loopback(host: str) -> bool:
@@ -64,14 +58,10 @@ def _comma_separated(value: object) -> object:
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-Host = Annotated[str, _text(r"^[^\s/]+$", "an address or a host name, such as 127.0.0.1")]
-HostPort = Annotated[str, _text(r"^[^\s/,]+:[0-9]{1,5}$", "brokers such as 127.0.0.1:9092")]
-SenderName = Annotated[str, _text(f"^{SENDER_NAME}$", "1 to 64 letters, digits, dots, hyphens and underscores")]
-Sha256 = Annotated[
-    str, StringConstraints(to_lower=True), _text(r"^[0-9a-fA-F]{64}$", "the SHA-256 of a token: 64 hexadecimal digits")
-]
-Topic = Annotated[str, _text(r"^[a-z0-9][a-z0-9.-]{0,99}$", "1 to 100 lower-case letters, digits, dots and hyphens")]
-EventType = Annotated[str, _text(r"^[^\s?\[\]]+$", "an event type, `*` standing for any characters")]
+Host = Annotated[str, text(r"^[^\s/]+$", "an address or a host name, such as 127.0.0.1")]
+HostPort = Annotated[str, text(r"^[^\s/,]+:[0-9]{1,5}$", "brokers such as 127.0.0.1:9092")]
+Topic = Annotated[str, text(r"^[a-z0-9][a-z0-9.-]{0,99}$", "1 to 100 lower-case letters, digits, dots and hyphens")]
+EventType = Annotated[str, text(r"^[^\s?\[\]]+$", "an event type, `*` standing for any characters")]
 OneOrMore = BeforeValidator(_one_or_more)
 Texts = Annotated[tuple[str, ...], Field(min_length=1), OneOrMore]
 
@@ -80,17 +70,13 @@ Texts = Annotated[tuple[str, ...], Field(min_length=1), OneOrMore]
 _KAFKA_BODY_BYTES_MAX = 512 * 1024
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class EdgeSettings(_Section):
+class EdgeSettings(Section):
     """Where senders post to, and how much of our time and memory they get."""
 
     host: Host = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every IPv4 address")
     port: Port = Field(default=8080, description="Port to listen on; 0 takes a free one")
     path: Annotated[
-        str, _text(r"^(/[A-Za-z0-9._~-]+)+$", "a path such as /notifications, without a slash at its end")
+        str, text(r"^(/[A-Za-z0-9._~-]+)+$", "a path such as /notifications, without a slash at its end")
     ] = Field(
         default="/notifications",
         description="Path of the notifications; the same with /notifications appended is served too",
@@ -98,7 +84,7 @@ class EdgeSettings(_Section):
     public_url: (
         Annotated[
             str,
-            _text(
+            text(
                 r"^https?://[^\s?#]+$",
                 "an http or https URL without query, such as https://qod.example.com/notifications",
             ),
@@ -118,14 +104,34 @@ class EdgeSettings(_Section):
         default=75, ge=0.1, le=3600, description="Time that a connection may stay silent between requests"
     )
     connections_max: int = Field(
-        default=2000, ge=1, le=1_000_000, description="Connections at a time; more are closed at once"
+        default=2000,
+        ge=1,
+        le=1_000_000,
+        description="Connections at a time; for one more the longest idle one is closed",
     )
-    in_flight_max: int = Field(default=5000, ge=1, le=1_000_000, description="Requests at a time; more get 429")
+    connections_per_address_max: int = Field(
+        default=1000, ge=1, le=1_000_000, description="Connections at a time from one address, but for trusted_proxies"
+    )
+    trusted_proxies: tuple[Address, ...] = Field(
+        default=(), description="Proxies whose X-Forwarded-For tells the sender's address"
+    )
+    in_flight_max: int = Field(
+        default=5000, ge=1, le=1_000_000, description="Requests at a time, half of them from one sender; more get 429"
+    )
     in_flight_bytes_max: int = Field(
         default=64 * 1024 * 1024,
         ge=1024,
         le=64 * 1024**3,
-        description="Bytes of all bodies in memory at a time; more get 429",
+        description="Bytes of all bodies in memory at a time, half of them from one sender; more get 429",
+    )
+    sender_share: int = Field(
+        default=64, ge=1, le=1_000_000, description="Requests that each sender may have at a time whatever others have"
+    )
+    sender_share_bytes: int = Field(
+        default=1024 * 1024,
+        ge=0,
+        le=1024**3,
+        description="Bytes of bodies that each sender may have at a time whatever others have; one body at least",
     )
     rate_per_second: float = Field(
         default=0, ge=0, le=1_000_000, description="Notifications per second from one sender; 0 is no limit"
@@ -143,6 +149,16 @@ class EdgeSettings(_Section):
         default=30, ge=0, le=3600, description="Time for requests in progress at a shutdown"
     )
 
+    @field_validator("public_url")
+    @classmethod
+    def _leads_here(cls, value: str | None, info: ValidationInfo) -> str | None:
+        path = info.data.get("path")
+        if value is not None and path is not None:
+            told = re.sub("/+", "/", urlsplit(value).path).rstrip("/")
+            if told not in {path, f"{path}/notifications"}:
+                raise ValueError(f"a URL with the path of edge.path, {path}: any other is answered 404")
+        return value
+
     @field_validator("in_flight_bytes_max")
     @classmethod
     def _holds_a_body(cls, value: int, info: ValidationInfo) -> int:
@@ -151,73 +167,7 @@ class EdgeSettings(_Section):
         return value
 
 
-class TokenSettings(_Section):
-    """A token that a sender presents, known only by its hash. Several may be valid at once, for rotation."""
-
-    sender: SenderName = Field(description="Whose token this is")
-    sha256: Sha256 = Field(description="SHA-256 of the token, in hexadecimal")
-    not_before: AwareDatetime | None = Field(default=None, description="From when on it is valid")
-    not_after: AwareDatetime | None = Field(default=None, description="Until when it is valid")
-
-    @field_validator("not_after")
-    @classmethod
-    def _after_not_before(cls, value: AwareDatetime | None, info: ValidationInfo) -> AwareDatetime | None:
-        begin = info.data.get("not_before")
-        if value is not None and begin is not None and value <= begin:
-            raise ValueError("a time after not_before")
-        return value
-
-
-class JwtSettings(_Section):
-    """An authorization server whose JWTs are accepted (CAMARA's PRIVATE_KEY_JWT senders present such)."""
-
-    issuer: str = Field(min_length=1, description="What `iss` must be")
-    audience: str = Field(min_length=1, description="What `aud` must name")
-    jwks_url: Annotated[
-        str,
-        _text(
-            r"^(https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/])\S+$",
-            "an https URL (http on the loopback interface only)",
-        ),
-    ] = Field(description="Where the server's keys are")
-    algorithms: tuple[
-        Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"], ...
-    ] = Field(default=("RS256", "ES256"), min_length=1, description="Signature algorithms accepted")
-    sender: SenderName | None = Field(
-        default=None, description="Name of every sender with such a token; else the claim's value"
-    )
-    sender_claim: str = Field(default="sub", min_length=1, description="Claim that has the sender's name")
-    leeway_seconds: float = Field(default=30, ge=0, le=300, description="How far clocks may differ")
-    refresh_min_seconds: float = Field(
-        default=30, ge=1, le=3600, description="Least time between two fetches for an unknown key id"
-    )
-    refresh_max_seconds: float = Field(default=3600, ge=60, le=86_400, description="Age at which keys are fetched anew")
-    fetch_timeout_seconds: float = Field(default=5, ge=0.1, le=60, description="Time to fetch the keys")
-
-
-class AuthSettings(_Section):
-    """Who may post."""
-
-    anonymous: bool = Field(
-        default=False, description="Accept notifications without a token, from the sender `anonymous`"
-    )
-    tokens: tuple[TokenSettings, ...] = Field(default=(), description="Tokens of senders")
-    jwt: tuple[JwtSettings, ...] = Field(default=(), description="Authorization servers of senders")
-    mint_secret: SecretStr | None = Field(
-        default=None,
-        min_length=32,
-        description="Secret that signs minted tokens; else the file token-secret in the data directory",
-    )
-
-    @field_validator("tokens")
-    @classmethod
-    def _each_once(cls, value: tuple[TokenSettings, ...]) -> tuple[TokenSettings, ...]:
-        if len({token.sha256 for token in value}) < len(value):
-            raise ValueError("each token once: two have the same sha256")
-        return value
-
-
-class OpsSettings(_Section):
+class OpsSettings(Section):
     """The operations port: health, metrics, topics and sessions. Not for the public."""
 
     host: Host = Field(default="127.0.0.1", description="Address to listen on; beyond loopback only with a token")
@@ -234,7 +184,7 @@ class OpsSettings(_Section):
         return value
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """How long things are kept."""
 
     inbox_hours: float = Field(
@@ -249,7 +199,7 @@ class RetentionSettings(_Section):
     )
 
 
-class KafkaSettings(_Section):
+class KafkaSettings(Section):
     """The cluster that keeps everything; without bootstrap servers it is one file in the data directory."""
 
     bootstrap_servers: Annotated[tuple[HostPort, ...], BeforeValidator(_comma_separated)] = Field(
@@ -285,7 +235,7 @@ class KafkaSettings(_Section):
         default=None, min_length=1, validate_default=True, description="Who logs in, with PLAIN and SCRAM"
     )
     sasl_password: SecretStr | None = Field(default=None, min_length=1, validate_default=True, description="With what")
-    oauth_token_url: Annotated[str, _text(r"^https?://\S+$", "an http or https URL")] | None = Field(
+    oauth_token_url: Annotated[str, text(r"^https?://\S+$", "an http or https URL")] | None = Field(
         default=None,
         validate_default=True,
         description="Where tokens for OAUTHBEARER come from (client credentials)",
@@ -352,13 +302,13 @@ def _of_mechanisms(
     return value
 
 
-class ApiSettings(_Section):
+class ApiSettings(Section):
     """The operator's QoD API, to make sessions and to find what was never notified; without base_url there is none."""
 
     base_url: (
-        Annotated[str, _text(r"^https?://[^\s?#]+$", "an http or https URL, such as https://api.example.com/v1")] | None
+        Annotated[str, text(r"^https?://[^\s?#]+$", "an http or https URL, such as https://api.example.com/v1")] | None
     ) = Field(default=None, description="What stands before /qod/sessions")
-    token_url: Annotated[str, _text(r"^https?://\S+$", "an http or https URL")] | None = Field(
+    token_url: Annotated[str, text(r"^https?://\S+$", "an http or https URL")] | None = Field(
         default=None,
         validate_default=True,
         description="Where access tokens come from (client credentials)",
@@ -398,7 +348,7 @@ class ApiSettings(_Section):
         return value
 
 
-class RouterSettings(_Section):
+class RouterSettings(Section):
     """How the router works through the inbox."""
 
     batch_max: int = Field(default=2000, ge=1, le=100_000, description="Notifications decided on in one transaction")
@@ -407,7 +357,7 @@ class RouterSettings(_Section):
     )
 
 
-class RouteSettings(_Section):
+class RouteSettings(Section):
     """An additional topic. Every condition given must be met, each by any one of its values."""
 
     topic: Topic = Field(description="Name of the topic, without the prefix")
@@ -429,7 +379,7 @@ class RouteSettings(_Section):
         return value
 
 
-class LogSettings(_Section):
+class LogSettings(Section):
     """The log, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(

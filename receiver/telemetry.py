@@ -31,6 +31,10 @@ _LINES_MAX = 256
 _SENDERS_MAX = 1_000
 _OTHER_SENDER = "(other)"
 
+#: Refusals are a stranger's to make, as many as it likes.
+_SELDOM_MAX = 10
+_SELDOM_SECONDS = 10.0
+
 #: Keeping takes a fraction of a millisecond on a good disk; beyond the last bound every append has timed out.
 _APPEND_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _BATCH_SIZE_BOUNDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000, 5_000)
@@ -49,6 +53,18 @@ class Telemetry:
             "qod_receiver_http_requests_total",
             "Requests to the notification path, by what became of them and by sender.",
             ["outcome", "sender"],
+            registry=registry,
+        )
+        self._refusals = Counter(
+            "qod_receiver_refusals_total",
+            "Requests to the public port that were refused, by status and reason.",
+            ["status", "reason"],
+            registry=registry,
+        )
+        self._connections_ended = Counter(
+            "qod_receiver_connections_ended_total",
+            "Connections that were ended before they had all their answers, or for room, by port and reason.",
+            ["port", "reason"],
             registry=registry,
         )
         self._append_seconds = Histogram(
@@ -180,6 +196,7 @@ class Telemetry:
         self._logs_requests = logging.getLogger("receiver").isEnabledFor(logging.INFO)
         self._render = _console_line if log_format == "console" else _json_line
         self._log = structlog.get_logger("receiver")
+        self._seldom = Seldom(self._log.warning)
 
     def request(self, line: Fields) -> None:
         """Count a request, and log its line; it must not be changed afterwards."""
@@ -197,6 +214,32 @@ class Telemetry:
         if lines and self._logs_requests:
             self._stream.write("".join(map(self._render, lines)))
             self._stream.flush()
+
+    def refused(self, status: int, why: str, message: str, line: Fields, address: str, path: str) -> None:  # noqa: PLR0917  # what a line has
+        """A request was refused. `line` is the request's own; the path is told of one that is not served."""
+        self._refusals.labels(status, why).inc()
+        more = {"path": path} if line["outcome"] == "not_found" else {}
+        self._seldom(
+            f"{status} {why}",
+            "refused",
+            status_code=status,
+            why=why,
+            reason=message,
+            address=address,
+            sender=line["sender"],
+            correlator=line["correlator"],
+            **more,
+        )
+
+    def connection_ended(self, port: str, reason: str, address: str) -> None:
+        """A connection was refused or ended by the limits on connections, or by its sender before it was answered."""
+        self._connections_ended.labels(port, reason).inc()
+        self._seldom(f"{port} {reason}", "connection_ended", port=port, reason=reason, address=address)
+
+    def descriptors(self, descriptors_max: int, wanted: int, connections_max: int) -> None:
+        """How many files and connections this process may have open, and the connections that are taken for that."""
+        log = self._log.info if descriptors_max >= wanted else self._log.warning
+        log("descriptors", descriptors_max=descriptors_max, wanted=wanted, connections_max=connections_max)
 
     def _label(self, sender: str) -> str:
         if len(self._senders) < _SENDERS_MAX:
@@ -334,6 +377,30 @@ class Telemetry:
     def ready(self, *, ready: bool) -> None:
         """Whether /readyz says yes."""
         self._ready.set(ready)
+
+
+class Seldom:
+    """Writes lines of the log at a bounded rate: of one kind, _SELDOM_MAX in _SELDOM_SECONDS, and then how many more
+    there were. There are as many kinds as their callers name.
+    """
+
+    def __init__(self, write: Callable[..., Any]) -> None:
+        self._write = write
+        self._counts: Tally[str] = Tally()
+
+    def __call__(self, kind: str, event: str, **fields: str | float) -> None:
+        """Write a line, unless there were many of its kind. A loop runs."""
+        self._counts[kind] += 1
+        count = self._counts[kind]
+        if count == 1:
+            asyncio.get_running_loop().call_later(_SELDOM_SECONDS, self._tell, kind, event)
+        if count <= _SELDOM_MAX:
+            self._write(event, **fields)
+
+    def _tell(self, kind: str, event: str) -> None:
+        count = self._counts.pop(kind) - _SELDOM_MAX
+        if count > 0:
+            self._write(f"{event}_more", what=kind, count=count, seconds=_SELDOM_SECONDS)
 
 
 def log_format_of(wanted: Literal["auto", "json", "console"]) -> Literal["json", "console"]:

@@ -14,24 +14,29 @@ import httpx2
 
 from tests.limits import SECONDS_MAX
 
+#: Its first argument is the limit, the others are the command.
+_LIMITED = 'ulimit -n "$0" && exec "$@"'
+
 COMMAND = (sys.executable, "-m", "receiver")
 
 
 class ReceiverProcess:
     """`qod-receiver serve` on a directory, on free ports, with a token of its own unless `mint` says not.
 
-    What it prints goes to the file `out` in that directory, its log to `log`.
+    What it prints goes to the file `out` in that directory, its log to `log`. `descriptors_max` is how many files it
+    may have open, if that is not to be left to the system.
     """
 
-    def __init__(self, directory: Path, *options: str, mint: bool = True) -> None:
+    def __init__(self, directory: Path, *options: str, mint: bool = True, descriptors_max: int | None = None) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.token = run("token", "mint", "--data", str(directory), "--sender", "test").strip() if mint else ""
         self.log = directory / "log"
         self._out = directory / "out"
+        limited = () if descriptors_max is None else ("sh", "-c", _LIMITED, str(descriptors_max))
         with self.log.open("ab") as log, self._out.open("wb") as out:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", "--data", str(directory), "--port", "0", "--ops-port", "0", *options],
+                [*limited, *COMMAND, "serve", "--data", str(directory), "--port", "0", "--ops-port", "0", *options],
                 stdout=out,
                 stderr=log,
             )

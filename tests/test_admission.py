@@ -1,6 +1,7 @@
 """What is let in at a time. A row is a story: what happens, one step after the other, and what each step comes to."""
 
 import re
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from receiver.admission import Admission
 from receiver.errors import Refused
 
-#: `+5` asks to enter with 5 bytes, `-5` leaves with 5.
-_STEP = re.compile(r"(?P<sign>[+-])(?P<bytes>\d+)")
+#: `a+5` asks to enter with 5 bytes of sender a, `a*5` gets 5 more, `a-5` leaves with 5.
+_STEP = re.compile(r"(?P<sender>[a-z])(?P<sign>[+*-])(?P<bytes>\d+)")
 
 
 def entered(admission: Admission, *, sender: str = "acme", body_bytes: int = 1, now: float = 0) -> int:
@@ -29,35 +30,83 @@ def entered(admission: Admission, *, sender: str = "acme", body_bytes: int = 1, 
 @pytest.mark.parametrize(
     ("steps", "refused"),
     [
-        ("+1 +1 +1", []),
-        ("+1 +1 +1 +1", [3]),
-        ("+0 +0 +0 +0", [3]),
-        ("+1 +1 +1 +1 -1 +1 +1", [3, 6]),
-        ("+1 +1 +1 -1 -1 -1 +1 +1 +1 +1", [9]),
-        ("+100", []),
-        ("+101", [0]),
-        ("+60 +41", [1]),
-        ("+60 +40", []),
-        ("+60 +41 +40", [1]),
-        ("+60 +41 -60 +41", [1]),
-        ("+60 +40 +0", []),
-        ("+100 +1 -100 +100", [1]),
-        ("+101 +101 +101 +101 +100", [0, 1, 2, 3]),
+        # Alone: half of it.
+        ("a+0 a+0 a+0", []),
+        ("a+0 a+0 a+0 a+0", [3]),
+        ("a+0 a+0 a+0 a+0 a-0 a+0 a+0", [3, 6]),
+        ("a+50", []),
+        ("a+51", [0]),
+        ("a+30 a*20", []),
+        ("a+30 a*21", [1]),
+        ("a+30 a*21 a*20", [1]),
+        ("a+30 a+20 a+0", []),
+        ("a+50 a-50 a+50", []),
+        ("a+51 a+51 a+51 a+50", [0, 1, 2]),
+        # What is only promised is nothing.
+        ("a+0 b+50", []),
+        ("a+0 a+0 b+50 a*50", []),
+        # Two may have all of it, and a third has its share all the same.
+        ("a+50 b+50", []),
+        ("a+50 b+50 c+10", []),
+        ("a+50 b+50 c+11", [2]),
+        ("a+50 b+50 c+10 c*1", [3]),
+        ("a+50 b+50 c+5 c*5 c+0 c*1", [5]),
+        ("a+50 b+40 c+10 d+10 e+10", []),
+        ("a+0 a+0 a+0 b+0 b+0 b+0 c+0", []),
+        ("a+0 a+0 a+0 b+0 b+0 b+0 c+0 c+0", [7]),
+        ("a+0 a+0 a+0 b+0 b+0 b+0 c+0 d+0 e+0", []),
+        ("a+0 a+0 a+0 b+0 b+0 b+0 b-0 c+0 c+0", [8]),
+        ("a+0 a+0 a+0 b+0 b+0 b+0 b-0 b-0 c+0 c+0", []),
+        # Whoever leaves makes room.
+        ("a+50 b+50 c+11 a-50 c+11", [2]),
     ],
 )
 def test_in_flight(steps: str, refused: list[int]) -> None:
-    """At most 3 requests and 100 bytes are in flight; one refused takes up nothing, one that leaves makes room."""
-    admission = Admission(in_flight_max=3, in_flight_bytes_max=100)
+    """Of 6 requests and 100 bytes one sender has half at most, and always a request and 10 bytes."""
+    admission = Admission(in_flight_max=6, in_flight_bytes_max=100, share=1, share_bytes=10)
     found = []
     for index, step in enumerate(steps.split()):
         spelled = _STEP.fullmatch(step)
         assert spelled
-        body_bytes = int(spelled["bytes"])
+        sender, body_bytes = spelled["sender"], int(spelled["bytes"])
         if spelled["sign"] == "-":
-            admission.leave(body_bytes)
-        elif entered(admission, body_bytes=body_bytes):
+            admission.leave(sender, body_bytes)
+        elif spelled["sign"] == "+":
+            if entered(admission, sender=sender, body_bytes=body_bytes):
+                found.append(index)
+        else:
+            with suppress(Refused):
+                admission.grow(sender, body_bytes)
+                continue
             found.append(index)
     assert found == refused
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("+*-"), st.integers(0, 60)), max_size=200))
+def test_nobody_takes_anothers_share(steps: list[tuple[int, str, int]]) -> None:
+    """Whatever others do, a sender with nothing in flight gets in with its share; and the sum keeps its bound."""
+    admission = Admission(in_flight_max=20, in_flight_bytes_max=200, share=2, share_bytes=25)
+    held: dict[str, list[int]] = {}
+    for number, what, body_bytes in steps:
+        sender = f"s{number}"
+        mine = held.setdefault(sender, [])
+        with suppress(Refused):
+            if what == "+":
+                admission.enter(sender, body_bytes, 0)
+                mine.append(body_bytes)
+            elif what == "*" and mine:
+                admission.grow(sender, body_bytes)
+                mine[-1] += body_bytes
+            elif mine:
+                admission.leave(sender, mine.pop())
+        active = sum(map(bool, held.values()))
+        assert sum(map(len, held.values())) <= 20 + 2 * active
+        assert sum(map(sum, held.values())) <= 200 + 25 * active
+        assert all(len(each) <= 10 and sum(each) <= 100 for each in held.values())
+        for _ in range(2):
+            admission.enter("good", 12, 0)
+        for _ in range(2):
+            admission.leave("good", 12)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +132,7 @@ def test_in_flight(steps: str, refused: list[int]) -> None:
 def test_rate(rate_per_second: float, rate_burst: int, arrivals: list[float], retry_after: list[int]) -> None:
     """A sender may post its burst at once, and its rate in the long run; else it is told when to come again."""
     admission = Admission(
-        in_flight_max=2000, in_flight_bytes_max=2000, rate_per_second=rate_per_second, rate_burst=rate_burst
+        in_flight_max=4000, in_flight_bytes_max=4000, rate_per_second=rate_per_second, rate_burst=rate_burst
     )
     assert [entered(admission, now=now) for now in arrivals] == retry_after
 
@@ -100,7 +149,7 @@ def test_a_full_house_costs_nobody_its_rate() -> None:
     admission = Admission(in_flight_max=1, in_flight_bytes_max=10, rate_per_second=1, rate_burst=2)
     assert entered(admission) == 0
     assert [entered(admission) for _ in range(10)] == [1] * 10
-    admission.leave(1)
+    admission.leave("acme", 1)
     assert entered(admission) == 0
 
 

@@ -22,8 +22,8 @@ from receiver.auth import (
     KeysWanted,
     StaticToken,
     authenticate,
-    bearer_token,
     mint,
+    spellings,
 )
 from receiver.errors import Refused
 
@@ -109,7 +109,78 @@ def outcome(token: bytes, known: Credentials, now: float = NOW, *, keys_current:
 )
 def test_a_bearer_token_is_found_as_senders_spell_it(authorization: bytes, token: bytes) -> None:
     """The scheme's case, a colon after it, blanks and a scheme said twice don't matter."""
-    assert bearer_token(authorization) == token
+    assert next(spellings(authorization)) == token
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "Bearer {}",
+        "bearer {}",
+        "{}",
+        "  {} ",
+        "Token {}",
+        "Basic {}",
+        "JWT {}",
+        "token Bearer {}",
+        "Bearer{}",
+        "bearer{}",
+        "Bearer:{}",
+        "Bearer: {}",
+        "Bearer={}",
+        "Bearer Bearer {}",
+        "Bearer  Bearer  {}",
+        "Bearer Bearer{}",
+        'Bearer "{}"',
+        "Bearer '{}'",
+        "Bearer <{}>",
+        '"{}"',
+        "Bearer {0}, Bearer {0}",
+        "{0}, {0}",
+        "Bearer {0},Bearer {0},Bearer {0}",
+    ],
+)
+def test_a_right_token_counts_in_every_spelling(spelled: str) -> None:
+    """A token of any kind is known however the header is spelled; one that differs in a character is not."""
+    known = credentials()
+    known.tokens |= {token.sha256: token for token in [static("a-static/token+of=24.chars")]}
+    for token in (b"a-static/token+of=24.chars", mint(SECRET, "acme", 60, NOW).encode(), signed()):
+        authorization = spelled.format(token.decode()).encode()
+        assert authenticate(authorization, known, NOW) == "acme"
+        with pytest.raises(Refused):
+            authenticate(authorization.replace(token, token[:9] + b"!" + token[10:]), known, NOW)
+
+
+EXPIRED_TOKEN = b"Bearer expired-token"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "others", "told"),
+    [
+        (None, [b"right-token"], "acme"),
+        (None, [b"Bearer right-token"], "acme"),
+        (b"Bearer gateways-own", [b"Bearer right-token"], "acme"),
+        (b"Basic Z2F0ZXdheTpvd24=", [b"right-token"], "acme"),
+        (b"Bearer " + b"x" * 9000, [b"right-token"], "acme"),
+        (b"Bearer right-token", [b"Bearer wrong"], "acme"),
+        (b"Bearer wrong", [b"wrong too", b"Bearer right-token"], "acme"),
+        (b"Bearer wrong", [b"wrong too"], 401),
+        (None, [b"wrong"], 401),
+        (None, [b""], 401),
+        (EXPIRED_TOKEN, [b"wrong"], "the token has expired"),
+        (b"wrong", [EXPIRED_TOKEN], "the token has expired"),
+    ],
+)
+def test_a_token_may_stand_in_another_header(authorization: bytes | None, others: list[bytes], told: str | int) -> None:
+    """A right token in any of the headers counts; of wrong ones the most telling fault is told."""
+    tokens = [static("right-token"), static("expired-token", ends=-1)]
+    known = Credentials(tokens=tokens, anonymous=True)
+    if told == "acme":
+        assert authenticate(authorization, known, NOW, others=others) == told
+        return
+    with pytest.raises(Refused) as caught:
+        authenticate(authorization, known, NOW, others=others)
+    assert told in {caught.value.status.value, caught.value.message}
 
 
 @pytest.mark.parametrize(
@@ -117,21 +188,21 @@ def test_a_bearer_token_is_found_as_senders_spell_it(authorization: bytes, token
     [
         (b"", "a bearer token is wanted"),
         (b" ", "a bearer token is wanted"),
-        (b"x", "a bearer token is wanted"),
+        (b"x", None),
         (b"Bearer", "a bearer token is wanted"),
         (b"Bearer ", "a bearer token is wanted"),
         (b"Bearer:", "a bearer token is wanted"),
         (b"Bearer Bearer ", None),
-        (b"Basic eDp5", "a bearer token is wanted"),
-        (b"Bearerx y", "a bearer token is wanted"),
-        (b"Token Bearer x", "a bearer token is wanted"),
-        (b"\xff x", "a bearer token is wanted"),
+        (b"Basic eDp5", None),
+        (b"Bearerx y", None),
+        (b"Token Bearer x", None),
+        (b"\xff x", None),
         (b"Bearer " + b"x" * 8186, "the token is too long"),
         (b"x" * 1_000_000, "the token is too long"),
     ],
 )
-def test_what_is_no_bearer_token_is_refused(authorization: bytes, message: str | None) -> None:
-    """Another scheme, no token, or one that is longer than any, is 401."""
+def test_what_is_no_token_is_refused(authorization: bytes, message: str | None) -> None:
+    """No token, one that nobody has, or one that is longer than any, is 401."""
     with pytest.raises(Refused) as caught:
         authenticate(authorization, credentials(), NOW)
     assert (caught.value.status, caught.value.code) == (401, "UNAUTHENTICATED")
@@ -387,6 +458,83 @@ def test_an_issuer_says_who_its_bearers_are(
     assert outcome(signed(**changes), credentials(**issuer)) == told
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "claimed", "told"),
+    [
+        # One issuer keeps the names that it has, and the other's are others.
+        ({}, {"sender_prefix": "b:"}, ("alice", "alice"), ("alice", "b:alice")),
+        ({"sender_prefix": "a:"}, {"sender_prefix": "b:"}, ("alice", "alice"), ("a:alice", "b:alice")),
+        # Nobody tells a name that is another's.
+        ({}, {"sender_prefix": "b:"}, ("b:alice", "alice"), (403, "b:alice")),
+        ({"sender_prefix": "a"}, {"sender_prefix": "a:"}, (":alice", "alice"), (403, "a:alice")),
+        ({}, {"sender": "alice"}, ("alice", "anybody"), (403, "alice")),
+        ({"sender": "alice"}, {"sender": "alice"}, ("x", "y"), ("alice", "alice")),
+        ({"sender_prefix": "a:"}, {"sender": "alice"}, ("alice", "x"), ("a:alice", "alice")),
+        # A prefix makes no name of what is none.
+        ({"sender_prefix": "a:"}, {"sender_prefix": "b:"}, ("", 7), (403, 403)),
+        ({"sender_prefix": "a" * 64}, {"sender_prefix": "b:"}, ("x" * 65, "x" * 126), (403, "b:" + "x" * 126)),
+    ],
+)
+def test_a_name_belongs_to_its_issuer(
+    first: dict[str, Any], second: dict[str, Any], claimed: tuple[object, object], told: tuple[str | int, str | int]
+) -> None:
+    """Two issuers never tell the same sender, unless the configuration names it for both."""
+    issuers = [
+        Issuer(name, AUDIENCE, ["RS256"], **changes)
+        for name, changes in (("https://a.example", first), ("https://b.example", second))
+    ]
+    known = Credentials(issuers=issuers)
+    for issuer in issuers:
+        known.replace_keys(issuer.issuer, {"k-1": RSA.public_key()})
+    for issuer, sub, expected in zip(issuers, claimed, told, strict=True):
+        found = outcome(signed(iss=issuer.issuer, sub=sub), known)
+        assert (found if isinstance(found, str) else found[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("audience", "optional", "aud", "told"),
+    [
+        (AUDIENCE, True, ..., "acme"),
+        (AUDIENCE, True, AUDIENCE, "acme"),
+        (AUDIENCE, True, "another", INVALID),
+        (AUDIENCE, True, None, INVALID),
+        (AUDIENCE, False, ..., INVALID),
+        (None, True, ..., "acme"),
+        (None, True, "another", "acme"),
+    ],
+)
+def test_the_audience_may_be_left_out(
+    audience: str | None, optional: bool, aud: object, told: str | tuple[int, str]
+) -> None:
+    """Where the configuration allows it a token may leave out whom it is for; one for another is wrong all the same."""
+    assert outcome(signed(aud=aud), credentials(audience=audience, audience_optional=optional)) == told
+
+
+@pytest.mark.parametrize(
+    ("token", "why", "sender"),
+    [
+        (b"x", "unknown_token", ""),
+        (b"old", "expired_token", "former"),
+        (b"soon", "early_token", "coming"),
+        (signed(exp=NOW - 3600), "expired_token", "acme"),
+        (signed(aud="another"), "wrong_audience", "acme"),
+        (signed(OTHER_RSA), "wrong_signature", ""),
+        (signed(OTHER_RSA, exp=NOW - 3600), "wrong_signature", ""),
+        (mint(SECRET, "acme", 60, NOW - 60).encode(), "expired_token", "acme"),
+        (forged(HS256, MINTED, b"another secret that signs tokens"), "wrong_signature", ""),
+        (signed(sub="a b"), "no_name", ""),
+    ],
+)
+def test_a_refusal_tells_why_and_who(token: bytes, why: str, sender: str) -> None:
+    """A refusal has a reason of its own, and a sender's name where the token is the sender's although not valid."""
+    known = credentials()
+    tokens = [static("old", "former", ends=-1), static("soon", "coming", begins=1)]
+    known.tokens |= {each.sha256: each for each in tokens}
+    with pytest.raises(Refused) as caught:
+        authenticate(b"Bearer " + token, known, NOW)
+    assert (caught.value.why, caught.value.sender) == (why, sender)
+
+
 KEYS: dict[str, Any] = {
     "k-1": RSA.public_key(),
     "ec": EC.public_key(),
@@ -532,6 +680,8 @@ def segments(token: bytes) -> set[str]:
 
 
 CANARY = "canary-7f3a9e1c5b2d"
+#: A name is no secret, but it is told only where a signature says that it is true.
+SIGNED_NAMES = {"", "acme", CANARY}
 
 
 @pytest.mark.parametrize(
@@ -564,7 +714,8 @@ def test_no_refusal_tells_anything_of_the_token(token: bytes, now: float, keys_c
     known.tokens |= {expired.sha256: expired for expired in [static("expired-canary", ends=-1)]}
     with pytest.raises((Refused, KeysWanted)) as caught:
         authenticate(b"Bearer " + token, known, now, keys_current=keys_current)
-    told = f"{caught.value!r} {caught.value} {vars(caught.value)}"
+    told = f"{caught.value!r} {caught.value} { {**vars(caught.value), 'sender': ''} }"
+    assert getattr(caught.value, "sender", "") in SIGNED_NAMES
     assert not {segment for segment in segments(token) | segments(CANARY.encode()) if segment in told}
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -19,14 +20,18 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
+from structlog.testing import capture_logs
 
 from receiver.admission import Admission
 from receiver.auth import Credentials, Issuer, StaticToken
 from receiver.edge import Edge, EdgeApp, Limits
 from receiver.jwks import Authenticator, KeySource
 from receiver.notification import Notification
+from receiver.replay import DeadLetters
+from receiver.router import Router
+from receiver.session import Verdict
 from receiver.telemetry import Telemetry
-from tests.nodes import Node, SqliteBackend, until
+from tests.nodes import Node, SqliteBackend, everything, route, until
 from tests.samples import SENDER, SESSION_ID, bare, body, told
 
 TOKEN = "a-token/of+twenty=characters"
@@ -65,6 +70,7 @@ class Request:
         method: str = "POST",
         path: str = "/notifications",
         query: str = "",
+        http_version: str = "1.1",
         more: Sequence[tuple[str, str]] = (),
         **headers: str | None,
     ) -> None:
@@ -78,7 +84,7 @@ class Request:
         self.scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
+            "http_version": http_version,
             "method": method,
             "scheme": "http",
             "path": path,
@@ -112,6 +118,7 @@ class Door(NamedTuple):
     app: EdgeApp
     node: Node
     telemetry: Telemetry
+    admission: Admission
 
     async def ask(self, request: Request) -> Answer | None:
         """The answer to a request, None where there was none."""
@@ -158,17 +165,10 @@ class Door(NamedTuple):
         }
 
     async def assert_all_given_back(self) -> None:
-        """As many requests and bytes as may be in flight get in at once; so none of those before counts any more."""
-        held = [Request(BODY, content_length=str(BODY_BYTES_MAX)) for _ in range(3)] + [Request(bare())]
-        held[-1].scope["headers"] = [each for each in held[-1].scope["headers"] if each[0] != b"content-length"]
-        held[-1].scope["headers"].append((b"content-length", b"0"))
-        for request in held:
-            request.on.clear()
-        asking = [asyncio.create_task(self.ask(request)) for request in held]
-        await until(lambda: all(request.reads for request in held))
-        for request in held:
-            request.on.set()
-        assert [answer and answer.status for answer in await asyncio.gather(*asking)] == [204] * len(held)
+        """Nothing is in flight any more, and requests get in."""
+        assert self.admission.in_flight == (0, 0)
+        answers = await asyncio.gather(*[self.ask(Request(BODY)) for _ in range(IN_FLIGHT_MAX // 2)])
+        assert [answer and answer.status for answer in answers] == [204] * len(answers)
 
 
 #: Every answer that there is: its status, its codes, and the headers that come with it.
@@ -224,19 +224,20 @@ def door(
     )
     # Nobody listens on port 1.
     keys = KeySource("http://127.0.0.1:1/", refresh_min_seconds=30, refresh_max_seconds=3600, timeout_seconds=1)
+    admission = Admission(
+        in_flight_max=IN_FLIGHT_MAX,
+        in_flight_bytes_max=IN_FLIGHT_BYTES_MAX,
+        rate_per_second=rate_per_second,
+        rate_burst=2,
+    )
     edge = Edge(
         authenticate=Authenticator(credentials, {ISSUER: keys}),
-        admission=Admission(
-            in_flight_max=IN_FLIGHT_MAX,
-            in_flight_bytes_max=IN_FLIGHT_BYTES_MAX,
-            rate_per_second=rate_per_second,
-            rate_burst=2,
-        ),
+        admission=admission,
         inbox=node.inbox,
         telemetry=telemetry,
-        limits=Limits(BODY_BYTES_MAX, query_tokens),
+        limits=Limits(BODY_BYTES_MAX, query_tokens, [b"x-qod-token"], [ip_network("127.0.0.1/32")]),
     )
-    return Door(EdgeApp(edge, path), node, telemetry)
+    return Door(EdgeApp(edge, path), node, telemetry, admission)
 
 
 @pytest.fixture
@@ -274,16 +275,26 @@ CHUNKED: dict[str, Any] = {"content_length": None, "transfer_encoding": "chunked
         (partial(Request, b"\xff" * 10), 400, "malformed", [b"\xff" * 10]),
         (partial(Request, b"[" * 2000 + b"]" * 2000), 400, "malformed", [b"[" * 2000 + b"]" * 2000]),
         (partial(Request, BODY, host=None), 400, "bad_request", NOTHING),
-        (partial(Request, BODY, more=[("host", "localhost")]), 400, "bad_request", NOTHING),
+        (partial(Request, BODY, more=[("host", "localhost")]), 204, "kept", [BODY]),
         (partial(Request, BODY, more=[("host", "other")]), 400, "bad_request", NOTHING),
-        (partial(Request, BODY, more=[("authorization", BEARER)]), 400, "bad_request", NOTHING),
+        (partial(Request, BODY, more=[("authorization", BEARER)]), 204, "kept", [BODY]),
+        (partial(Request, BODY, more=[("authorization", "Bearer other")]), 400, "bad_request", NOTHING),
         (partial(Request, BODY, more=[("content-type", "application/json")]), 400, "bad_request", NOTHING),
+        (partial(Request, BODY, more=[("content-type", "application/cloudevents+json")] * 2), 204, "kept", [BODY]),
+        (partial(Request, BODY, more=[("x-other", "a"), ("x-other", "b")]), 204, "kept", [BODY]),
+        (partial(Request, BODY, host=None, http_version="1.0"), 204, "kept", [BODY]),
+        (partial(Request, BODY, host=None, http_version="2"), 400, "bad_request", NOTHING),
+        (partial(Request, BODY, authorization=f"{BEARER}, {BEARER}"), 204, "kept", [BODY]),
+        (partial(Request, BODY, authorization="Bearer gateways", x_qod_token=BEARER), 204, "kept", [BODY]),
+        (partial(Request, BODY, authorization=None, x_qod_token=TOKEN), 204, "kept", [BODY]),
+        (partial(Request, BODY, authorization="Bearer gateways", x_qod_token="wrong"), 401, "unauthenticated", NOTHING),
         (partial(Request, BODY, authorization=None), 401, "unauthenticated", NOTHING),
         (partial(Request, BODY, authorization=""), 401, "unauthenticated", NOTHING),
-        (partial(Request, BODY, authorization=TOKEN), 401, "unauthenticated", NOTHING),
+        (partial(Request, BODY, authorization=TOKEN), 204, "kept", [BODY]),
+        (partial(Request, BODY, authorization=TOKEN[:-1]), 401, "unauthenticated", NOTHING),
         (partial(Request, BODY, authorization=BEARER[:-1]), 401, "unauthenticated", NOTHING),
         (partial(Request, BODY, authorization="Bearer expired"), 401, "unauthenticated", NOTHING),
-        (partial(Request, BODY, authorization=f"Basic {TOKEN}"), 401, "unauthenticated", NOTHING),
+        (partial(Request, BODY, authorization=f"Basic {TOKEN}"), 204, "kept", [BODY]),
         (partial(Request, BODY, authorization=f"{BEARER}\xe9"), 401, "unauthenticated", NOTHING),
         (partial(Request, BODY, authorization="\xff\xfe"), 401, "unauthenticated", NOTHING),
         (partial(Request, BODY, authorization="Bearer " + "x" * 10_000), 401, "unauthenticated", NOTHING),
@@ -305,7 +316,9 @@ async def test_answers(edge: Door, request_: partial[Request], status: int, outc
     assert [each.body for each in await edge.kept()] == kept
     ((told_outcome, sender), count) = next(iter(edge.outcomes().items()))
     assert (told_outcome, count) == (outcome, 1)
-    assert sender == ("" if status == 401 or outcome == "bad_request" else SENDER)
+    # A token that has expired still tells whose it is.
+    expired = "expired" in (request_.keywords.get("authorization") or "")
+    assert sender == ("old" if expired else "" if status == 401 or outcome == "bad_request" else SENDER)
     assert len(edge.outcomes()) == 1
     assert re.fullmatch(r"[\w-]+", answer.headers["x-correlator"])
     assert TOKEN.encode() not in answer.content
@@ -344,14 +357,15 @@ async def test_a_token_that_names_no_sender_is_forbidden(node: Node, telemetry: 
     """A valid token whose sender has no usable name is 403."""
     credentials = Credentials(issuers=[Issuer(ISSUER, "us", ["HS256"])])
     credentials.replace_keys(ISSUER, {"k": KEY})
+    admission = Admission(in_flight_max=1, in_flight_bytes_max=BODY_BYTES_MAX, share_bytes=BODY_BYTES_MAX)
     edge = Edge(
         authenticate=Authenticator(credentials, {}),
-        admission=Admission(in_flight_max=1, in_flight_bytes_max=BODY_BYTES_MAX),
+        admission=admission,
         inbox=node.inbox,
         telemetry=telemetry,
         limits=Limits(BODY_BYTES_MAX),
     )
-    forbidding = Door(EdgeApp(edge, "/notifications"), node, telemetry)
+    forbidding = Door(EdgeApp(edge, "/notifications"), node, telemetry, admission)
     assert (await forbidding.answer(authorization=signed({"sub": "no name"}, KEY))).status == 403
     assert (await forbidding.answer(authorization=signed({"sub": "name"}, KEY))).status == 204
     assert forbidding.outcomes() == {("forbidden", ""): 1, ("kept", "name"): 1}
@@ -418,19 +432,46 @@ async def test_limits_come_before_the_body(node: Node, telemetry: Telemetry) -> 
 
 
 async def test_what_is_in_flight_is_limited(edge: Door) -> None:
-    """Beyond so many requests at a time, or so many bytes, it is 429 at once, until one of them is done."""
-    for length, count in (("10", IN_FLIGHT_MAX), (str(BODY_BYTES_MAX), 3), (None, 3)):
-        held = [Request(BODY, content_length=length) for _ in range(count)]
+    """One sender has half of the requests at a time, whatever it promises to bring; beyond that it is 429 at once."""
+    for length in ("10", str(BODY_BYTES_MAX), None):
+        held = [Request(BODY, content_length=length) for _ in range(IN_FLIGHT_MAX // 2)]
         for request in held:
             request.on.clear()
         asking = [asyncio.create_task(edge.ask(request)) for request in held]
         await until(lambda held=held: all(request.reads for request in held))  # type: ignore[misc]
+        assert edge.admission.in_flight == (len(held), 0)
         answer = await edge.answer()
         assert (answer.status, answer.headers["retry-after"], answer.reads) == (429, "1", 0)
         for request in held:
             request.on.set()
-        assert [answer and answer.status for answer in await asyncio.gather(*asking)] == [204] * count
+        assert [answer and answer.status for answer in await asyncio.gather(*asking)] == [204] * len(held)
         assert (await edge.answer()).status == 204
+
+
+async def test_bytes_count_as_they_come(node: Node, telemetry: Telemetry) -> None:
+    """Of a body that comes in pieces each counts when it is here: beyond the sender's half it is 429."""
+    edge = door(node, telemetry)
+    half = IN_FLIGHT_BYTES_MAX // 2
+    pieces = [b"x" * 1000] * (half // 1000 // 2)
+    held = [Request(*pieces, content_length=None) for _ in range(2)]
+    for request in held:
+        request.goes_away = True
+    stalled = asyncio.Event()
+
+    async def receive(request: Request = held[0]) -> Message:
+        if request.reads == len(pieces):
+            await stalled.wait()
+        return await Request.receive(request)
+
+    held[0].receive = receive  # type: ignore[method-assign]
+    asking = asyncio.create_task(edge.ask(held[0]))
+    await until(lambda: edge.admission.in_flight == (1, len(pieces) * 1000))
+    answer = await edge.answer(*[b"x" * 1000] * 4)
+    assert (answer.status, answer.reads) == (429, 4)
+    assert (await edge.answer()).status == 204
+    stalled.set()
+    assert await asking is None
+    await edge.assert_all_given_back()
 
 
 @pytest.mark.parametrize("pieces", [(), (b"",), (BODY[:20],), (BODY,), (BODY[:20], BODY[20:])])
@@ -611,15 +652,21 @@ async def test_anonymous_senders(  # noqa: PLR0917  # the columns of a table
     [
         ("/a/b", 204),
         ("/a/b/notifications", 204),
-        ("/a/b/", 404),
-        ("/a/b/notifications/", 404),
+        ("/a/b/", 204),
+        ("/a/b//", 204),
+        ("//a/b", 204),
+        ("/a//b", 204),
+        ("///a///b///notifications///", 204),
+        ("/a/b/notifications/", 204),
+        ("/a/b/./", 404),
+        ("/a//", 404),
         ("/a/b/notifications/notifications", 404),
         ("/a/b/Notifications", 404),
         ("/notifications", 404),
         ("/a", 404),
         ("/", 404),
         ("", 404),
-        ("//a/b", 404),
+        ("//", 404),
     ],
 )
 @pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS", "HEAD"])
@@ -627,6 +674,102 @@ async def test_paths(node: Node, telemetry: Telemetry, path: str, status: int, m
     """The configured path is served, and the same with /notifications appended; nothing else is, by any method."""
     answer = await door(node, telemetry, path="/a/b").answer(path=path, method=method)
     assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "outcome", "sender", "kept"),
+    [
+        ({}, 404, "not_found", SENDER, [BODY]),
+        ({"content_type": "text/plain"}, 404, "not_found", SENDER, [BODY]),
+        ({"x_qod_token": BEARER, "authorization": "Bearer gateways"}, 404, "not_found", SENDER, [BODY]),
+        ({"authorization": "Bearer wrong"}, 404, "not_found", "", NOTHING),
+        ({"authorization": "Bearer expired"}, 404, "not_found", "old", NOTHING),
+        ({"authorization": None}, 404, "not_found", "", NOTHING),
+        ({"host": None}, 404, "not_found", "", NOTHING),
+        ({"content_length": "99999"}, 413, "too_large", SENDER, NOTHING),
+        ({"method": "GET"}, 404, "not_found", "", NOTHING),
+        ({"method": "PUT"}, 404, "not_found", "", NOTHING),
+    ],
+)
+async def test_what_is_posted_beside_is_kept_for_a_right_token(  # noqa: PLR0917  # the columns of a table
+    edge: Door, what: dict[str, Any], status: int, outcome: str, sender: str, kept: list[bytes]
+) -> None:
+    """A post to another path is 404 for everybody, and one with a right token becomes a dead letter."""
+    answer = await edge.answer(path="/wrong/hook", **what)
+    assert answer.status == status
+    assert edge.outcomes() == {(outcome, sender): 1}
+    found = await edge.kept()
+    assert [each.body for each in found] == kept
+    assert {each.origin for each in found} <= {"beside:/wrong/hook"}
+    assert edge.admission.in_flight == (0, 0)
+
+
+async def test_what_is_posted_beside_has_no_effect_until_it_is_replayed(edge: Door, router: Router) -> None:
+    """It is a dead letter that names the path, whatever it tells; replayed it has its effect."""
+    assert (await edge.answer(path="/Notifications")).status == 404
+    (decision,) = await route(edge.node, router)
+    assert decision.verdict is Verdict.UNRECOGNIZED
+    (letter,) = await everything(edge.node.reader, "qod.dead-letter")
+    assert orjson.loads(letter.message.value or b"")["reason"].startswith("posted to /Notifications, where nothing is")
+    assert await DeadLetters(edge.node.reader, edge.node.inbox, "qod").replay() == 1
+    (replayed,) = await route(edge.node, router)
+    assert replayed.verdict is Verdict.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ({"more": [("host", "other")]}, {"status_code": 400, "why": "headers"}),
+        ({"content": b"{"}, {"status_code": 400, "why": "malformed", "sender": SENDER}),
+        ({"authorization": None}, {"status_code": 401, "why": "no_token", "sender": ""}),
+        ({"authorization": "Bearer wrong"}, {"status_code": 401, "why": "unknown_token", "sender": ""}),
+        ({"authorization": "Bearer expired"}, {"status_code": 401, "why": "expired_token", "sender": "old"}),
+        ({"content": b"a=b", "content_type": "text/plain"}, {"status_code": 415, "sender": SENDER}),
+        ({"content_length": "99999"}, {"status_code": 413, "why": "too_large", "sender": SENDER}),
+        ({"path": "/x"}, {"status_code": 404, "why": "not_found_kept", "sender": SENDER, "path": "/x"}),
+        ({"path": "/x", "authorization": None}, {"status_code": 404, "why": "not_found", "path": "/x"}),
+        ({"path": f"/a/{TOKEN.replace('/', '')}/b", "method": "GET"}, {"status_code": 404, "path": "/a/a-to…/b"}),
+        ({"path": "/x\n\x1b[2J", "method": "GET"}, {"status_code": 404, "path": "/x??[2J"}),
+        ({"method": "PUT"}, {"status_code": 405, "why": "method_not_allowed"}),
+        ({"authorization": None, "x_forwarded_for": "203.0.113.9"}, {"address": "203.0.113.9"}),
+        ({"authorization": None, "x_forwarded_for": "10.9.9.9, 203.0.113.9"}, {"address": "203.0.113.9"}),
+        ({"authorization": None, "x_forwarded_for": "203.0.113.9, 127.0.0.1"}, {"address": "203.0.113.9"}),
+        ({"authorization": None, "x_forwarded_for": "203.0.113.9, no address"}, {"address": "127.0.0.1"}),
+        ({"authorization": None, "client": ("192.0.2.1", 1), "x_forwarded_for": "a"}, {"address": "192.0.2.1"}),
+        ({"authorization": None, "client": ("192.0.2.1", 1), "x_forwarded_for": "1.1.1.1"}, {"address": "192.0.2.1"}),
+        ({"authorization": None, "client": ("::ffff:127.0.0.1", 1), "x_forwarded_for": "::1"}, {"address": "::1"}),
+        ({"authorization": None, "client": None}, {"address": ""}),
+    ],
+)
+async def test_a_refusal_can_be_investigated(edge: Door, what: dict[str, Any], told: dict[str, Any]) -> None:
+    """The log has a line at warning with what was refused, why and whose it was; a metric counts it."""
+    what = dict(what)
+    client = what.pop("client", ("127.0.0.1", 1))
+    request = Request(what.pop("content", BODY), **what)
+    request.scope["client"] = client
+    with capture_logs() as logs:
+        answer = await edge.ask(request)
+    assert answer is not None
+    (line,) = [each for each in logs if each["event"] == "refused"]
+    assert line["log_level"] == "warning"
+    assert line["reason"]
+    assert ("path" in line) is (answer.status == 404)
+    assert {name: line[name] for name in told} == told
+    assert TOKEN not in str(logs)
+    text = generate_latest(edge.telemetry.registry).decode()
+    assert f'qod_receiver_refusals_total{{reason="{line["why"]}",status="{answer.status}"}} 1.0' in text
+
+
+async def test_refusals_do_not_flood_the_log(edge: Door) -> None:
+    """Of one kind there are ten lines in ten seconds, of each other kind too, and every one is counted."""
+    with capture_logs() as logs:
+        for _ in range(50):
+            assert (await edge.answer(authorization="Bearer wrong")).status == 401
+        assert (await edge.answer(authorization="Bearer expired")).status == 401
+    whys = [each["why"] for each in logs if each["event"] == "refused"]
+    assert whys == ["unknown_token"] * 10 + ["expired_token"]
+    text = generate_latest(edge.telemetry.registry).decode()
+    assert 'qod_receiver_refusals_total{reason="unknown_token",status="401"} 50.0' in text
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "QUERY", "post"])
@@ -720,7 +863,7 @@ THROWN = st.builds(
 
 
 def test_whatever_comes_has_a_documented_answer() -> None:
-    """Any headers and bodies get a documented answer, never an exception; only what is 204, 400 or 415 is kept."""
+    """Any headers and bodies get a documented answer, never an exception; only 204, 400, 404 and 415 may be kept."""
     with TemporaryDirectory() as directory, asyncio.Runner() as runner:
         opened = SqliteBackend(Path(directory)).opened()
         node = runner.run(opened.__aenter__())
@@ -747,7 +890,7 @@ def test_whatever_comes_has_a_documented_answer() -> None:
                 if thrown.method == "POST" and answer.status == 204:
                     assert kept == [b"".join(thrown.pieces)]
                 else:
-                    assert kept in ([], [b"".join(thrown.pieces)] if answer.status in {400, 415} else [])
+                    assert kept in ([], [b"".join(thrown.pieces)] if answer.status in {400, 404, 415} else [])
 
         @settings(max_examples=300)
         @given(THROWN)

@@ -299,7 +299,7 @@ def letter(content: bytes, headers: dict[str, str] | None = None) -> Record:
     """The dead letter that a release made which could read nothing of this."""
     notification = posted(content, key=SENDER)
     router = Router(prefix="qod", forget_after_seconds=3600)
-    decision = router.give_up(notification, "0-1", None, ValueError())
+    decision = router.give_up(notification, "0-1", None, "the router failed: ValueError")
     (message,) = decision.messages
     value = orjson.loads(message.value or b"")
     value["headers"] = {"content-type": "application/cloudevents+json"} if headers is None else headers

@@ -127,9 +127,9 @@ def server() -> Iterator[KeyServer]:
 class Asked(Authenticator):
     """An authenticator that is always awaited."""
 
-    async def __call__(self, authorization: bytes | None) -> str:
+    async def __call__(self, authorization: bytes | None, *others: bytes) -> str:
         """The sender's name."""
-        sender = super().__call__(authorization)
+        sender = super().__call__(authorization, *others)
         return sender if isinstance(sender, str) else await sender
 
 
@@ -366,6 +366,22 @@ async def test_requests_at_a_time_make_one_fetch(server: KeyServer, pause: float
     authenticate = authenticator(server, pause=pause)
     assert await asyncio.gather(*(authenticate(bearer("k-1")) for _ in range(30))) == ["acme"] * 30
     assert server.asked == 1
+
+
+async def test_few_strangers_wait_for_keys(server: KeyServer) -> None:
+    """Of requests whose sender is not known yet 512 wait for keys at most, more are 503; known senders go on."""
+    authenticate = authenticator(server)
+    assert await authenticate(bearer("k-1")) == "acme"
+    server.silent = True
+    waiting = [asyncio.create_task(authenticate(bearer("k-2", f"made-up-{number}"))) for number in range(512)]
+    assert await asyncio.to_thread(server.wait_until_asked, 2)
+    await unavailability(authenticate, bearer("k-2", "one-more"))
+    assert await authenticate(bearer("k-1")) == "acme"
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    server.silent = False
+    await refusal(authenticate, bearer("k-2", "after-that"))
 
 
 @pytest.mark.parametrize("pause", [SHORT, LONG])

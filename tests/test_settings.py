@@ -260,6 +260,56 @@ def test_no_value_is_repeated(text: str, tmp_path: Path) -> None:
     assert caught.value.__cause__ is None
 
 
+ISSUER_A = "[[auth.jwt]]\nissuer = 'https://a.example'\njwks_url = 'https://a.example/keys'\naudience = 'us'\n"
+ISSUER_B = ISSUER_A.replace("a.example", "b.example")
+OWN_NAMES = "a sender, or a sender_prefix of its own, for each issuer but one"
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "allowed"),
+    [
+        ("[edge]\npublic_url = 'https://qod.example.com/hook'", "edge.public_url", "a URL with the path of edge.path"),
+        ("[edge]\npublic_url = 'https://qod.example.com'", "edge.public_url", "a URL with the path of edge.path"),
+        ("[edge]\npublic_url = 'https://x/notifications/a'", "edge.public_url", "a URL with the path of edge.path"),
+        ("[edge]\npath = '/a'\npublic_url = 'https://x/notifications'", "edge.public_url", "of edge.path, /a"),
+        ("[edge]\ntrusted_proxies = ['proxy']", "edge.trusted_proxies[0]", "an address or a network"),
+        ("[auth]\nheaders = ['a b']", "auth.headers[0]", "the name of a header"),
+        (f"{ISSUER_A}{ISSUER_B}", "auth.jwt", OWN_NAMES),
+        (f"{ISSUER_A}sender_prefix='a:'\n{ISSUER_B}sender_prefix='a:'\n", "auth.jwt", OWN_NAMES),
+        (f"{ISSUER_A}{ISSUER_A}sender_prefix='a:'\n", "auth.jwt", "each issuer once"),
+        (f"{ISSUER_A}sender_prefix='a b'\n", "auth.jwt[0].sender_prefix", "up to 64 letters"),
+        (ISSUER_A.replace("audience = 'us'\n", ""), "auth.jwt[0].audience_optional", "true where there is no audience"),
+    ],
+)
+def test_what_would_mislead_is_refused(text: str, setting: str, allowed: str, tmp_path: Path) -> None:
+    """A URL that leads nowhere, and issuers that could tell each other's names, are no settings to start with."""
+    (problem,) = problems(written(tmp_path, text))
+    assert problem.setting == setting
+    assert allowed in problem.allowed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[edge]\npublic_url = 'https://qod.example.com/notifications'",
+        "[edge]\npublic_url = 'http://127.0.0.1:8080/notifications/'",
+        "[edge]\npublic_url = 'https://qod.example.com//notifications/notifications'",
+        "[edge]\npath = '/a/b'\npublic_url = 'https://qod.example.com/a/b'",
+        "[edge]\ntrusted_proxies = ['10.0.0.0/8', '::1', '192.0.2.7']",
+        "[auth]\nheaders = ['X-Notification-Token']",
+        ISSUER_A,
+        f"{ISSUER_A}{ISSUER_B}sender_prefix='b:'\n",
+        f"{ISSUER_A}{ISSUER_B}sender='b'\n",
+        f"{ISSUER_A}sender='b'\n{ISSUER_B}sender='b'\n",
+        f"{ISSUER_A}audience_optional=true\n",
+        ISSUER_A.replace("audience = 'us'\n", "audience_optional = true\n"),
+    ],
+)
+def test_what_leads_here_is_taken(text: str, tmp_path: Path) -> None:
+    """The public URL may be spelled as senders may spell it; one issuer may have names without a prefix."""
+    load(written(tmp_path, text), {})
+
+
 @pytest.mark.parametrize(
     ("content", "place", "allowed"),
     [

@@ -49,7 +49,7 @@ async def _edge(directory: Path) -> None:
     telemetry = Telemetry()
     node = embedded.open_node(settings, telemetry.appended)
     app, _ = service.build_edge(settings, node.inbox, telemetry)
-    await _serve(server.build_server(app, settings))
+    await _serve(server.build_server(app, settings, telemetry))
 
 
 async def _serve(served: uvicorn.Server) -> None:

@@ -458,7 +458,14 @@ class _Node:
                 world.tally[f"answered {attempt.status}"] += 1
 
         headers = [(b"host", b"node"), (b"x-correlator", correlator.encode()), *post.headers]
-        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/",
+            "query_string": b"",
+            "headers": headers,
+        }
         await self._edge(scope, receive, send)
 
     async def _retain(self) -> None:
@@ -485,6 +492,10 @@ class _Witness(Telemetry):
 
     def request(self, line: Fields) -> None:
         self._world.event("request", line["correlator"], line["outcome"])
+
+    def refused(self, status: int, why: str, message: str, line: Fields, address: str, path: str) -> None:  # noqa: PLR0917  # as the original
+        del message, line, address, path
+        self._world.event("refused", status, why)
 
     def batch(self, lane: Lane, batch: Batch, verdicts: Sequence[Verdict], messages_count: int, seconds: float) -> None:
         del seconds
