@@ -148,7 +148,8 @@ class Edge:
         if fault or body_bytes > self._limits.body_bytes_max or not _is_json(content_type):
             return None
         try:
-            sender = self._authenticate(headers.get(b"authorization"), *self._other_tokens(headers))
+            others = self._other_tokens(headers) if self._limits.token_headers else ()
+            sender = self._authenticate(headers.get(b"authorization"), *others)
             if not isinstance(sender, str):
                 sender.close()
                 return None
