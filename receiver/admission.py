@@ -38,6 +38,8 @@ class Admission:
     ) -> None:
         self._in_flight_max = in_flight_max
         self._in_flight_bytes_max = in_flight_bytes_max
+        self._half = in_flight_max // 2
+        self._half_bytes = in_flight_bytes_max // 2
         self._share = share
         self._share_bytes = share_bytes
         self._rate_per_second = rate_per_second
@@ -55,8 +57,11 @@ class Admission:
     def enter(self, sender: str, body_bytes: int, now: float) -> None:
         """Let a request in, `body_bytes` of whose body are here. `now` is in seconds. Raises Refused."""
         load = self._loads.get(sender) or _Load()
-        if not self._has_room(load, 1, body_bytes):
+        mine = load.requests + 1
+        if mine > self._share and (mine > self._half or self._in_flight >= self._in_flight_max):
             raise _too_many("too many requests at a time", 1)
+        if not self._holds(load, body_bytes):
+            raise _too_many("too many bytes at a time", 1)
         if self._rate_per_second:
             self._take_from_bucket(sender, now)
         self._loads[sender] = load
@@ -68,7 +73,7 @@ class Admission:
     def grow(self, sender: str, body_bytes: int) -> None:
         """So many more bytes of a request that was let in are here. Raises Refused: then they don't count."""
         load = self._loads[sender]
-        if not self._has_room(load, 0, body_bytes):
+        if not self._holds(load, body_bytes):
             raise _too_many("too many bytes at a time", 1)
         load.body_bytes += body_bytes
         self._in_flight_bytes += body_bytes
@@ -83,10 +88,11 @@ class Admission:
         self._in_flight -= 1
         self._in_flight_bytes -= body_bytes
 
-    def _has_room(self, load: "_Load", requests: int, body_bytes: int) -> bool:
-        return _fits(load.requests, requests, self._in_flight, self._in_flight_max, self._share) and _fits(
-            load.body_bytes, body_bytes, self._in_flight_bytes, self._in_flight_bytes_max, self._share_bytes
-        )
+    def _holds(self, load: "_Load", body_bytes: int) -> bool:
+        """Whether there is room for so many more bytes of a sender's."""
+        mine, everybodys = load.body_bytes + body_bytes, self._in_flight_bytes + body_bytes
+        within = mine <= self._half_bytes and everybodys <= self._in_flight_bytes_max
+        return within or mine <= self._share_bytes or not body_bytes
 
     def _take_from_bucket(self, sender: str, now: float) -> None:
         left, since = self._buckets.pop(sender, (float(self._rate_burst), now))
@@ -107,11 +113,6 @@ class _Load:
     def __init__(self) -> None:
         self.requests = 0
         self.body_bytes = 0
-
-
-def _fits(mine: int, more: int, everybodys: int, most: int, share: int) -> bool:  # one inequality
-    """Whether a sender that has `mine` of `everybodys` may have `more`."""
-    return not more or mine + more <= share or (mine + more <= most // 2 and everybodys + more <= most)
 
 
 def _too_many(message: str, retry_after_seconds: int) -> Refused:

@@ -114,19 +114,19 @@ def authenticate(
     """
     if authorization is None and not others and credentials.anonymous:
         return ANONYMOUS
-    failure: Refused | KeysWanted = _unauthenticated("a bearer token is wanted", why="no_token")
+    failures: list[Refused | KeysWanted] = []
     for value in (authorization, *others):
         if value is None:
             continue
         if len(value) > _TOKEN_BYTES_MAX:
-            failure = max(failure, _unauthenticated("the token is too long", why="long_token"), key=_told_by)
+            failures.append(_unauthenticated("the token is too long", why="long_token"))
             continue
         for token in spellings(value):
             try:
                 return _sender_of(token, credentials, now, keys_current=keys_current)
             except (Refused, KeysWanted) as error:
-                failure = max(failure, error, key=_told_by)
-    raise failure
+                failures.append(error)
+    raise max(failures, key=_told_by, default=_unauthenticated("a bearer token is wanted", why="no_token"))
 
 
 def _sender_of(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> str:
@@ -152,7 +152,7 @@ def _told_by(failure: Refused | KeysWanted) -> int:
     """How much a failure tells: of several spellings of one token, most are of no token at all."""
     if isinstance(failure, KeysWanted):
         return 3
-    return {"no_token": 0, "unknown_token": 1}.get(failure.why, 2)
+    return 1 if failure.why == "unknown_token" else 2
 
 
 def spellings(authorization: bytes) -> Iterator[bytes]:
@@ -162,13 +162,14 @@ def spellings(authorization: bytes) -> Iterator[bytes]:
     `Bearer x, Bearer x`, as a proxy merges two equal headers.
     """
     value = authorization.strip()
-    found: list[bytes] = []
     scheme, _, rest = value.partition(b" ")
+    likeliest = b""
     if scheme.rstrip(b":").lower() == b"bearer":
         rest = rest.strip()
-        found.append(rest[7:].strip() if rest[:7].lower() == b"bearer " else rest)
-        if found[0]:
-            yield found[0]
+        likeliest = rest[7:].strip() if rest[:7].lower() == b"bearer " else rest
+        if likeliest:
+            yield likeliest
+    found = {likeliest}
     bare = value
     while bare[:6].lower() == b"bearer":
         bare = bare[6:].lstrip(b" :=")
@@ -178,8 +179,8 @@ def spellings(authorization: bytes) -> Iterator[bytes]:
         others += spellings(parts.pop())
     others += [other.strip(b"\"'<>") for other in others]
     for token in (other.strip() for other in others):
-        if token and token not in found and token.rstrip(b":").lower() != b"bearer":
-            found.append(token)
+        if token not in found and token.rstrip(b":").lower() != b"bearer":
+            found.add(token)
             yield token
 
 

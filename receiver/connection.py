@@ -122,16 +122,21 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
-        if self.is_being_answered():
+        if self.is_being_answered() and not self._is_streaming():
             self.ended("unanswered", self._address)
         self.room.leave(self._address, self)
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's says that it closes at once
-        """See asyncio. Who has said all that it had to say may wait for answers still."""
+        """See asyncio. Who has said all that it had to say may wait for answers still, but for one without an end."""
         self._ended_by_peer = True
         self._drop_what_does_not_end()
-        return self.is_awaited()
+        return self.is_awaited() and not self._is_streaming()
+
+    def _is_streaming(self) -> bool:
+        """Whether an answer has begun and may go on for ever."""
+        active = self._active
+        return active is not None and active.response_started and not active.response_complete
 
     def _drop_what_does_not_end(self) -> None:
         """Forget the request in the queue whose body was cut off by the end of what the peer says."""

@@ -154,7 +154,8 @@ class Edge:
         if not body.startswith(b"{") or _envelope(headers):  # a batch, a coding, or attributes in headers
             return None
         try:
-            sender = self._authenticate(headers.get(b"authorization"), *self._other_tokens(headers))
+            others = self._other_tokens(headers) if self._limits.token_headers else ()
+            sender = self._authenticate(headers.get(b"authorization"), *others)
             if not isinstance(sender, str):
                 sender.close()
                 return None

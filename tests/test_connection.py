@@ -726,6 +726,26 @@ async def test_who_has_said_all_gets_its_answers(
         assert len(await served.kept()) == count
 
 
+async def test_a_stream_ends_with_its_reader() -> None:
+    """Who closes its side while an answer without an end is being told has left: the application hears it at once."""
+    left = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        if (await receive())["type"] == "http.disconnect":
+            left.set()
+
+    async with serving(app, LIMITS | PATIENT) as served:
+        client = await served.connect()
+        await client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert await client.status() == 200
+        client.end_sending()
+        await asyncio.wait_for(left.wait(), SECONDS_MAX)
+
+
 async def test_who_leaves_without_its_answer_is_told_of(backend: SqliteBackend, telemetry: Telemetry) -> None:
     """Where a connection is broken before its answer could be given, the log says so and a metric counts it."""
     with capture_logs() as logs:
