@@ -8,7 +8,7 @@ unknown is passed over. A body is malformed only where it could be read in two w
 
 import re
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -73,6 +73,11 @@ def envelope_of(headers: Mapping[str, str]) -> Envelope:
             found.append((name, value))
             left -= len(name) + len(value)
     return tuple(found)
+
+
+def envelope_again(told: Iterable[tuple[str, str]]) -> Envelope:
+    """An envelope that was kept as JSON, which has no tuples. Raises TypeError and ValueError for what is none."""
+    return tuple((name, value) for name, value in told)
 
 
 #: What the answer to a request of our own told, and what was found by comparing the API's sessions with ours. Such a

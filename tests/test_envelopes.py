@@ -6,6 +6,7 @@ import json
 import zlib
 from base64 import b64decode
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from receiver.backends.kafka.records import inbox_record, notification_of
 from receiver.backends.packing import Pack, pack_notifications, unpack_notifications
+from receiver.backends.set_aside import SetAside
 from receiver.body import BATCH_MAX, INFLATED_BYTES_MAX, elements
 from receiver.errors import Malformed, Unavailable
 from receiver.event import Event
@@ -24,7 +26,7 @@ from receiver.notification import Envelope, Notification, envelope_of, parse, sp
 from receiver.replay import revived
 from receiver.router import Router
 from receiver.telemetry import Telemetry
-from tests.nodes import COUNT_MAX, Node, everything, route
+from tests.nodes import COUNT_MAX, Node, everything, route, until
 from tests.samples import SENDER, SESSION_ID, START, TYPE, bare, body, decisions, posted, told
 from tests.test_edge import BODY_BYTES_MAX, Door, door
 
@@ -292,6 +294,22 @@ def test_a_pack_has_the_envelope_where_there_is_one() -> None:
     assert isinstance(plain, Pack)
 
 
+async def test_what_is_set_aside_keeps_its_envelope(node: Node, telemetry: Telemetry, tmp_path: Path) -> None:
+    """A notification that lay in a file of its own comes back as it was, and so does one from before."""
+    aside = SetAside(tmp_path / "aside", telemetry, bytes_max=1_000_000)
+    aside.keep(ENVELOPED, "too long")
+    aside.keep(posted("A1#x"), "too long")
+    (plain,) = (path for path in (tmp_path / "aside").iterdir() if b"gzip" not in path.read_bytes())
+    before = orjson.loads(plain.read_bytes())
+    assert before.pop("envelope") == []
+    plain.write_bytes(orjson.dumps(before))
+    trying = asyncio.create_task(aside.run(node.inbox))
+    await until(lambda: not aside.count)
+    trying.cancel()
+    kept = (await node.lane.read(COUNT_MAX)).notifications
+    assert sorted(kept) == sorted([ENVELOPED, posted("A1#x")])
+
+
 # Dead letters from before.
 
 
@@ -299,7 +317,7 @@ def letter(content: bytes, headers: dict[str, str] | None = None) -> Record:
     """The dead letter that a release made which could read nothing of this."""
     notification = posted(content, key=SENDER)
     router = Router(prefix="qod", forget_after_seconds=3600)
-    decision = router.give_up(notification, "0-1", None, "the router failed: ValueError")
+    decision = router.give_up(notification, "0-1", None, "unreadable then")
     (message,) = decision.messages
     value = orjson.loads(message.value or b"")
     value["headers"] = {"content-type": "application/cloudevents+json"} if headers is None else headers

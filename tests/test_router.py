@@ -15,8 +15,10 @@ from receiver.message import Message
 from receiver.notification import Notification, parse
 from receiver.router import Decision, Router
 from receiver.routes import DEFAULT_ROUTES, Route, targets
+from receiver.service import build_router
 from receiver.session import MARKS_MAX, Verdict
 from receiver.session_record import session_from
+from receiver.settings import RouterSettings, Settings
 from tests.samples import HOUR, SECOND, SENDER, SESSION_ID, SOURCE, START, TYPE, bare, body, decisions, posted, told
 
 RECEIVED = START + 60 * SECOND
@@ -289,7 +291,7 @@ def test_an_id_in_capitals_goes_on_where_it_was_kept(router: Router) -> None:
 
 def test_senders_that_take_sessions_up_again_are_configured() -> None:
     """AVAILABLE after the end is late, but for the senders that the configuration names."""
-    router = Router(prefix="qod", forget_after_seconds=3600, resuming_senders=["acme"])
+    router = build_router(Settings(router=RouterSettings(resuming_senders=("acme",))))
     assert made(router, "U1:N", "A2").verdict == "accepted"
     assert made(router, "U1:N@other", "A2@other").verdict == "late"
 

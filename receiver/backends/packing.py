@@ -14,7 +14,7 @@ from zlib import crc32
 import orjson
 
 from receiver.message import Message
-from receiver.notification import Notification
+from receiver.notification import Notification, envelope_again
 
 _INDEX_BYTES = struct.Struct("<I")
 
@@ -55,7 +55,7 @@ def _notification(body: bytes, *known: Any) -> Notification:  # noqa: ANN401  # 
     notification = Notification(body, *known)
     if not notification.envelope:
         return notification
-    return notification._replace(envelope=tuple((name, value) for name, value in notification.envelope))
+    return notification._replace(envelope=envelope_again(notification.envelope))
 
 
 def pack_messages(messages: Sequence[Message]) -> Pack:

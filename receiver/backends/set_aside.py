@@ -16,7 +16,7 @@ import orjson
 
 from receiver.errors import Unavailable, Unwritable
 from receiver.inbox import Inbox
-from receiver.notification import Notification
+from receiver.notification import Notification, envelope_again
 
 _SUFFIX = ".json"
 _INTERVAL_SECONDS = 60.0
@@ -118,4 +118,5 @@ def _write(path: Path, content: bytes) -> None:
 def _read(path: Path) -> Notification:
     """Raises OSError, ValueError and TypeError."""
     told = orjson.loads(path.read_bytes())
-    return Notification(**{**told, "body": b64decode(told["body"])})
+    envelope = envelope_again(told.pop("envelope", ()))  # files of earlier releases have none
+    return Notification(**{**told, "body": b64decode(told["body"]), "envelope": envelope})
