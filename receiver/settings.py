@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -24,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from receiver.event import QosStatus
+from receiver.headers import more_headers
 from receiver.layers import Layers, Problem, SettingsError
 from receiver.notification import SENDER_NAME
 from receiver.tls import client_context, trusting
@@ -365,7 +367,17 @@ class ApiSettings(_Section):
     )
     client_id: str | None = Field(default=None, min_length=1, validate_default=True, description="Who asks for them")
     client_secret: SecretStr | None = Field(default=None, min_length=1, validate_default=True, description="With what")
-    scope: str | None = Field(default="qod:sessions:read qod:sessions:write", min_length=1, description="For what")
+    scope: str | None = Field(
+        default="qod:sessions:read qod:sessions:write", description="Scope to ask for; empty asks for none"
+    )
+    audience: str | None = Field(
+        default=None, min_length=1, description="Audience to ask for, where the server wants one"
+    )
+    headers: Annotated[Mapping[str, SecretStr], AfterValidator(more_headers)] = Field(
+        default={},
+        json_schema_extra={"allowed": "a table of names of headers and their values"},
+        description="More headers for the API and its token server, such as a gateway's key",
+    )
     sender: SenderName | None = Field(
         default=None,
         validate_default=True,

@@ -24,6 +24,7 @@ PURE = {
     "errors",
     "event",
     "facts",
+    "headers",
     "message",
     "notification",
     "qod.difference",
@@ -80,7 +81,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 
 #: A module imports only modules of the lines above its own.
 LAYERS = (
-    {"errors", "event", "rfc3339", "tls"},
+    {"answers", "errors", "event", "headers", "rfc3339", "tls"},
     {"facts", "oauth"},
     {"message", "notification", "qod.model", "session"},
     {"qod.telling", "session_record"},
