@@ -115,6 +115,7 @@ LAYERS = (
     {"layers"},
     {"settings"},
     {"secret_file"},
+    {"qod.listing"},
     {"qod.client"},
     {"qod.reconcile"},
     {"console", "reconciling"},
