@@ -264,12 +264,14 @@ def _header(path: SettingPath) -> str:
     return ".".join(part for part in path if isinstance(part, str))
 
 
-def _value(name: str, value: Any) -> str:  # noqa: ANN401  # a setting is of any of many types
+def _value(name: str, value: Any) -> str:  # noqa: ANN401, PLR0911  # a setting is of any of many types
     match value:
         case SecretStr():
             return '"**********"'
         case bool() | int() | float():
             return str(value).lower()
+        case Mapping():
+            return f"{{{', '.join(f'{json.dumps(key)} = {_value(key, member)}' for key, member in value.items())}}}"
         case datetime():
             return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
         case tuple():

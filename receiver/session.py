@@ -42,6 +42,13 @@ What the operator's API tells
 -----------------------------
 A session may be learned of from the API too, see `learn`. The API tells how things stand, not what happened, so it is
 news only where the session is behind it; and a notification that comes after all is no news any more.
+
+An end that the API told of itself is final, like one with a reason. An end that only follows from the API's not knowing
+the session (its event's source is MISSING_SOURCE) may be a gateway's mistake. So it ranks with an UNAVAILABLE without a
+reason, whatever its reason: an AVAILABLE that was told after it takes it back, the API's or a sender's, and the
+availability from before goes on. An UNAVAILABLE with a reason, a sender's or the API's, confirms it. A sender's word
+counts here only with a time between the end's receipt and its own: the AVAILABLE of a session that did end may arrive
+late, and its clock be ahead.
 """
 
 from enum import StrEnum
@@ -75,6 +82,13 @@ MARKS_MAX = 256
 
 #: Among the statuses learned of: no sender brings a session back from it.
 _END = QosStatus.UNAVAILABLE[0]
+#: Among them too: an end that was concluded from the API's not knowing the session any more.
+_MISSING = "M"
+#: The source of the events that tell of such an end.
+MISSING_SOURCE = "/qod-receiver/reconcile/missing"
+
+#: A sender's first AVAILABLE may be the one that began the session, told late by a clock that is ahead by just so much.
+_CLEARLY_LATER_MICROS = 2_000_000
 
 _BACK_AND_FORTH = {QosStatus.AVAILABLE, QosStatus.UNAVAILABLE}
 
@@ -90,7 +104,8 @@ class Session(NamedTuple):
     told, or the time of receipt where the event had none. `touched_micros` is the inbox's clock at the last event
     that left a mark; from it the session's remaining life counts. `available_micros` is when the latest availability
     began (None: never), `available_seconds` how long it lasted (None: never available, or it still lasts). `facts` are
-    what the API told, and `learned` has the first letters of the statuses that were accepted on the API's word.
+    what the API told, and `learned` has the first letters of the statuses that were accepted on the API's word, and M
+    where the end is one of a session that the API does not know any more.
     """
 
     session_id: str
@@ -109,7 +124,14 @@ class Session(NamedTuple):
     @property
     def rank(self) -> int:
         """See the module. Who asked the API was told of the end, with a reason or without."""
-        return 2 if _END in self.learned else _rank(self.qos_status, self.status_info)
+        if _END in self.learned:
+            return 2
+        return 1 if self.is_missing else _rank(self.qos_status, self.status_info)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it counts as ended only because the API does not know it any more, which may be a mistake."""
+        return _MISSING in self.learned
 
 
 class Outcome(NamedTuple):
@@ -155,9 +177,10 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
     if rank <= session_rank and session.marks_cut_micros is not None and event_micros <= session.marks_cut_micros:
         return Outcome(session, Verdict.CONFLICT, "too old for the session's memory to tell whether it is a repetition")
     memory = _remember(session, mark, clock_micros)
-    if _END in session.learned and event.qos_status is QosStatus.UNAVAILABLE:
+    if event.qos_status is QosStatus.UNAVAILABLE and (_END in session.learned or session.is_missing):
         # The end that was learned of comes by itself after all, and may know the reason.
-        after = session._replace(status_info=event.status_info or session.status_info, **memory)
+        learned = session.learned if event.status_info is None else session.learned.replace(_MISSING, _END)
+        after = session._replace(status_info=event.status_info or session.status_info, learned=learned, **memory)
         return Outcome(after, Verdict.UNCHANGED, reuses_id=reuses_id)
     if event.qos_status is session.qos_status and event.status_info == session.status_info:
         after = session._replace(time_micros=max(session.time_micros, event_micros), **memory)
@@ -166,11 +189,13 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
     is_older = event_micros < session.time_micros and (
         is_back_and_forth or session.qos_status[0] not in session.learned
     )
-    if rank < session_rank or (rank == session_rank and is_older and not _is_beyond_belief(session)):
+    is_no_proof = session.is_missing and not _takes_back(session, event, received_micros)
+    is_behind = is_no_proof or (is_older and not _is_beyond_belief(session))
+    if rank < session_rank or (rank == session_rank and is_behind):
         told_already = event.qos_status[0] in session.learned
         after = _late(session, event, memory)
         return Outcome(after, Verdict.UNCHANGED if told_already else Verdict.LATE, reuses_id=reuses_id)
-    learned = session.learned.replace(event.qos_status[0], "")
+    learned = session.learned.replace(event.qos_status[0], "").replace(_MISSING, "")
     if event.qos_status is QosStatus.AVAILABLE:
         learned = learned.replace(_END, "")  # it was taken up again
     after = _change(session, event, event_micros, memory, learned)
@@ -186,23 +211,34 @@ def learn(
     facts are new, and duplicate where nothing is. `sender` is who will tell of a session that was not known.
     """
     status, ends = event.qos_status, event.qos_status is QosStatus.UNAVAILABLE
+    letter = _MISSING if ends and event.source == MISSING_SOURCE else status[0]
     event_micros = clock_micros if event.time_micros is None else event.time_micros
+    mark = _mark(event, event_micros)
     if session is None:
-        begun = _begin(event, sender, event_micros, clock_micros, _mark(event, event_micros))
-        return begun._replace(facts=facts, learned=status[0]), Verdict.ACCEPTED
+        begun = _begin(event, sender, event_micros, clock_micros, mark)
+        return begun._replace(facts=facts, learned=letter), Verdict.ACCEPTED
+    if letter == _MISSING and (session.is_missing or _find(session.marks, mark)[0]):
+        return session, Verdict.DUPLICATE  # told already, though it may have been taken back since
     known = session._replace(facts=merged_facts(session.facts, facts))
     rank = 2 if ends else _rank(event.qos_status, event.status_info)
     # One that went without a reason came back only if the API said so after that came in, whatever the sender's clock.
     is_after = event_micros > max(session.time_micros, session.touched_micros)
     if rank > session.rank or (rank == session.rank and status is not session.qos_status and is_after):
-        memory = _remember(session, _mark(event, event_micros), clock_micros)
-        learned = session.learned if status[0] in session.learned else session.learned + status[0]
+        memory = _remember(session, mark, clock_micros)
+        before = session.learned.replace(_MISSING, "")
+        learned = before if letter in before else before + letter
         if status is session.qos_status:  # it was UNAVAILABLE already, but might have come back
-            return known._replace(status_info=event.status_info, learned=learned, **memory), Verdict.UNCHANGED
+            status_info = event.status_info or session.status_info
+            return known._replace(status_info=status_info, learned=learned, **memory), Verdict.UNCHANGED
         return _change(known, event, event_micros, memory, learned), Verdict.ACCEPTED
     if known.facts == session.facts:
         return session, Verdict.DUPLICATE
     return known._replace(touched_micros=clock_micros), Verdict.UNCHANGED
+
+
+def was_told(session: Session, event: Event) -> bool:
+    """Whether the session remembers this event, which has a time, or one with the same content."""
+    return event.time_micros is not None and _find(session.marks, _mark(event, event.time_micros))[0]
 
 
 def merged(ours: Session, theirs: Session) -> Session:
@@ -226,7 +262,7 @@ def merged(ours: Session, theirs: Session) -> Session:
         marks=marks[-MARKS_MAX:],
         marks_cut_micros=max(cuts, default=None),
         facts=merged_facts(older.facts, newer.facts),
-        learned=ahead.learned + "".join(letter for letter in behind.learned if letter not in ahead.learned),
+        learned=ahead.learned + "".join(each for each in behind.learned if each not in ahead.learned + _MISSING),
     )
     if _END in after.learned and behind.qos_status is QosStatus.UNAVAILABLE:
         after = after._replace(status_info=after.status_info or behind.status_info)
@@ -286,6 +322,16 @@ def _is_beyond_belief(session: Session) -> bool:
     return is_far(session.time_micros, session.touched_micros)
 
 
+def _takes_back(session: Session, event: Event, received_micros: int) -> bool:
+    """Whether an AVAILABLE shows that a session is there that counts as missing: see the module."""
+    if event.time_micros is None:
+        return False
+    told = sum(f"|{QosStatus.AVAILABLE[0]}." in mark for mark in session.marks)
+    is_senders_first = told <= (QosStatus.AVAILABLE[0] in session.learned)
+    later_micros = _CLEARLY_LATER_MICROS if is_senders_first else 0
+    return session.touched_micros + later_micros <= event.time_micros <= received_micros
+
+
 def _begin(event: Event, sender: str, event_micros: int, clock_micros: int, mark: str) -> Session:
     return Session(
         event.session_id,
@@ -340,7 +386,8 @@ def _granted(session: Session, available_micros: int) -> Session:
 def _change(session: Session, event: Event, event_micros: int, memory: _Memory, learned: str) -> Session:
     available_micros, available_seconds = session.available_micros, session.available_seconds
     if event.qos_status is QosStatus.AVAILABLE:
-        available_micros, available_seconds = event_micros, None
+        is_back = session.is_missing and available_micros is not None  # it was never away
+        available_micros, available_seconds = available_micros if is_back else event_micros, None
     elif session.qos_status is QosStatus.AVAILABLE and available_micros is not None:
         available_seconds = max(0, event_micros - available_micros) / 1e6
     return Session(

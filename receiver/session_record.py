@@ -31,7 +31,7 @@ _MEMORY = frozenset({MARKS, MARKS_CUT, TOUCHED, LEARNED})
 _MARK = r"(?:[0-9a-f]{16}|-{16})\|[RAU]\.(?:-?[0-9]{1,18})?\.[0-9a-f]{8}\|-?[0-9]{1,18}"
 _MARKS = re.compile(f"{_MARK}(?:,{_MARK})*")
 _MICROS = re.compile(r"-?[0-9]{1,18}")
-_LEARNED = re.compile(r"[RAU]{0,3}")
+_LEARNED = re.compile(r"[RAUM]{0,4}")
 
 #: What a router writes has a tenth of this. Twice as much still fits into a record that brokers take.
 _TEXT_BYTES_MAX = 256 * 1024

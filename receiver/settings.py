@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     SecretStr,
@@ -24,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from receiver.auth_settings import AuthSettings
 from receiver.event import QosStatus
 from receiver.fields import Address, Section, SenderName, Sha256, text
+from receiver.headers import more_headers
 from receiver.layers import Layers, Problem, SettingsError
 from receiver.tls import client_context, trusting
 
@@ -315,7 +317,17 @@ class ApiSettings(Section):
     )
     client_id: str | None = Field(default=None, min_length=1, validate_default=True, description="Who asks for them")
     client_secret: SecretStr | None = Field(default=None, min_length=1, validate_default=True, description="With what")
-    scope: str | None = Field(default="qod:sessions:read qod:sessions:write", min_length=1, description="For what")
+    scope: str | None = Field(
+        default="qod:sessions:read qod:sessions:write", description="Scope to ask for; empty asks for none"
+    )
+    audience: str | None = Field(
+        default=None, min_length=1, description="Audience to ask for, where the server wants one"
+    )
+    headers: Annotated[Mapping[str, SecretStr], AfterValidator(more_headers)] = Field(
+        default={},
+        json_schema_extra={"allowed": "a table of names of headers and their values"},
+        description="More headers for the API and its token server, such as a gateway's key",
+    )
     sender: SenderName | None = Field(
         default=None,
         validate_default=True,

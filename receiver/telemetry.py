@@ -175,6 +175,12 @@ class Telemetry:
             ["what"],
             registry=registry,
         )
+        self._passed_over_api = Counter(
+            "qod_receiver_api_sessions_passed_over_total",
+            "Sessions that comparisons passed over: unread on the API's list, or unanswered when asked for.",
+            ["why"],
+            registry=registry,
+        )
         self._reconciled_at = Gauge(
             "qod_receiver_last_reconciliation_timestamp_seconds",
             "When the API's sessions were last compared with ours, since 1970.",
@@ -190,6 +196,8 @@ class Telemetry:
             self._verdicts.labels(verdict)
         for oddity in Oddity:
             self._oddities.labels(oddity)
+        for why in ("unread", "unanswered"):
+            self._passed_over_api.labels(why)
         self._senders: set[str] = set()
         self._stream = stream
         self._lines: list[Fields] = []
@@ -362,6 +370,12 @@ class Telemetry:
         self._reconciled_at.set_to_current_time()
         if statuses_count or facts_count:
             self._log.info("reconciled", statuses=statuses_count, facts=facts_count)
+
+    def reconciled_in_part(self, unread_count: int, unanswered_count: int, reason: str) -> None:
+        """So many of the API's sessions could not be read, and of so many of ours it would not tell."""
+        self._passed_over_api.labels("unread").inc(unread_count)
+        self._passed_over_api.labels("unanswered").inc(unanswered_count)
+        self._log.warning("reconciled_in_part", unread=unread_count, unanswered=unanswered_count, reason=reason)
 
     def reconcile_failed(self, reason: str, error: Exception) -> None:
         """The API's sessions could not be compared with ours; tried again in a while."""

@@ -5,8 +5,10 @@ It is a socket that reads HTTP by itself: what is wrong with an answer need not 
 
 import asyncio
 import contextlib
+import gzip
 import json
 import ssl
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +40,14 @@ def answer(status: int, told: object = None, **headers: str) -> Reply:
 def error(status: int, code: str, message: str, **headers: str) -> Reply:
     """CAMARA's ErrorInfo."""
     return answer(status, {"status": status, "code": code, "message": message}, **headers)
+
+
+def encoded(status: int, told: object, encoding: str, content: bytes | None = None, **headers: str) -> Reply:
+    """An answer in an encoding, whatever was asked for; `content` is what is sent in place of its JSON's."""
+    text = json.dumps(told).encode()
+    if content is None:
+        content = zlib.compress(text) if encoding == "deflate" else gzip.compress(text)
+    return answer(status, content, content_encoding=encoding, **headers)
 
 
 def cut(status: int, told: object) -> Reply:
@@ -90,11 +100,17 @@ def trickling() -> Reply:
 
 
 class FaultyApi:
-    """Answers each request with the next of `replies`, and all further ones with the last. Tokens count from 1."""
+    """Answers each request with the next of `replies`, and all further ones with the last. Tokens count from 1.
+
+    `routes` has what is always answered to a method and a path, such as `GET /v1/qod/sessions`.
+    """
 
     def __init__(self) -> None:
         self.replies: list[Reply] = [answer(200, SESSION)]
         self.asked: list[Asked] = []
+        self.routes: dict[str, Reply] = {}
+        self.tokens_asked: list[Asked] = []
+        self.grant: Callable[[Asked], Reply] | None = None  # in place of a token
         self.tokens = 0
         self.token_reply: Reply | None = None
         self.token_life_seconds = 3_600.0
@@ -152,9 +168,14 @@ class FaultyApi:
     def _reply(self, asked: Asked) -> Reply:
         if asked.path == "/token":
             self.tokens += 1
+            self.tokens_asked.append(asked)
+            if self.grant is not None:
+                return self.grant(asked)
             token = {"access_token": f"token-{self.tokens}", "expires_in": self.token_life_seconds}
             return self.token_reply or answer(200, token)
         self.asked.append(asked)
+        if (always := self.routes.get(f"{asked.method} {asked.path}")) is not None:
+            return always
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
 

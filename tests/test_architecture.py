@@ -25,6 +25,7 @@ PURE = {
     "errors",
     "event",
     "facts",
+    "headers",
     "message",
     "notification",
     "peers",
@@ -84,7 +85,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 
 #: A module imports only modules of the lines above its own.
 LAYERS = (
-    {"errors", "event", "peers", "rfc3339", "room", "tls"},
+    {"answers", "errors", "event", "headers", "peers", "rfc3339", "room", "tls"},
     {"body", "facts", "oauth"},
     {"message", "notification", "qod.model", "session"},
     {"qod.telling", "session_record"},
@@ -120,6 +121,7 @@ LAYERS = (
     {"auth_settings"},
     {"settings"},
     {"secret_file"},
+    {"qod.listing"},
     {"qod.client"},
     {"qod.reconcile"},
     {"console", "reconciling"},

@@ -180,6 +180,7 @@ def test_check_config_prints_the_settings_in_force(qod: Qod, tmp_path: Path) -> 
     config.write_text(
         f"[auth]\nmint_secret = '{secret}'\n[[auth.tokens]]\nsender = 'a'\nsha256 = '{sha256}'\n"
         "[[routes]]\ntopic = 'x'\nsender = ['a', 'b']\n[edge]\nbody_timeout_seconds = 2.5\n"
+        f"[api]\nscope = ''\n[api.headers]\nX-Key = '{secret}'\n"
     )
     outcome = qod("check-config", "--config", str(config))
     assert outcome.status == 0
@@ -192,6 +193,7 @@ def test_check_config_prints_the_settings_in_force(qod: Qod, tmp_path: Path) -> 
     assert (told["edge"]["port"], told["auth"]["anonymous"]) == (8080, False)
     assert told["routes"] == [{"topic": "x", "sender": ["a", "b"]}]
     assert told["auth"]["tokens"][0]["sender"] == "a"
+    assert (told["api"]["scope"], told["api"]["headers"]) == ("", {"x-key": "**********"})
     assert re.search(rf"body_timeout_seconds = 2.5 +# {re.escape(str(config))}, line 10\n", printed)
     assert re.search(r"port = 8080 +# default\n", printed)
 

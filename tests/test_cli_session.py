@@ -271,6 +271,61 @@ async def test_an_api_that_quotes_the_device(tmp_path: Path) -> None:
     assert_discreet(outcome)
 
 
+async def test_an_id_need_not_be_a_uuid(tmp_path: Path) -> None:
+    """Whatever id a session was made with, it is shown, and ended, by it."""
+    made_here = {**SESSION, "sessionId": "qod-7f3a9c"}
+    async with FaultyApi().listening() as api:
+        api.routes = {
+            "POST /v1/qod/sessions": answer(201, made_here),
+            "GET /v1/qod/sessions/qod-7f3a9c": answer(200, made_here),
+            "DELETE /v1/qod/sessions/qod-7f3a9c": answer(204),
+        }
+        create = "create", "--phone", PHONE, *WANTED, *URL, "--data", str(tmp_path), "--json"
+        outcomes = [await run(*create, **environment(api.url))]
+        session_id = outcomes[0].sessions[0]["sessionId"]
+        outcomes += [await run(command, session_id, **environment(api.url)) for command in ("get", "delete")]
+    assert [outcome.status for outcome in outcomes] == [0, 0, 0], outcomes
+    assert outcomes[2].out == "session qod-7f3a9c is deleted\n"
+
+
+async def test_what_can_not_be_read_is_named() -> None:
+    """A list with odd sessions shows the others, and names those on standard error."""
+    odd = [{**SESSION, "sessionId": "s\u202e1", "qosStatus": "GRACE"}, {**SESSION, "sessionId": "s2", "qosStatus": "X"}]
+    async with FaultyApi().listening() as api:
+        api.script(answer(200, [*odd, SESSION]))
+        outcome = await run("list", "--json", **environment(api.url))
+        assert [each["sessionId"] for each in outcome.sessions] == [SESSION_ID]
+        assert "a session can't be read: s2: qosStatus must be one of" in outcome.err
+        assert outcome.err.count("a session can't be read") == 2
+        api.script(answer(200, odd))
+        outcome = await run("list", **environment(api.url))
+    assert (outcome.status, outcome.out) == (0, "")
+
+
+async def test_a_gateways_404_is_no_word_on_a_session() -> None:
+    """Neither `get` nor `delete` says that there is no session where only a gateway says so."""
+    async with FaultyApi().listening() as api:
+        api.script(answer(404, {"message": "no Route matched with those values"}))
+        for command in "get", "delete":
+            outcome = await run(command, SESSION_ID, **environment(api.url))
+            assert outcome.status == 1
+            assert "answers 404: no Route matched with those values, which is not the API's own word" in outcome.err
+
+
+async def test_the_key_of_a_gateway_is_sent_and_not_shown() -> None:
+    """Headers of the settings come with each request, and no command prints their values."""
+    key = "the-key-of-the-gateway"
+    async with FaultyApi().listening() as api:
+        api.script(answer(200, []))
+        variables = {**environment(api.url), "QOD_RECEIVER_API__HEADERS": json.dumps({"X-Api-Key": key})}
+        outcome = await run("list", **variables)
+        api.script(error(403, "PERMISSION_DENIED", "no"))
+        refused = await run("list", **variables)
+    assert (outcome.status, refused.status) == (0, 1)
+    assert {asked.headers.get("x-api-key") for asked in (*api.asked, *api.tokens_asked)} == {key}
+    assert key not in outcome.out + outcome.err + refused.out + refused.err
+
+
 async def test_what_the_api_tells_is_harmless() -> None:
     """What a terminal would obey is spelled out where it is shown."""
     async with FaultyApi().listening() as api:
@@ -325,8 +380,9 @@ def test_what_it_says_to_set_is_enough(session: Session, simulator: Process, mon
         (("create", *DEVICE, *WANTED, "--server-ipv6", "x"), "server's IPv6 address"),
         (("create", *DEVICE, *WANTED, "--notification-url", "ftp://x"), "--notification-url"),
         (("create", *DEVICE, *WANTED, f"--telephone={PHONE}"), "--telephone"),
-        (("get", "17"), "a session's id is a UUID"),
-        (("delete", f"{SESSION_ID}/.."), "a session's id is a UUID"),
+        (("get", ""), "a session's id is 1 to 256 printable characters"),
+        (("delete", "x" * 257), "a session's id is 1 to 256 printable characters"),
+        (("delete", "a\x1b[31m"), "a session's id is 1 to 256 printable characters"),
         (("get",), "ID"),
     ],
 )

@@ -16,7 +16,7 @@ from receiver.qod.difference import differences
 from receiver.qod.model import ApiSession
 from receiver.qod.telling import Telling, device_hash, facts_told, notification, received, sent
 from receiver.router import Decision, Router
-from receiver.session import Session, Verdict, apply, learn
+from receiver.session import MISSING_SOURCE, Session, Verdict, apply, learn
 from receiver.session_record import session_from
 from tests.samples import SECOND, SENDER, SESSION_ID, START, decisions, posted, told
 
@@ -27,11 +27,15 @@ FACTS = Facts("QOS_E", 3600, START + 3600 * SECOND, "ab12")
 
 
 def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
-    """What spelled events make of a session, those behind a `~` being told by the API, those with a `!` with facts."""
+    """What spelled events make of a session, those behind a `~` being told by the API, those with a `!` with facts.
+
+    `~xU5` is an end that is concluded from the API's not knowing the session.
+    """
     session: Session | None = None
     verdict = ACCEPTED
     for index, text in enumerate(texts):
-        event, sender = told(text.strip("~!"))
+        event, sender = told(text.strip("~!x"))
+        event = event._replace(source=MISSING_SOURCE) if "x" in text[:2] else event
         micros = RECEIVED + index * SECOND
         if text.startswith("~"):
             session, verdict = learn(session, event, FACTS if "!" in text else NO_FACTS, sender, micros)
@@ -75,6 +79,38 @@ def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
         ("~A1 U5:N", "A2", UNCHANGED, "U", "N"),
         ("~A1 ~U5", "A2", UNCHANGED, "U", None),
         ("~A1 ~U5", "R2", LATE, "U", None),
+        # The API did not know it, which may have been a gateway's mistake.
+        ("A1", "~xU5", ACCEPTED, "U", None),
+        ("A1 ~xU5", "A1001", ACCEPTED, "A", None),
+        ("A1 ~xU5", "A1002", ACCEPTED, "A", None),
+        ("A1 ~xU5:E", "A1002", ACCEPTED, "A", None),
+        ("A1 ~xU5", "A1000", LATE, "U", None),  # told before it was missing
+        ("A1 ~xU5", "A1003", LATE, "U", None),  # by a clock that is ahead
+        ("A1 ~xU5", "A?", LATE, "U", None),
+        ("R1 ~xU5", "A1002", LATE, "U", None),  # perhaps the first one, late, by a clock that is ahead
+        ("~A1 ~xU5", "A1002", UNCHANGED, "U", None),
+        ("~A1 ~xU5 R2", "A1003", UNCHANGED, "U", None),
+        ("~A1 ~xU5 A2", "A1003", ACCEPTED, "A", None),
+        ("R1 ~xU5", "A4", LATE, "U", None),
+        ("R1 ~xU5", "R9", LATE, "U", None),
+        ("A1 ~xU5", "A1", DUPLICATE, "U", None),
+        ("A1 ~xU5", "~A2000", ACCEPTED, "A", None),
+        ("A1 ~xU5", "~A6", DUPLICATE, "U", None),
+        ("A1 ~xU5", "~R2000", DUPLICATE, "U", None),
+        ("A1 ~xU5", "~xU6", DUPLICATE, "U", None),
+        ("A1 ~xU5 A1002", "~xU5", DUPLICATE, "A", None),
+        ("A1 ~xU5 A1002", "~xU2000", ACCEPTED, "U", None),
+        ("A1 ~xU5 A1002", "U1003:N", ACCEPTED, "U", "N"),
+        # It was none: the end is confirmed, and final.
+        ("A1 ~xU5", "U4:N", UNCHANGED, "U", "N"),
+        ("A1 ~xU5 U4:N", "A1003", LATE, "U", "N"),
+        ("A1 ~xU5 U4:N", "U9:E", UNCHANGED, "U", "E"),
+        ("A1 ~xU5", "~U6", UNCHANGED, "U", None),
+        ("A1 ~xU5:E ~U6", "A1003", LATE, "U", "E"),
+        ("A1 ~xU5 U6", "A1003", ACCEPTED, "A", None),
+        ("A1 ~U5", "~xU9", DUPLICATE, "U", None),
+        ("A1 U5:N", "~xU9", DUPLICATE, "U", "N"),
+        ("A1 U5", "~xU9", UNCHANGED, "U", None),
         # Facts are no news of the status, and none twice.
         ("A1", "~!A2", UNCHANGED, "A", None),
         ("A1 ~!A2", "~!A3", DUPLICATE, "A", None),
@@ -104,10 +140,41 @@ def test_facts_stay() -> None:
     assert merged(FACTS, Facts("QOS_S")) == FACTS._replace(qos_profile="QOS_S")
 
 
+@pytest.mark.parametrize(
+    ("before", "told_second", "received_second", "verdict"),
+    [
+        ("R1 ~xU5", 1002.9, 1010, LATE),
+        ("R1 ~xU5", 1003, 1010, ACCEPTED),
+        ("R1 ~xU5", 1010, 1010, ACCEPTED),
+        ("R1 ~xU5", 1010.1, 1010, LATE),
+        ("~A1 ~xU5", 1003, 1010, ACCEPTED),
+        ("A1 ~xU5", 1001, 1010, ACCEPTED),
+    ],
+)
+def test_a_senders_word_takes_an_end_back(
+    before: str, told_second: float, received_second: int, verdict: Verdict
+) -> None:
+    """An AVAILABLE counts that was told after the end came in, its sender's first only if it is clearly later."""
+    session, _ = after(before.split())
+    event, sender = told(f"A{told_second}")
+    received_micros = START + received_second * SECOND
+    assert apply(session, event, sender, received_micros, received_micros)[1] is verdict
+
+
+def test_what_was_never_away_goes_on() -> None:
+    """After a mistaken end the availability from before goes on, and lasts until the end that is none."""
+    session, _ = after(["A1", "~xU5", "A1002"])
+    assert (session.available_micros, session.available_seconds) == (START + SECOND, None)
+    session, _ = after(["A1", "~xU5", "~A2000", "U2021:N"])
+    assert session.available_seconds == 2020
+
+
 TEXTS = st.lists(
     st.builds(
-        lambda how, status, second, info: f"{how}{status}{second}{info if status == 'U' else ''}",
-        st.sampled_from(["", "~", "~!"]),
+        lambda how, status, second, info: (
+            f"{how if status == 'U' else how.strip('x')}{status}{second}{info if status == 'U' else ''}"
+        ),
+        st.sampled_from(["", "~", "~!", "~x"]),
         st.sampled_from("RAU"),
         st.integers(0, 20),
         st.sampled_from(["", ":N", ":E"]),
@@ -144,9 +211,10 @@ def test_an_end_is_told_once(before: list[str], later: list[str]) -> None:
 
 def learned(text: str, facts: Facts = NO_FACTS, origin: str = RECONCILE) -> Notification:
     """What the API told, as it is in the inbox."""
-    event, _ = told(text)
+    event, _ = told(text.removeprefix("x"))
     assert event.time_micros is not None
-    telling = Telling(SESSION_ID, event.qos_status, event.status_info, event.time_micros, facts)
+    missing = text.startswith("x")
+    telling = Telling(SESSION_ID, event.qos_status, event.status_info, event.time_micros, facts, missing)
     return notification(telling, origin, SENDER, RECEIVED)
 
 
@@ -181,6 +249,16 @@ def test_what_was_learned_is_marked(router: Router) -> None:
         assert (headers["origin"], headers["ce_source"]) == ("reconcile", "/qod-receiver/reconcile")
 
 
+def test_a_mistaken_end_is_taken_back(router: Router) -> None:
+    """An end that was concluded from the API's not knowing the session is told, and so is an AVAILABLE after it."""
+    posts = posted("A1"), learned("xU2"), posted("A1001", received_micros=RECEIVED + SECOND)
+    *_, end, back = decisions(router, posts)
+    for decision, status in (end, "UNAVAILABLE"), (back, "AVAILABLE"):
+        assert decision.verdict is ACCEPTED
+        assert value_of(decision, "status")["qosStatus"] == status
+    assert dict(end.messages[0].headers)["ce_source"] == MISSING_SOURCE
+
+
 def test_nobody_else_tells_facts(router: Router) -> None:
     """What a sender posts is believed for its status, whatever else stands in the body."""
     (decision,) = decisions(router, [learned("A1", FACTS)._replace(origin="")])
@@ -199,7 +277,7 @@ def test_a_session_is_read_back(texts: list[str]) -> None:
     """The sessions topic tells all that is remembered, of what was learned too."""
     router = Router(prefix="qod", forget_after_seconds=96 * 3600)
     posts = [
-        learned(text.strip("~!"), FACTS if "!" in text else NO_FACTS) if text.startswith("~") else posted(text)
+        learned(text.lstrip("~!"), FACTS if "!" in text else NO_FACTS) if text.startswith("~") else posted(text)
         for text in texts
     ]
     for decision in decisions(router, posts):
@@ -298,6 +376,10 @@ def theirs(
         ("~!A1", None, 4000, ("U", StatusInfo.DURATION_EXPIRED, 3600)),
         ("U5 ~!U6", None, 70, None),
         ("~!R1 A30", None, 40, ("U", None, 40)),
+        # It was missing before, by mistake.
+        ("~!A1 ~xU40", theirs("A"), 2000, ("A", None, 2000)),
+        ("~!A1 ~xU40", None, 2000, None),
+        ("~!A1 ~xU3600:E ~A3700", None, 4000, ("U", None, 4000)),
     ],
 )
 def test_a_difference(

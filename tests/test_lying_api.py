@@ -73,11 +73,53 @@ async def test_another_clients_session_is_not_over() -> None:
         assert not await reconciler.compare()
 
 
-async def test_a_gateways_page_ends_nobody() -> None:
-    """A 404 that is not the API's is no word on a session."""
-    async with comparing(live(1)) as (api, reconciler):
-        api.script(answer(200, []), answer(404, b"<html>no route</html>"))
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"<html>no route</html>",
+        b"404 page not found",
+        {"message": "no Route matched with those values"},
+        {"message": "Not Found"},
+        {"fault": {"faultstring": "Unable to identify proxy"}},
+        {"title": "Not Found", "status": 404},
+    ],
+)
+async def test_a_gateways_word_ends_nobody(told: object) -> None:
+    """A 404 that is not the API's is no word on a session, and it is told that there was none."""
+    async with comparing(live(2)) as (api, reconciler):
+        api.script(answer(200, []), answer(404, told))
         assert not await reconciler.compare()
+        assert (
+            "does not tell of 2 sessions that its list does not have: the QoD API answers 404" in reconciler.complaint
+        )
+        assert reconciler.unanswered_count == 2
+        api.script(answer(200, [{**SESSION, "sessionId": f"s-{number}"} for number in range(2)]))
+        await reconciler.compare()
+        assert not reconciler.complaint
+
+
+async def test_a_part_of_the_list_ends_nobody() -> None:
+    """From a list that is not whole nothing follows: no session is even asked for."""
+    listed = [{**SESSION, "sessionId": "s-0"}]
+    async with comparing(live(3)) as (api, reconciler):
+        api.script(answer(200, listed, x_total_count="3"), answer(200, []), GONE)
+        with pytest.raises(ReceiverError, match="lists only 1 of 3 sessions"):
+            await reconciler.compare()
+    assert len(api.asked) == 2
+
+
+async def test_an_odd_status_hides_no_other_session() -> None:
+    """A session that can't be read counts as listed, and is told of; the ends of others are found all the same."""
+    odd = {**SESSION, "sessionId": "s-0", "qosStatus": "GRACE_PERIOD"}
+    async with comparing(live(3)) as (api, reconciler):
+        api.script(answer(200, [odd, {**SESSION, "sessionId": "s-1"}]), GONE)
+        found = await reconciler.compare()
+    assert [(each.telling.session_id, each.telling.qos_status) for each in found if each.is_news] == [
+        ("s-2", QosStatus.UNAVAILABLE)
+    ]
+    assert [asked.path.rpartition("/")[2] for asked in api.asked] == ["sessions", "s-2"]
+    assert reconciler.unread_count == 1
+    assert "session s-0: qosStatus must be one of" in reconciler.complaint
 
 
 async def test_an_api_that_forgot_everything_ends_nobody() -> None:
@@ -86,6 +128,25 @@ async def test_an_api_that_forgot_everything_ends_nobody() -> None:
         api.script(answer(200, []), GONE)
         with pytest.raises(ReceiverError, match="100 of our 100 sessions no more"):
             await reconciler.compare()
+
+
+@pytest.mark.parametrize("count", [2_500, 6_000])
+async def test_an_api_that_forgot_many_ends_nobody(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is however few of them are asked for at a time: those stand for all."""
+    monkeypatch.setattr("receiver.qod.reconcile._ASKED_MAX", 100)
+    async with comparing(live(count)) as (api, reconciler):
+        api.script(answer(200, []), GONE)
+        with pytest.raises(ReceiverError, match=f"about {count} of our {count} sessions no more"):
+            await reconciler.compare()
+
+
+async def test_a_part_that_is_gone_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where less than half are gone they are told, as many as are asked for at a time."""
+    monkeypatch.setattr("receiver.qod.reconcile._ASKED_MAX", 100)
+    async with comparing(live(1_000)) as (api, reconciler):
+        api.script(answer(200, [{**SESSION, "sessionId": f"s-{number}"} for number in range(600)]), GONE)
+        found = await reconciler.compare()
+    assert sum(each.telling.qos_status is QosStatus.UNAVAILABLE for each in found) == 100
 
 
 async def test_what_is_missing_for_a_moment_is_not_asked_for() -> None:

@@ -127,11 +127,11 @@ async def test_the_life_of_a_session(log: pytest.LogCaptureFixture) -> None:
         assert found.qos_status is QosStatus.AVAILABLE
         assert found.started_micros is not None
         assert found.expires_micros == found.started_micros + 60_000_000
-        assert await client.list() == [found]
+        assert (await client.list()).sessions == [found]
         assert await client.delete(made.session_id) is True
         assert await client.get(made.session_id) is None
         assert await client.delete(made.session_id) is False
-        assert await client.list() == []
+        assert (await client.list()).sessions == []
     assert_discreet(log)
 
 
@@ -145,7 +145,7 @@ async def test_many_sessions_at_once() -> None:
             for number in range(100)
         ]
         made = await asyncio.gather(*(client.create(request) for request in requests))
-        assert {each.session_id for each in await client.list()} == {each.session_id for each in made}
+        assert {each.session_id for each in (await client.list()).sessions} == {each.session_id for each in made}
         assert all(await asyncio.gather(*(client.delete(each.session_id) for each in made)))
 
 
@@ -155,7 +155,7 @@ async def test_a_device_that_has_a_session_is_refused(log: pytest.LogCaptureFixt
         await client.create(wanted())
         with pytest.raises(ApiRefused, match=r"answers 409 \(CONFLICT\): the device has a session already") as caught:
             await client.create(wanted())
-        assert len(await client.list()) == 1
+        assert len((await client.list()).sessions) == 1
     assert (caught.value.status, caught.value.code) == (409, "CONFLICT")
     assert_discreet(log, caught.value)
 
@@ -181,7 +181,10 @@ async def test_a_client_that_is_unknown_is_told(operation: Operation, log: pytes
     async with simulated(Options()) as api:
         caught = await failure_of(operation, settings_of(api, client_secret="wrong-secret-of-the-client"))
     assert isinstance(caught, Unavailable)
-    assert caught.message == "no token for the QoD API: the token server answers 401 (invalid_client)"
+    assert caught.message == (
+        "no token for the QoD API: the token server answers 401 (invalid_client): "
+        "the client is unknown, or its secret wrong"
+    )
     assert_discreet(log, caught)
 
 
@@ -190,7 +193,7 @@ async def test_tokens_that_live_for_a_second_are_renewed() -> None:
     async with simulated(Options(token_seconds=2)) as api, QodClient(settings_of(api)) as client:
         began = time.monotonic()
         while time.monotonic() - began < 5:
-            assert await client.list() == []
+            assert (await client.list()).sessions == []
             await asyncio.sleep(0.05)
 
 
@@ -349,18 +352,29 @@ async def test_the_api_says_when_to_ask_again(form: str, faulty: FaultyApi) -> N
     assert time.monotonic() - began >= 0.9
 
 
-async def test_a_wait_has_a_limit(faulty: FaultyApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An API that wants a longer pause than is good is asked again all the same."""
-    monkeypatch.setattr("receiver.qod.client._RETRY_AFTER_SECONDS_MAX", 0.5)
-    faulty.script(answer(503, retry_after="86400"), answer(200, SESSION))
-    async with asyncio.timeout(SECONDS_MAX), QodClient(faulty.settings()) as client:
+@ALL
+@pytest.mark.parametrize(("text", "seconds"), [("3600", 3600), ("9" * 400, 999_999_999)])
+async def test_a_long_wait_is_told(operation: Operation, text: str, seconds: int, faulty: FaultyApi) -> None:
+    """An API that wants a longer pause than anybody waits for is asked once, and the pause is told."""
+    faulty.script(error(429, "TOO_MANY_REQUESTS", "slow down", retry_after=text), answer(200, SESSION))
+    caught = await failure_of(operation, faulty.settings())
+    assert f"slow down, and wants to be left alone for {seconds} s (x-correlator" in caught.message
+    assert caught.retry_after_seconds == seconds
+    assert len(faulty.asked) == 1
+
+
+async def test_a_wait_is_told(faulty: FaultyApi) -> None:
+    """While an attempt waits for seconds, the client says why and for how long."""
+    told: list[str] = []
+    faulty.script(answer(503, retry_after="1"), hung_up(), answer(200, SESSION))
+    async with QodClient(faulty.settings(), notice=told.append) as client:
         assert await client.get(SESSION_ID)
+    assert told[0] == "the QoD API answers 503: it is asked again in 1 s"
 
 
-@pytest.mark.parametrize("text", ["soon", "-1", "1e9", "²", "Wed, 99 Foo 2026", "9" * 400, ""])
-async def test_a_retry_after_that_is_none(text: str, faulty: FaultyApi, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["soon", "-1", "1e9", "²", "Wed, 99 Foo 2026", ""])
+async def test_a_retry_after_that_is_none(text: str, faulty: FaultyApi) -> None:
     """A Retry-After that nobody understands changes nothing."""
-    monkeypatch.setattr("receiver.qod.client._RETRY_AFTER_SECONDS_MAX", 0.5)
     faulty.script(answer(503, retry_after=text), answer(200, SESSION))
     async with asyncio.timeout(SECONDS_MAX), QodClient(faulty.settings()) as client:
         assert await client.get(SESSION_ID)
@@ -372,7 +386,12 @@ async def test_how_long_to_wait_is_told(faulty: FaultyApi) -> None:
     assert (await failure_of(GET, faulty.settings(attempts_max=1))).retry_after_seconds == 17
 
 
-LOST = {**PASSING, "500": answer(500), "408": answer(408), "503 later": answer(503, retry_after="0")}
+LOST = {
+    **{name: reply for name, reply in PASSING.items() if name != "429"},
+    "500": answer(500),
+    "408": answer(408),
+    "503 later": answer(503, retry_after="0"),
+}
 
 
 @pytest.mark.parametrize("reply", LOST.values(), ids=LOST)
@@ -384,6 +403,19 @@ async def test_a_creation_is_posted_once(reply: Reply, faulty: FaultyApi, log: p
     assert caught.message.endswith("it may have been made: see `session list`")
     assert len(faulty.asked) == 1
     assert_discreet(log, caught)
+
+
+async def test_a_creation_that_was_too_much_is_posted_again(faulty: FaultyApi) -> None:
+    """An answer of 429 says that nothing was made: the creation is posted again, and nothing may have been made."""
+    too_much = error(429, "TOO_MANY_REQUESTS", "slow down")
+    faulty.script(too_much, too_much, answer(201, SESSION))
+    async with QodClient(faulty.settings()) as client:
+        assert (await client.create(wanted())).session_id == SESSION_ID
+    assert len(faulty.posts()) == 3
+    faulty.script(too_much)
+    caught = await failure_of(CREATE, faulty.settings(attempts_max=2))
+    assert "may have been made" not in caught.message
+    assert len(faulty.posts()) == 5
 
 
 async def test_a_creation_whose_answer_is_late_is_posted_once(faulty: FaultyApi, log: pytest.LogCaptureFixture) -> None:
@@ -425,7 +457,7 @@ async def test_a_creation_that_was_lost_is_there_once(log: pytest.LogCaptureFixt
     async with simulated(Options()) as api, QodClient(settings_of(api)) as direct, _losing_answers(api.url) as url:
         caught = await failure_of(CREATE, settings_of(api, base_url=f"{url}/v1"))
         assert "it may have been made" in caught.message
-        assert len(await direct.list()) == 1
+        assert len((await direct.list()).sessions) == 1
     assert_discreet(log, caught)
 
 
@@ -531,7 +563,7 @@ async def test_a_long_list_is_read(faulty: FaultyApi) -> None:
     session = {**SESSION, "device": {"phoneNumber": PHONE}, "startedAt": "2026-11-24T10:00:00Z"}
     faulty.script(answer(200, [{**session, "sessionId": f"s-{number}"} for number in range(50_000)]))
     async with QodClient(faulty.settings(timeout_seconds=SECONDS_MAX)) as client:
-        found = await client.list()
+        found = (await client.list()).sessions
     assert [each.session_id for each in found] == [f"s-{number}" for number in range(50_000)]
     assert found[0].started_micros == rfc3339.micros("2026-11-24T10:00:00Z")
 
@@ -541,14 +573,13 @@ async def test_a_long_list_is_read(faulty: FaultyApi) -> None:
     [
         (b"<html>", "it is not JSON"),
         (b'{"sessions": []}', "it is not a list of sessions"),
-        (orjson.dumps([SESSION, {**SESSION, "qosStatus": "NEW", "device": PHONE}]), "of its session 2 qosStatus must"),
         (b"[" * 100_000, "it is not JSON"),
     ],
 )
 async def test_a_list_that_can_not_be_read(
     content: bytes, told: str, faulty: FaultyApi, log: pytest.LogCaptureFixture
 ) -> None:
-    """From a list that can be read in part nothing follows: it fails as a whole, with the place that is wrong."""
+    """From what is no list, or none whose end can be found, nothing follows."""
     faulty.script(answer(200, content))
     caught = await failure_of(LIST, faulty.settings())
     assert isinstance(caught, Unavailable)

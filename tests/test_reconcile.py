@@ -7,6 +7,8 @@ import asyncio
 import io
 import json
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from receiver import rfc3339
 from receiver.embedded import EmbeddedNode, open_node, open_reader
 from receiver.qod.reconcile import Schedule
 from receiver.reconciling import reconciler
@@ -22,6 +25,7 @@ from receiver.service import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests import simulated
+from tests.faulty_api import SESSION, SESSION_ID, FaultyApi, answer, error
 from tests.kafka_process import until
 from tests.limits import SECONDS_MAX
 from tests.nodes import until as eventually
@@ -102,6 +106,19 @@ def sessions(receiver: ReceiverProcess) -> dict[str, dict[str, Any]]:
     """The sessions table, by session."""
     told = httpx2.get(f"{receiver.ops_url}/sessions", params={"limit": 1000}, timeout=SECONDS_MAX).json()["sessions"]
     return {each["sessionId"]: each for each in told}
+
+
+def available(session_id: str) -> bytes:
+    """A notification of now."""
+    event = {
+        "id": str(uuid.uuid4()),
+        "source": "/operators/test",
+        "specversion": "1.0",
+        "type": "org.camaraproject.qod.v0.qos-status-changed",
+        "time": rfc3339.render(time.time_ns() // 1000),
+        "data": {"sessionId": session_id, "qosStatus": "AVAILABLE"},
+    }
+    return json.dumps(event).encode()
 
 
 def on_topic(receiver: ReceiverProcess, topic: str) -> list[tuple[str, str | None, str | None]]:
@@ -274,6 +291,58 @@ def test_reconcile_by_command(
     until(lambda: session_id in sessions(receiver), "the session")
     assert "0 statuses, and facts of 0 other sessions, would be told" in run("reconcile", "--dry-run", *data)
     assert has_no_device(receiver.directory)
+
+
+async def test_a_gateways_word_ends_nobody_and_a_mistaken_end_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway's 404 ends no session. The API's own does, until the API or the sender says that it is AVAILABLE."""
+    times = {"startedAt": "2026-11-27T20:00:00Z", "expiresAt": "2036-11-27T20:00:00Z"}
+    listed = {**SESSION, **times, "qosStatus": "AVAILABLE"}
+    sessions_path = "GET /v1/qod/sessions"
+    async with FaultyApi().listening() as api:
+        api.routes[sessions_path] = answer(200, [listed])
+        api.script(answer(404, {"message": "no Route matched with those values"}))
+        known(monkeypatch, api.url)
+        receiver = await asyncio.to_thread(ReceiverProcess, tmp_path / "data")
+
+        def status() -> str:
+            return str(sessions(receiver).get(SESSION_ID, {}).get("qosStatus"))
+
+        def passed_over() -> float:
+            return receiver.metric('qod_receiver_api_sessions_passed_over_total{why="unanswered"}')
+
+        async def until_it_is(wanted: str) -> None:
+            await asyncio.to_thread(until, lambda: status() == wanted, wanted)
+
+        try:
+            await until_it_is("AVAILABLE")
+            api.routes[sessions_path] = answer(200, [])
+            await asyncio.to_thread(until, lambda: passed_over() >= 3, "comparisons")
+            assert await asyncio.to_thread(status) == "AVAILABLE"
+            ready = await asyncio.to_thread(httpx2.get, f"{receiver.ops_url}/readyz", timeout=SECONDS_MAX)
+            assert ready.status_code == 200
+            assert "does not tell of 1 session that its list does not have" in ready.json()["checks"]["api"]
+            api.script(error(404, "NOT_FOUND", "there is no such session"))
+            await until_it_is("UNAVAILABLE")
+            api.routes[sessions_path] = answer(200, [listed])
+            await until_it_is("AVAILABLE")
+            api.routes[sessions_path] = answer(200, [])
+            await until_it_is("UNAVAILABLE")
+            api.script(answer(404, {"message": "no Route matched with those values"}))
+
+            def is_back() -> bool:
+                assert receiver.post(available(SESSION_ID)) == [204]
+                return status() == "AVAILABLE"
+
+            await asyncio.to_thread(until, is_back, "AVAILABLE")
+            told = await asyncio.to_thread(on_topic, receiver, "status")
+        finally:
+            receiver.kill()
+    changes = [
+        each[0] for each, before in zip(told, [None, *told], strict=False) if before is None or each[0] != before[0]
+    ]
+    assert changes == ["AVAILABLE", "UNAVAILABLE", "AVAILABLE", "UNAVAILABLE", "AVAILABLE"]
 
 
 def test_devices_are_told_where_that_is_wanted(

@@ -34,6 +34,7 @@ FOR_PLAIN = "required where kafka.security_protocol is SASL_SSL and kafka.sasl_m
 FOR_SCRAM = "required where kafka.security_protocol is SASL_PLAINTEXT and kafka.sasl_mechanism SCRAM-SHA-512"
 FOR_OAUTH = "required where kafka.security_protocol is SASL_PLAINTEXT and kafka.sasl_mechanism OAUTHBEARER"
 FOR_TLS = "nothing, or kafka.security_protocol SSL or SASL_SSL: else it has no effect"
+HEADER_VALUE = "1 to 4096 visible ASCII characters as the value of"
 SECTIONS = "prefix, data, edge, auth, ops, retention, kafka, router, api, routes, log"
 
 
@@ -179,6 +180,14 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
         ("[[routes]]\ntopic = 'x'\nsender = []", "routes[0].sender", 3, "a list, not empty, each of it text"),
         ("[log]\nlevel = 'loud'", "log.level", 2, "one of debug, info, warning, error"),
         ("[log]\nformat = 'xml'", "log.format", 2, "one of auto, json, console"),
+        ("[api]\nheaders = 'x-key: 1'", "api.headers", 2, "a table of names of headers and their values"),
+        ("[api.headers]\nX-Key = 'ä'", "api.headers", 1, f"{HEADER_VALUE} x-key, with blanks within"),
+        ("[api.headers]\nX-Key = ''", "api.headers", 1, f"{HEADER_VALUE} x-key, with blanks within"),
+        ("[api.headers]\nX-Key = 7", "api.headers.X-Key", 2, "text"),
+        ("[api.headers]\nX-Key = '1'\nx-key = '2'", "api.headers", 1, "at most 16 headers, each once"),
+        ("[api.headers]\n'a b' = '1'", "api.headers", 1, None),
+        ("[api.headers]\nAuthorization = '1'", "api.headers", 1, None),
+        ("[api.headers]\nContent-Length = '1'", "api.headers", 1, None),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_line_and_what_is_allowed(

@@ -4,7 +4,6 @@ A device's identifiers are personal data: no message quotes them, and only --sho
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -42,7 +41,7 @@ EXAMPLE_ID = "3f2b8c1e-0d5a-4b7e-9c64-1a2b3c4d5e6f"
 
 #: Its last notifications may be posted again long after it ended.
 _TOKEN_MARGIN_SECONDS = 3_600
-_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_UNREAD_SHOWN_MAX = 20
 _ANY_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # listens there; a sender can't post there
 
 _NO_API = """\
@@ -78,8 +77,8 @@ Ipv6Option = Annotated[
 
 
 def _id(text: str) -> str:
-    if not _UUID.fullmatch(text):
-        raise typer.BadParameter(f"a session's id is a UUID, such as {EXAMPLE_ID}")
+    if not model.is_id(text):
+        raise typer.BadParameter(f"a session's id is 1 to 256 printable characters, such as {EXAMPLE_ID}")
     return text
 
 
@@ -153,13 +152,18 @@ def create(
 
 def list_(*, show_device: ShowDeviceOption = False, as_json: JsonOption = False, config: ConfigOption = None) -> None:
     """Print the sessions that the API has of ours."""
-    found = _ask(_with_api(settings_of(config)), lambda client: client.list())
+    found, unread = _ask(_with_api(settings_of(config)), lambda client: client.list())
+    for each in unread[:_UNREAD_SHOWN_MAX]:
+        of = "" if each.session_id is None else f" {harmless(each.session_id)}"
+        typer.echo(f"a session can't be read:{of}: {each.complaint}", err=True)
+    if len(unread) > _UNREAD_SHOWN_MAX:
+        typer.echo(f"{len(unread) - _UNREAD_SHOWN_MAX} more can't be read", err=True)
     if as_json:
         for session in found:
             _print_json(session, show_device=show_device)
     elif found:
         console().print(_table(found, show_device=show_device))
-    else:
+    elif not unread:
         typer.echo("the API has no sessions of ours")
 
 
@@ -217,7 +221,7 @@ def _token(settings: Settings, duration_seconds: int) -> SecretStr:
 
 
 async def _create(settings: Settings, request: Creation, ops_token: str, *, as_json: bool) -> None:
-    async with QodClient(settings.api) as client:
+    async with QodClient(settings.api, notice=_notice) as client:
         session = await client.create(request)
     try:
         await learned(settings, session, ops_token)
@@ -229,10 +233,14 @@ async def _create(settings: Settings, request: Creation, ops_token: str, *, as_j
 
 def _ask(settings: Settings, ask: Callable[[QodClient], Awaitable[T]]) -> T:
     async def answer() -> T:
-        async with QodClient(settings.api) as client:
+        async with QodClient(settings.api, notice=_notice) as client:
             return await ask(client)
 
     return asyncio.run(answer())
+
+
+def _notice(words: str) -> None:
+    typer.echo(words, err=True)
 
 
 def _print(session: ApiSession, *, show_device: bool, as_json: bool) -> None:

@@ -58,6 +58,8 @@ async def learned(settings: Settings, session: ApiSession, ops_token: str) -> No
 async def _reconcile(settings: Settings, ops_token: str, *, dry_run: bool) -> None:
     async with reading(settings) as reader, reconciler(settings, _All(reader)) as made:
         found = await made.compare()
+    if made.complaint:
+        typer.echo(made.complaint, err=True)
     if found:
         console().print(behind_table(found))
     if dry_run:

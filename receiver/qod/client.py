@@ -1,8 +1,8 @@
 """A client of the operator's QoD API: its four operations, within limits, and without a word to any log.
 
 What may be asked twice is asked again when it fails for a reason that may pass. A creation may not: a session that was
-made without our knowing costs money and holds its device. It is posted again only where nothing of it was sent, and
-else fails, saying that the session may have been made.
+made without our knowing costs money and holds its device. It is posted again only where nothing of it was sent, or
+where the API had too much to do for it (429), and else fails, saying that the session may have been made.
 
 An error is raised where neither a request nor an answer is in sight, so that a traceback with its locals shows none of
 a device's identifiers.
@@ -10,39 +10,47 @@ a device's identifiers.
 
 import asyncio
 import math
-import time
 import uuid
-from collections.abc import Sequence
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn, Self
 from urllib.parse import quote
 
 import httpx2
 import orjson
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
 
+from receiver.answers import (
+    BACKOFF,
+    PASSING,
+    Unreadable,
+    content_of,
+    is_long,
+    left_alone,
+    message_of,
+    retry_after_seconds,
+)
 from receiver.errors import ApiRefused, Malformed, Unavailable
 from receiver.oauth import ClientCredentials
 from receiver.qod import model
-from receiver.qod.model import ApiSession, Creation
+from receiver.qod.listing import Reading, paging_of
+from receiver.qod.model import ApiSession, Creation, Listing
 from receiver.settings import ApiSettings
 
-_LIST_BYTES_MAX = 64 * 1024 * 1024
 _SESSION_BYTES_MAX = 1024 * 1024
 _ERROR_BYTES_MAX = 64 * 1024
 _MESSAGE_CHARS_MAX = 300
 
-#: Full jitter: each wait is a random part of a limit that doubles from attempt to attempt.
-_BACKOFF = wait_random_exponential(multiplier=0.25, max=10)
-#: An API that wants a longer pause gets another caller by then.
-_RETRY_AFTER_SECONDS_MAX = 30.0
+#: Shorter waits are nothing to tell of.
+_NOTICED_SECONDS_MIN = 1.0
 
 _UNAUTHORIZED = 401
 _NOT_FOUND = 404
-#: Asked again, these may succeed (RFC 9110 and RFC 6585).
-_PASSING = frozenset({429, 502, 503, 504})
-_PASSING_CLIENT_ERRORS = frozenset({408, 429})
+_TOO_MANY_REQUESTS = 429
+_PASSING_CLIENT_ERRORS = frozenset({408, _TOO_MANY_REQUESTS})
+
+#: In place of an error's content that can't be had: not empty, which would be the API's word in a 404.
+_UNREAD = b"<>"
 
 _MAYBE_MADE = "; it may have been made: see `session list`"
 
@@ -77,12 +85,13 @@ class _Call:
 class _Answer:
     """A status and a body, which is not shown."""
 
-    __slots__ = ("content", "retry_after_seconds", "status")
+    __slots__ = ("content", "paging", "retry_after_seconds", "status")
 
-    def __init__(self, status: int, content: bytes, retry_after_seconds: float | None) -> None:
-        self.status = status
+    def __init__(self, answer: httpx2.Response, content: bytes) -> None:
+        self.status = answer.status_code
         self.content = content
-        self.retry_after_seconds = retry_after_seconds
+        self.retry_after_seconds = retry_after_seconds(answer)
+        self.paging = paging_of(answer)
 
     @property
     def is_success(self) -> bool:
@@ -94,6 +103,11 @@ class _Answer:
         """Whether it was not done, and would not be done another time either."""
         about_request = httpx2.codes.is_client_error(self.status) and self.status not in _PASSING_CLIENT_ERRORS
         return about_request or httpx2.codes.is_redirect(self.status)
+
+    @property
+    def is_vain(self) -> bool:
+        """Whether nothing was done: it was refused, now or for good."""
+        return self.is_refusal or self.status == _TOO_MANY_REQUESTS
 
     def __repr__(self) -> str:
         return f"<answer {self.status}>"
@@ -115,16 +129,21 @@ class QodClient:
     """The API of these settings, which must have a base URL. Used as a context manager, by one event loop.
 
     Every operation raises Unavailable where it may succeed later, and ApiRefused where it can't. Their messages have
-    the API's own words only where it `quotes`: these may name a device, which is nothing for a log.
+    the API's own words only where it `quotes`: these may name a device, which is nothing for a log. `notice` is told,
+    in words, that an attempt has failed and the next has to wait.
     """
 
-    def __init__(self, settings: ApiSettings, *, quotes: bool = True) -> None:
+    def __init__(
+        self, settings: ApiSettings, *, quotes: bool = True, notice: Callable[[str], None] = lambda _: None
+    ) -> None:
         if settings.base_url is None:
             raise ValueError("there is no api.base_url")
         self._sessions_url = f"{settings.base_url.rstrip('/')}/qod/sessions"
         self._timeout_seconds = settings.timeout_seconds
         self._quotes = quotes
         self._attempts_max = settings.attempts_max
+        self._notice = notice
+        self._headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
         self._tokens = ClientCredentials(
             settings.token_url or "",
             settings.client_id or "",
@@ -133,6 +152,10 @@ class QodClient:
             timeout_seconds=settings.timeout_seconds,
             audience="the QoD API",
             reason="api",
+            parameters={"audience": settings.audience} if settings.audience else None,
+            headers=self._headers,
+            attempts_max=settings.attempts_max,
+            quotes=quotes,
         )
         self._client = httpx2.AsyncClient(timeout=None, follow_redirects=False)  # each exchange is limited as a whole
 
@@ -152,16 +175,19 @@ class QodClient:
             _raise_refused(call, answer)
         return _session(call, answer)
 
-    async def list(self) -> Sequence[ApiSession]:
-        """All sessions that the API has of ours. One that can't be read fails it: nothing follows from a part."""
-        call = _Call("GET", self._sessions_url, _LIST_BYTES_MAX)
-        answer = await self._ask(call)
-        if not answer.is_success:
-            _raise_refused(call, answer)
-        found = await _sessions_or_complaint(answer)
-        if isinstance(found, str):
-            _raise_unreadable(call, found)
-        return found
+    async def list(self) -> Listing:
+        """All sessions that the API has of ours, of all pages. A part of them is none: then it fails."""
+        reading = Reading(self._sessions_url)
+        while True:
+            call = _Call("GET", reading.url, reading.bytes_left)
+            answer = await self._ask(call)
+            if not answer.is_success:
+                _raise_refused(call, answer)
+            complaint = await reading.read(answer.content, answer.paging)
+            if complaint is not None:
+                _raise_unavailable(call, complaint)
+            if reading.is_done:
+                return reading.listing()
 
     async def get(self, session_id: str) -> ApiSession | None:
         """A session, None where there is none of this id."""
@@ -171,9 +197,7 @@ class QodClient:
         call = _Call("GET", url, _SESSION_BYTES_MAX)
         answer = await self._ask(call)
         if answer.status == _NOT_FOUND:
-            # A session that is gone is over for good, so a gateway's page about a path is not taken for the API's word.
-            if answer.content.strip() and not answer.content.lstrip().startswith(b"{"):
-                _raise_unreadable(call, "404, and not as JSON")
+            _expect_word(call, answer)
             return None
         if not answer.is_success:
             _raise_refused(call, answer)
@@ -187,6 +211,7 @@ class QodClient:
         call = _Call("DELETE", url, _SESSION_BYTES_MAX)
         answer = await self._ask(call)
         if answer.status == _NOT_FOUND:
+            _expect_word(call, answer)
             return call.maybe_done
         if not answer.is_success:
             _raise_refused(call, answer)
@@ -203,14 +228,23 @@ class QodClient:
             stop=stop_after_attempt(self._attempts_max),
             wait=_pause_seconds,
             retry=retry_if_result(lambda outcome: _is_worth_another(call, outcome)),
+            before_sleep=self._tell_of_wait,
             retry_error_callback=_last_outcome,
         )(self._attempt, call)
         if isinstance(outcome, _Failure):
             _raise_unavailable(call, outcome.why)
         if not (outcome.is_success or outcome.is_refusal):
             _, words = _explained(call, outcome)
-            _raise_unavailable(call, f"answers {words}", outcome.retry_after_seconds)
+            seconds = outcome.retry_after_seconds
+            _raise_unavailable(call, f"answers {words}{left_alone(seconds)}", seconds)
         return outcome
+
+    def _tell_of_wait(self, state: RetryCallState) -> None:
+        seconds = state.next_action.sleep if state.next_action else 0
+        if seconds >= _NOTICED_SECONDS_MIN:
+            outcome = _last_outcome(state)
+            why = outcome.why if isinstance(outcome, _Failure) else f"answers {outcome.status}"
+            self._notice(f"the QoD API {why}: it is asked again in {seconds:.0f} s")
 
     async def _attempt(self, call: _Call) -> _Answer | _Failure:
         """Ask, and once more with another token where the first is not accepted. Raises Unavailable without one."""
@@ -221,7 +255,7 @@ class QodClient:
             self._tokens.forget(token)
             outcome = await self._exchange(call, await self._tokens.token())
         call.attempts += 1
-        call.maybe_done = call.maybe_done or (outcome.sent if isinstance(outcome, _Failure) else not outcome.is_refusal)
+        call.maybe_done = call.maybe_done or (outcome.sent if isinstance(outcome, _Failure) else not outcome.is_vain)
         return outcome
 
     async def _exchange(self, call: _Call, token: str) -> _Answer | _Failure:
@@ -233,9 +267,10 @@ class QodClient:
             sent = sent or event.endswith("send_request_headers.started")
 
         headers = {
+            **self._headers,
             "authorization": f"Bearer {token}",
             "accept": "application/json",
-            "accept-encoding": "identity",  # what is compressed could be of any length
+            "accept-encoding": "identity",
             "x-correlator": call.correlator,
         }
         if call.creation is not None:
@@ -251,11 +286,13 @@ class QodClient:
                     extensions={"trace": trace},
                 ) as answer,
             ):
-                bytes_max = call.bytes_max if answer.is_success else _ERROR_BYTES_MAX
-                content = await _bounded(answer, bytes_max)
-                if content is None and answer.is_success:
-                    return _Failure("answers at too great length", passing=False, sent=True)
-                return _Answer(answer.status_code, content or b"", _retry_after_seconds(answer))
+                try:
+                    content = await content_of(answer, call.bytes_max if answer.is_success else _ERROR_BYTES_MAX)
+                except Unreadable as error:
+                    if answer.is_success:
+                        return _Failure(f"answers {error}", passing=False, sent=True)
+                    content = _UNREAD
+                return _Answer(answer, content)
         except TimeoutError:
             return _Failure(f"did not answer within {self._timeout_seconds:g} s", passing=True, sent=sent)
         except httpx2.TransportError as error:
@@ -265,42 +302,21 @@ class QodClient:
             return _Failure(f"can't be asked: {type(error).__name__}", passing=False, sent=sent)
 
 
-async def _bounded(answer: httpx2.Response, bytes_max: int) -> bytes | None:
-    """The body as it came, None where it is too long."""
-    content = bytearray()
-    async for part in answer.aiter_raw():
-        content += part
-        if len(content) > bytes_max:
-            return None
-    return bytes(content)
-
-
 def _is_worth_another(call: _Call, outcome: _Answer | _Failure) -> bool:
     if isinstance(outcome, _Failure):
         return outcome.passing and not (outcome.sent and call.creation is not None)
-    return outcome.status in _PASSING and call.creation is None
+    may_be_asked_again = call.creation is None or outcome.is_vain
+    return outcome.status in PASSING and may_be_asked_again and not is_long(outcome.retry_after_seconds)
 
 
 def _pause_seconds(state: RetryCallState) -> float:
     """How long to wait before the next attempt: as long as the API says, and never less than chance does."""
-    outcome = _last_outcome(state)
-    return max(_BACKOFF(state), min(outcome.retry_after_seconds or 0, _RETRY_AFTER_SECONDS_MAX))
+    return max(BACKOFF(state), _last_outcome(state).retry_after_seconds or 0)
 
 
 def _last_outcome(state: RetryCallState) -> _Answer | _Failure:
     outcome: _Answer | _Failure = state.outcome.result()  # type: ignore[union-attr]  # there was an attempt
     return outcome
-
-
-def _retry_after_seconds(answer: httpx2.Response) -> float | None:
-    """RFC 9110, 10.2.3: seconds, or a date."""
-    text = answer.headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _reason(error: Exception) -> str:
@@ -324,21 +340,11 @@ def _session_or_complaint(answer: _Answer) -> ApiSession | str:
         return "it is not JSON"
 
 
-async def _sessions_or_complaint(answer: _Answer) -> Sequence[ApiSession] | str:
-    """Tens of thousands take a while, so that others have their turn after each few."""
-    found: list[ApiSession] = []
-    try:
-        for trees in model.parts(answer.content):
-            if not isinstance(trees, list):
-                return "it is not a list of sessions"
-            for each in trees:
-                found.append(model.api_session(each))  # noqa: PERF401  # how many were read tells which can't be
-            await asyncio.sleep(0)
-    except orjson.JSONDecodeError:
-        return "it is not JSON"
-    except Malformed as error:
-        return f"of its session {len(found) + 1} {error.message}"
-    return found
+def _expect_word(call: _Call, answer: _Answer) -> None:
+    """Raise Unavailable where a 404 is not the API's own: what a gateway says of a path tells nothing of a session."""
+    if not model.is_unknown_session(answer.content):
+        _, words = _explained(call, answer)
+        _raise_unavailable(call, f"answers {words}, which is not the API's own word on the session")
 
 
 def _explained(call: _Call, answer: _Answer) -> tuple[str, str]:
@@ -347,10 +353,8 @@ def _explained(call: _Call, answer: _Answer) -> tuple[str, str]:
         tree = orjson.loads(answer.content)
     except orjson.JSONDecodeError:
         tree = None
-    if not isinstance(tree, dict):
-        return "", str(answer.status)
-    code = model.code_told(tree.get("code"), call.creation)
-    message = model.told(tree.get("message"), call.creation, _MESSAGE_CHARS_MAX) if call.quotes else ""
+    code = model.code_told(tree.get("code"), call.creation) if isinstance(tree, dict) else ""
+    message = model.told(message_of(answer.content), call.creation, _MESSAGE_CHARS_MAX) if call.quotes else ""
     return code, f"{answer.status}{f' ({code})' if code else ''}{f': {message}' if message else ''}"
 
 

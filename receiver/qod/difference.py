@@ -11,7 +11,7 @@ from receiver.facts import NO_FACTS, Facts
 from receiver.notification import RECONCILE
 from receiver.qod.model import ApiSession
 from receiver.qod.telling import Telling, planned_end, told
-from receiver.session import Session, Verdict, learn
+from receiver.session import Session, Verdict, learn, was_told
 
 _RECENT_MICROS = 3600 * 1_000_000
 
@@ -68,6 +68,9 @@ def may_be_gone(mine: Session) -> bool:
 def _gone(mine: Session, asked_micros: int) -> Telling:
     """The end of a session that the API does not know any more. Before its time was up nobody can tell why."""
     ends_micros = planned_end(mine)
-    if ends_micros is None or ends_micros > asked_micros:
-        return Telling(mine.session_id, QosStatus.UNAVAILABLE, None, asked_micros, NO_FACTS)
-    return Telling(mine.session_id, QosStatus.UNAVAILABLE, StatusInfo.DURATION_EXPIRED.value, ends_micros, NO_FACTS)
+    if ends_micros is not None and ends_micros <= asked_micros:
+        expired = StatusInfo.DURATION_EXPIRED.value
+        planned = Telling(mine.session_id, QosStatus.UNAVAILABLE, expired, ends_micros, NO_FACTS, is_missing=True)
+        if not was_told(mine, planned.event(RECONCILE)):  # else it was taken back, and the session outlived the plan
+            return planned
+    return Telling(mine.session_id, QosStatus.UNAVAILABLE, None, asked_micros, NO_FACTS, is_missing=True)

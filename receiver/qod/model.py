@@ -9,9 +9,9 @@ device's identifiers here has a repr without them, and no function raises while 
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 from pydantic import SecretStr
@@ -40,6 +40,9 @@ _PHONE_NUMBER = re.compile(r"\+[1-9][0-9]{4,14}")
 _URL = re.compile(r"https?://[^\s/?#@]+([/?][^\s#]*)?")
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")
 _CODE_CHARS_MAX = 64
+_NOT_FOUND = 404
+#: NOT_FOUND, or an API's own of that kind, such as QUALITY_ON_DEMAND.SESSION_NOT_FOUND.
+_CODE_NOT_FOUND = re.compile(r"([A-Z][A-Z0-9_]*\.)?([A-Z0-9_]+_)?NOT_FOUND")
 
 #: What may be a device's in a message, whoever's: a number that calls somebody, and an address.
 _CALLABLE = re.compile(r"\+[1-9](?:[ ().-]*[0-9]){4,}")
@@ -139,6 +142,82 @@ def api_session(tree: object) -> ApiSession:
     return found
 
 
+class Unread(NamedTuple):
+    """A session on a list that can't be read: its id, None where that can't be read either, and why."""
+
+    session_id: str | None
+    complaint: str
+
+
+class Listing(NamedTuple):
+    """All sessions that the API has of ours: those that can be read, and the others."""
+
+    sessions: Sequence[ApiSession]
+    unread: Sequence[Unread]
+
+    def complaint(self) -> str:
+        """What of it can't be read, in words; empty where all can."""
+        if not self.unread:
+            return ""
+        session_id, why = self.unread[0]
+        which = "" if session_id is None else f" {session_id}"
+        more = f", and {len(self.unread) - 1} more" if len(self.unread) > 1 else ""
+        return f"of the API's sessions one can't be read: session{which}: {why}{more}"
+
+
+class Page(NamedTuple):
+    """The elements of a list, or of a part of it; how many elements and parts there are, None where not told."""
+
+    elements: Sequence[object]
+    total_count: int | None
+    total_pages: int | None
+
+
+def page(tree: object) -> Page | None:
+    """A list, or an object with one list and `pagination` beside it (Commonalities, API-design-guidelines.md, 4.1.3).
+
+    None where it is neither.
+    """
+    if isinstance(tree, list):
+        return Page(tree, None, None)
+    if not isinstance(tree, dict) or not isinstance(tree.get("pagination"), dict):
+        return None
+    lists = [value for value in tree.values() if isinstance(value, list)]
+    told = tree["pagination"]
+    return Page(lists[0], _whole(told.get("totalCount")), _whole(told.get("totalPages"))) if len(lists) == 1 else None
+
+
+def listed(tree: object) -> ApiSession | Unread:
+    """An element of a list."""
+    found = _session_or_complaint(tree)
+    if not isinstance(found, str):
+        return found
+    session_id = tree.get("sessionId") if isinstance(tree, dict) else None
+    return Unread(session_id if is_id(session_id) else None, found)
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether a session can have this id. A UUID is not wanted: some APIs' ids are none."""
+    return isinstance(value, str) and 0 < len(value) <= _ID_CHARS_MAX and value.isprintable()
+
+
+def is_unknown_session(content: bytes) -> bool:
+    """Whether the body of a 404 is the API's word that there is no such session, and not a gateway's on a path.
+
+    The API's has no body (QoD 0.10.0), or is CAMARA's ErrorInfo with its code.
+    """
+    if not content.strip():
+        return True
+    try:
+        tree = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(tree, dict) or tree.get("status") != _NOT_FOUND:
+        return False
+    code = tree.get("code")
+    return isinstance(code, str) and _CODE_NOT_FOUND.fullmatch(code) is not None
+
+
 def parts(content: bytes, bytes_min: int = _PART_BYTES) -> Iterator[Any]:
     """The elements of a list, some at a time; the whole where it is no list. Raises JSONDecodeError.
 
@@ -219,7 +298,7 @@ def _session_or_complaint(tree: object) -> ApiSession | str:
     if not isinstance(tree, dict):
         return "a session is not a JSON object"
     session_id, status = tree.get("sessionId"), tree.get("qosStatus")
-    if not isinstance(session_id, str) or not 0 < len(session_id) <= _ID_CHARS_MAX or not session_id.isprintable():
+    if not is_id(session_id):
         return f"sessionId must be 1 to {_ID_CHARS_MAX} printable characters"
     if not isinstance(status, str) or status not in _STATUSES:
         return f"qosStatus must be one of {', '.join(QosStatus)}"

@@ -24,7 +24,7 @@ from receiver.inbox import Inbox
 from receiver.notification import RECONCILE, Notification
 from receiver.qod.client import QodClient
 from receiver.qod.difference import Difference, differences, may_be_gone
-from receiver.qod.model import ApiSession
+from receiver.qod.model import ApiSession, Listing
 from receiver.qod.telling import notification, planned_end
 from receiver.session import Session
 from receiver.telemetry import Telemetry
@@ -44,6 +44,8 @@ _FOUND_MAX = 100_000
 #: What was told is a difference until it is routed, which may take long; should nothing come of it, it is told again.
 _TOLD_AGAIN_SECONDS = 300.0
 _PAUSE_SECONDS_MIN = 0.2
+#: However long the API wants to be left alone.
+_LEFT_ALONE_SECONDS_MAX = 900
 
 
 T = TypeVar("T")
@@ -75,6 +77,10 @@ class Reconciler:
         self.missing: Mapping[str, float] = {}
         #: Whether some of them were not asked for yet.
         self.waits = False
+        #: How many of the API's sessions could not be read, and of how many that are missing it would not tell.
+        self.unread_count = self.unanswered_count = 0
+        #: What of the last comparison this passed over, in words; empty where it was whole.
+        self.complaint = ""
 
     async def compare(self, missing_seconds_min: float = 0.0) -> list[Difference]:
         """Where ours are behind the API's. Raises ReceiverError where the API can't be asked.
@@ -83,7 +89,11 @@ class Reconciler:
         costs; so only once that has been so for `missing_seconds_min`, through all comparisons since.
         """
         asked_micros, listed = time.time_ns() // 1000, dict[str, ApiSession]()
-        for some in batched(await self._client.list(), _SLICE):
+        listing = await self._client.list()
+        unread = {
+            canonical(each.session_id) for each in listing.unread if each.session_id
+        }  # they are there all the same
+        for some in batched(listing.sessions, _SLICE):
             named = ((canonical(each.session_id), each) for each in some)
             listed |= {session_id: each for session_id, each in named if self._ours.owns(session_id)}
             await asyncio.sleep(0)
@@ -91,15 +101,17 @@ class Reconciler:
         now = time.monotonic()
         for own in batched(await self._ours.sessions_of(self._sender, listed.keys()), _SLICE):
             mine |= {each.session_id: each for each in own}
-            gone = [each.session_id for each in own if each.session_id not in listed and may_be_gone(each)]
+            unlisted = (each for each in own if each.session_id not in listed and each.session_id not in unread)
+            gone = [each.session_id for each in unlisted if may_be_gone(each)]
             missing |= {each: self.missing.get(each, now) for each in gone}
             await asyncio.sleep(0)
         self.missing = missing
         due = [each for each, since in missing.items() if now - since >= missing_seconds_min]
         self.waits = len(due) < len(missing)
         # By chance, so that none has to wait for ever behind others.
-        asked = await self._ask(random.sample(due, min(len(due), _ASKED_MAX)))
-        self._doubt_mass_end(asked, mine, asked_micros)
+        asked, refusals = await self._ask(random.sample(due, min(len(due), _ASKED_MAX)))
+        self._complain(listing, refusals)
+        self._doubt_mass_end(asked, len(due), mine, asked_micros)
         found: list[Difference] = []
         for each in batched(chain(listed.items(), asked.items()), _SLICE):
             found += differences(dict(each), mine, asked_micros, self._facts)
@@ -111,29 +123,47 @@ class Reconciler:
         for each in found:
             yield notification(each.telling, RECONCILE, self._sender, time.time_ns() // 1000)
 
-    async def _ask(self, session_ids: Sequence[str]) -> Mapping[str, ApiSession | None]:
-        """What the API says of sessions that are not on its list, but for those of which it says nothing now."""
+    async def _ask(self, session_ids: Sequence[str]) -> tuple[Mapping[str, ApiSession | None], Sequence[ReceiverError]]:
+        """What the API says of sessions that are not on its list; and why of others it says nothing now."""
         found: dict[str, ApiSession | None] = {}
+        refusals: list[ReceiverError] = []
         waiting = iter(session_ids)
 
         async def ask_some() -> None:
             for session_id in waiting:
-                # Of one that is refused nothing is known; what is wrong with all of them the list will tell.
-                with contextlib.suppress(ReceiverError):
+                try:
                     found[session_id] = await self._client.get(session_id)
+                except ReceiverError as error:
+                    refusals.append(error)  # nothing follows from it for the session
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ASKED_SECONDS_MAX), asyncio.TaskGroup() as tasks:
                 for _ in range(min(_ASKED_AT_ONCE, len(session_ids))):
                     tasks.create_task(ask_some())
-        return found
+        return found, refusals
 
-    def _doubt_mass_end(self, theirs: Mapping[str, ApiSession | None], mine: Mapping[str, Session], now: int) -> None:
-        """Raise Unavailable where the API suddenly knows hardly any of our sessions: it is not they that are wrong."""
-        early = [key for key, each in theirs.items() if each is None and (planned_end(mine[key]) or now + 1) > now]
+    def _complain(self, listing: Listing, refusals: Sequence[ReceiverError]) -> None:
+        """Note what was passed over."""
+        self.unread_count, self.unanswered_count = len(listing.unread), len(refusals)
+        words = [listing.complaint()] if listing.unread else []
+        if refusals:
+            what = f"{len(refusals)} session{'s' * (len(refusals) > 1)} that its list does not have"
+            words.append(f"the QoD API does not tell of {what}: {refusals[0].message}")
+        self.complaint = "; ".join(words)
+
+    def _doubt_mass_end(
+        self, asked: Mapping[str, ApiSession | None], due_count: int, mine: Mapping[str, Session], now: int
+    ) -> None:
+        """Raise Unavailable where the API suddenly knows hardly any of our sessions: it is not they that are wrong.
+
+        Those that were asked for are a sample by chance of all that are due, so the share of them stands for all.
+        """
+        early = [key for key, each in asked.items() if each is None and (planned_end(mine[key]) or now + 1) > now]
         live = sum(may_be_gone(each) for each in mine.values())
-        if len(early) >= _MASS_MIN and 2 * len(early) > live:
-            what = f"{len(early)} of our {live} sessions no more, before their time"
+        gone_count = round(len(early) * due_count / max(len(asked), 1))
+        if len(early) >= _MASS_MIN and 2 * gone_count > live:
+            about = "" if gone_count == len(early) else "about "
+            what = f"{about}{gone_count} of our {live} sessions no more, before their time"
             raise Unavailable(f"the QoD API knows {what}: is api.client_id the right one?", reason="api")
 
 
@@ -184,13 +214,18 @@ class Schedule:
             except Exception as error:  # noqa: BLE001  # nothing that the API answers may end what receives
                 self.trouble = _why(error)
                 self._telemetry.reconcile_failed(self.trouble, error)
+                wanted_seconds = error.retry_after_seconds or 0 if isinstance(error, ReceiverError) else 0
             else:
-                self.trouble = ""
+                self.trouble, wanted_seconds = self._reconciler.complaint, 0
                 news = sum(each.is_news for each in ripe)
                 self._telemetry.reconciled(news, len(ripe) - news)
+                if self.trouble:
+                    counts = self._reconciler.unread_count, self._reconciler.unanswered_count
+                    self._telemetry.reconciled_in_part(*counts, self.trouble)
             waits = self._seen or self._reconciler.waits
             pause_seconds = min(self._interval_seconds, self._grace_seconds) if waits else self._interval_seconds
-            await asyncio.sleep(max(pause_seconds, _PAUSE_SECONDS_MIN))
+            left_alone_seconds = min(wanted_seconds, _LEFT_ALONE_SECONDS_MAX)
+            await asyncio.sleep(max(pause_seconds, left_alone_seconds, _PAUSE_SECONDS_MIN))
 
     async def _compare(self) -> Sequence[Difference]:
         """Compare once, and tell; returns what was told."""

@@ -18,7 +18,7 @@ from receiver.event import Dialect, Event, QosStatus, StatusInfo, canonical
 from receiver.facts import Facts, facts_of, members
 from receiver.notification import API_ORIGINS, SENDER_NAME, Notification, parse
 from receiver.qod.model import ApiSession
-from receiver.session import Session
+from receiver.session import MISSING_SOURCE, Session
 
 EVENT_TYPE = "org.camaraproject.qod.v0.qos-status-changed"
 
@@ -41,6 +41,8 @@ class Telling(NamedTuple):
     status_info: str | None
     time_micros: int
     facts: Facts
+    #: Whether this is no word of the API's, but concluded from its not knowing the session any more.
+    is_missing: bool = False
 
     def event(self, origin: str) -> Event:
         """The event that it is to the router."""
@@ -52,7 +54,7 @@ class Telling(NamedTuple):
             self.status_info,
             self.time_micros,
             identifier,
-            f"/qod-receiver/{origin}",
+            MISSING_SOURCE if self.is_missing else f"/qod-receiver/{origin}",
             EVENT_TYPE,
             Dialect.CLOUDEVENTS,
         )

@@ -75,8 +75,10 @@ class ApiApp(Starlette):
 
     async def _create(self, request: Request) -> Response:
         client_id = self._bearer(request, oauth.WRITE)
-        _expect_type(request, "application/json")
-        wanted = creation.parse(await _body(request))
+        body = await _body(request)
+        if body:  # a creation without one is no request of another type, but an invalid one
+            _expect_type(request, "application/json")
+        wanted = creation.parse(body)
         sessions_url = f"{_base_url(request)}{SESSIONS_PATH}"
         try:
             session = self._network.create(wanted, client_id, sessions_url)

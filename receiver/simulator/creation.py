@@ -137,6 +137,8 @@ _RANGES = {"greater_than_equal", "less_than_equal"}
 
 def parse(body: bytes) -> Wanted:
     """The session that a body asks for. Raises Invalid."""
+    if not body.strip():
+        raise Invalid("there is no body")
     try:
         request = _CreateSessionRequest.model_validate(orjson.loads(body))
     except orjson.JSONDecodeError:
