@@ -275,6 +275,7 @@ class ClusteredNode:
             append_timeout_seconds=self._settings.edge.append_timeout_seconds,
             opened=opened,
             is_open=is_open,
+            passed_over=self._telemetry.passed_over,
         )
 
     async def _drain(self, spool: Spool) -> None:

@@ -20,8 +20,8 @@ import structlog
 
 from receiver.admission import Admission
 from receiver.auth import Credentials, Issuer, StaticToken
+from receiver.backends.directory import Lock
 from receiver.backends.kafka.reader import KafkaReader
-from receiver.backends.sqlite_file import Lock
 from receiver.clustered import WHOLE, Part, cluster_inbox, clustered, connection_of
 from receiver.edge import Edge, EdgeApp, Limits
 from receiver.embedded import embedded, open_node, open_reader

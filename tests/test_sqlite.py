@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from receiver.backends.directory import LOCK_NAME
 from receiver.backends.packing import (
     Damaged,
     pack_messages,
@@ -23,8 +24,7 @@ from receiver.backends.packing import (
     unpack_notifications,
 )
 from receiver.backends.sqlite import SqliteNode, SqliteReader
-from receiver.backends.sqlite_file import LOCK_NAME
-from receiver.backends.sqlite_schema import FILE_NAME
+from receiver.backends.sqlite_schema import FILE_NAME, MARK_NAME
 from receiver.errors import Unavailable
 from receiver.message import Message
 from receiver.notification import Notification
@@ -225,7 +225,8 @@ async def test_what_may_not_be_written_is_not_served(
     """A node does not start on files or in a directory that it may not write to, and does where it may."""
     async with public.opened() as node:
         await append(node, posted("A1"))
-    (public.directory / LOCK_NAME).chmod(0o666)
+    for name in (LOCK_NAME, f"{FILE_NAME}{MARK_NAME}"):
+        (public.directory / name).chmod(0o666)
     (public.directory / FILE_NAME).chmod(file_mode)
     public.directory.chmod(directory_mode)
     with unprivileged(), pytest.raises(Unavailable):
@@ -248,14 +249,14 @@ async def test_what_is_no_database_is_not_served(backend: SqliteBackend) -> None
     assert path.read_bytes() == b"something else entirely\n" * 1000
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [3, 99])
 async def test_another_schema_is_refused(backend: SqliteBackend, version: int) -> None:
     """A file of another release's schema is not touched, and the message says which it has."""
     async with backend.opened():
         pass
     with raw(backend.directory) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
-    with pytest.raises(Unavailable, match=f"schema version {version}, this release knows 1"):
+    with pytest.raises(Unavailable, match=f"schema version {version}, this release knows 2"):
         async with backend.opened():
             pass
     with raw(backend.directory) as connection:

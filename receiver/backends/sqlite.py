@@ -16,9 +16,10 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 import orjson
 
+from receiver.backends.directory import Lock, make_directory
 from receiver.backends.packing import pack_messages, pack_notifications
-from receiver.backends.sqlite_file import Effects, Lock, SqliteFile, State
-from receiver.backends.sqlite_schema import PARTITION
+from receiver.backends.sqlite_file import Effects, SqliteFile, State
+from receiver.backends.sqlite_schema import PARTITION, state_crc
 from receiver.backends.sqlite_view import SqliteView
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
@@ -235,7 +236,8 @@ class SqliteLane:
             await self._inbox.appended.wait()
         sessions = await self._states({each.key for each in notifications})
         self._read_up_to = next_position
-        positions = range(position, position + len(notifications))
+        # From behind: what is missing in the file, it lies before them.
+        positions = range(next_position - len(notifications), next_position) if len(notifications) > 1 else [position]
         return Batch(position, next_position, positions, notifications, sessions, clock_micros)
 
     def rewind(self) -> None:
@@ -262,7 +264,7 @@ class SqliteLane:
             await self._look(self._find_out)
             raise Unavailable("an earlier commit turned out to be kept", reason="store") from error
         for position, (key, state) in enumerate(zip(keys, effects.states, strict=True), first):
-            if state[-1] is None:
+            if state[3] is None:
                 self._standing.pop(key, None)
             else:
                 self._standing[key] = position
@@ -306,15 +308,23 @@ class SqliteLane:
 
 
 def _state(message: Message) -> State:
-    value = None if message.value is None else message.value.decode()
-    return message.key, message.timestamp_millis, orjson.dumps(message.headers), value
+    _, key, value, pairs, millis = message
+    headers = orjson.dumps(pairs)
+    crc = state_crc(key.encode(), millis, headers, value)
+    return key, millis, headers, None if value is None else value.decode(), crc
 
 
 class SqliteReader(Reader):
     """Looks on from any process. `receiver.reader.Reader` is the contract."""
 
-    def __init__(self, directory: Path, sessions_topic: str, passed_over: PassedOver = nobody) -> None:
-        self._view = SqliteView(directory, sessions_topic, passed_over)
+    def __init__(
+        self,
+        directory: Path,
+        sessions_topic: str,
+        passed_over: PassedOver = nobody,
+        damaged: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._view = SqliteView(directory, sessions_topic, passed_over, damaged)
         self._thread = ThreadPoolExecutor(1, "sqlite-reader")
 
     def close(self) -> None:
@@ -369,18 +379,25 @@ class SqliteNode:
         appended: Callable[[int, float], None] = lambda _count, _seconds: None,
         passed_over: PassedOver = nobody,
     ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self._lock = Lock(directory)
         try:
             self._writer = ThreadPoolExecutor(1, "sqlite-writer")
             self._reader = ThreadPoolExecutor(1, "sqlite-lane")
-            self._file = SqliteFile(directory, sessions_topic)
+            self._file = SqliteFile(directory, sessions_topic, passed_over=passed_over)
             self._file.open()
-            self._view = SqliteView(directory, sessions_topic, passed_over)
+            self._view = SqliteView(directory, sessions_topic, passed_over, self.suspect)
             self.inbox = SqliteInbox(
                 self._file, self._writer, append_timeout_seconds=append_timeout_seconds, appended=appended
             )
-            self.lane = SqliteLane(
+            self.lane = self._lane(sessions_topic)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _lane(self, sessions_topic: str) -> SqliteLane:
+        def opened() -> SqliteLane:
+            return SqliteLane(
                 view=self._view,
                 file=self._file,
                 inbox=self.inbox,
@@ -388,8 +405,25 @@ class SqliteNode:
                 reader=self._reader,
                 sessions_topic=sessions_topic,
             )
-        except BaseException:
-            self._lock.release()
+
+        try:
+            return opened()
+        except Unavailable:
+            if not self._file.is_suspect:
+                raise
+            self._file.open()
+            return opened()
+
+    def suspect(self) -> None:
+        """Have the file made anew from what can be read of it, with the next thing that is written."""
+        self._file.is_suspect = True
+
+    async def look(self) -> None:
+        """Find out whether the file is where it should be. Raises Unavailable."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._file.look)
+        except Unavailable as error:
+            self.inbox.trouble = error.message
             raise
 
     async def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:

@@ -17,9 +17,13 @@ reserve, and an opening gives back what it took: the log is empty then. Retentio
 while the reserve is not whole.
 """
 
-import fcntl
 import os
+<<<<<<< HEAD
 from collections.abc import Callable, Iterator, Sequence
+=======
+import time
+from collections.abc import Iterator, Sequence
+>>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -27,22 +31,35 @@ from typing import NamedTuple, TypeVar
 import apsw
 import orjson
 
+<<<<<<< HEAD
 from receiver.backends.packing import Pack
 from receiver.backends.reserve import Reserve
+=======
+from receiver.backends.directory import make_private
+from receiver.backends.packing import Damaged, Pack, unpack_notifications
+from receiver.backends.sqlite_mark import Mark
+from receiver.backends.sqlite_salvage import copy, fill
+>>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 from receiver.backends.sqlite_schema import (
     BUSY_TIMEOUT_MILLIS,
     FILE_NAME,
+    MARK_NAME,
     PARTITION,
     SCHEMA,
     SCHEMA_VERSION,
+    UPGRADES,
+    Identity,
     close,
     failing,
+    identity,
+    inbox_name,
     only_row,
+    row_end,
+    topic_numbers,
 )
 from receiver.errors import Unavailable
 from receiver.inbox import LaneLost
-
-LOCK_NAME = "lock"
+from receiver.reader import PassedOver, nobody
 
 #: 16 MiB of log between checkpoints: small enough to replay at once, large enough that a page is copied once for many
 #: commits that touched it.
@@ -61,8 +78,18 @@ _PIECE_BYTES = 65_536
 _ROWS_AT_ONCE = (128, 16, 1)
 
 
-State = tuple[str, int, bytes, str | None]
-"""A record of the sessions topic, without its position: key, timestamp in milliseconds, headers and value as JSON."""
+#: The file is looked for at its place at most so often; each look costs some microseconds.
+_LOOK_SECONDS = 0.1
+#: A file that is damaged again so soon is left to people.
+_SALVAGE_SECONDS_MIN = 60.0
+#: So many damaged files are set aside; the latest takes the last one's place.
+_SET_ASIDE_MAX = 3
+#: No clock that is right runs so far ahead of ours: twenty years.
+_CLOCK_AHEAD_MICROS_MAX = 20 * 366 * 86_400 * 1_000_000
+
+State = tuple[str, int, bytes, str | None, int]
+"""A record of the sessions topic, without its position: key, timestamp in milliseconds, headers and value as JSON, and
+the checksum of these."""
 
 
 class Effects(NamedTuple):
@@ -83,6 +110,7 @@ T = TypeVar("T")
 class SqliteFile:
     """The writing side. Use it from one thread at a time. Every method raises Unavailable when the file fails.
 
+<<<<<<< HEAD
     `end` is the position of the next notification. `append_bytes_max` is what the bodies of one append should have at
     most, beside the last. The log has about `log_bytes_max` bytes at most, and no more than half the reserve.
     """
@@ -97,18 +125,40 @@ class SqliteFile:
             self.append_bytes_max = min(_APPEND_BYTES_MAX, self._reserve.size_bytes // _APPEND_PART)
             self._checkpoint_bytes = min(log_bytes_max, self._reserve.size_bytes // 2)
         self._directory = directory
+=======
+    `end` is the position of the next notification. `is_suspect` may be set by whoever found that SQLite can't read the
+    file: then it is made anew from what can be read. `passed_over` is told of what is lost.
+    """
+
+    def __init__(
+        self, directory: Path, sessions_topic: str, *, passed_over: PassedOver = nobody, vfs: str = ""
+    ) -> None:
+>>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
         self._path = os.fspath(directory / FILE_NAME)
         self._vfs = vfs  # SQLite's name for a file system; the empty one is the machine's
         self._sessions_topic = sessions_topic
+        self._passed_over = passed_over
         self._connection: apsw.Connection | None = None
         self._topics: dict[str, int] = {}
+        self._mark: Mark | None = None
+        self._identity: Identity | None = None
+        self._log_identity: Identity | None = None
+        self._look_at = 0.0
+        self._salvage_at = 0.0
+        self.is_suspect = False
         self.end = 0
 
     def open(self) -> None:
         """Open the file, or create it, and make what it holds durable. Done by every method where it is needed."""
+<<<<<<< HEAD
         self._with_reserve(self._try_to_open)
         if self._reserve is not None:
             self._reserve.make()
+=======
+        with failing("the file can't be opened"):
+            self._give_up()
+            self._open()
+>>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 
     def close(self) -> None:
         """Close the connection; what was committed stays."""
@@ -116,9 +166,30 @@ class SqliteFile:
             # Nothing failed on it, so the log may be copied into the database and removed.
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         self._give_up()
+        if self._mark is not None:
+            self._mark.close()
+            self._mark = None
+
+    def look(self) -> None:
+        """Raise Unavailable where the file is not at its place any more: nobody would find what is kept in it.
+
+        A log that is missing alone is made anew: what is in it is copied into the file before.
+        """
+        with failing("the file can't be looked for"):
+            if self.is_suspect:
+                self.open()
+            if self._vfs or self._connection is None or (now := time.monotonic()) < self._look_at:
+                return
+            self._expect_in_place()
+            if identity(f"{self._path}-wal") != self._log_identity:
+                _checkpoint(self._connection)
+                self._give_up()
+                self._open()
+        self._look_at = now + _LOOK_SECONDS
 
     def append(self, pack: Pack, now_micros: int) -> None:
         """Keep the packed notifications durably, or not at all."""
+<<<<<<< HEAD
         if self._connection is None:
             self.open()
         if self.full:
@@ -132,7 +203,18 @@ class SqliteFile:
             if self._reserve is not None:
                 self._reserve.is_safe = False  # look again before the next
             raise self._told(error) from error.__cause__
+=======
+        try:
+            self._insert(pack, now_micros)
+        except Unavailable:
+            if not self.is_suspect:
+                raise
+            self._insert(pack, now_micros)  # into a file that was made anew
+>>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
         self.end += pack.size
+        if self._mark is not None:
+            self._mark.write(self.end)
+        self.look()
 
     def commit(self, position: int, next_position: int, effects: Effects, clock_micros: int) -> int:
         """Write everything that the notifications from `position` to `next_position` caused, or nothing.
@@ -140,6 +222,7 @@ class SqliteFile:
         Returns the position of the first of the states. Raises LaneLost where the lane does not stand at `position`:
         somebody else committed.
         """
+<<<<<<< HEAD
         return self._with_reserve(lambda: self._commit(position, next_position, effects, clock_micros))
 
     def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
@@ -180,6 +263,9 @@ class SqliteFile:
             return (self._directory / FILE_NAME).stat().st_size
 
     def _commit(self, position: int, next_position: int, effects: Effects, clock_micros: int) -> int:
+=======
+        self.look()
+>>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
@@ -206,6 +292,7 @@ class SqliteFile:
 
     def _retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
         removed = 0
+        self.look()
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("UPDATE lane SET inbox_position = ? WHERE partition = ?", (self.end, PARTITION))
@@ -230,7 +317,7 @@ class SqliteFile:
             ):
                 last: int | None = None
                 for row, written_micros in connection.execute(select, (rows_max,)):
-                    if written_micros >= before_micros:
+                    if isinstance(written_micros, int) and written_micros >= before_micros:
                         break
                     last = row
                 if last is not None:
@@ -239,6 +326,7 @@ class SqliteFile:
             connection.execute("COMMIT")
         return removed
 
+<<<<<<< HEAD
     def _give_back(self) -> bool:
         """Give some free pages back to the disk; whether there were any."""
         size_bytes = 0 if self._reserve is None else self._reserve.size_bytes
@@ -278,6 +366,13 @@ class SqliteFile:
     def _try_to_open(self) -> None:
         with failing("the file can't be opened"):
             self._open()
+=======
+    def _insert(self, pack: Pack, now_micros: int) -> None:
+        with self._connected() as connection:
+            connection.execute(
+                "INSERT INTO inbox VALUES (?, ?, ?, ?, ?)", (self.end, pack.size, now_micros, pack.crc, pack.blob)
+            )
+>>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 
     def _give_up(self) -> None:
         connection, self._connection = self._connection, None
@@ -285,6 +380,16 @@ class SqliteFile:
             close(connection)
 
     def _open(self) -> apsw.Connection:
+        if not self.is_suspect:
+            try:
+                return self._open_as_it_is()
+            except apsw.CorruptError:
+                self.is_suspect = True
+        self._salvage()
+        return self._open_as_it_is()
+
+    def _open_as_it_is(self) -> apsw.Connection:
+        self._expect_in_place()
         connection = self._connect()
         try:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -296,18 +401,103 @@ class SqliteFile:
             _make_durable(connection)
             connection.wal_autocheckpoint(max(self._checkpoint_bytes // _PAGE_BYTES, 1))
             self._create(connection)
-            self._topics = dict(connection.execute("SELECT name, topic FROM topics"))
+            self._topics = topic_numbers(connection)
             self._refuse_other_prefix(connection)
-            (self.end,) = only_row(
-                connection,
-                "SELECT max(inbox_position, coalesce((SELECT position + count FROM inbox "
-                "ORDER BY position DESC LIMIT 1), 0)) FROM lane",
-            )
+            self.end = self._find_end(connection)
+            self._heal(connection)
         except BaseException:
             close(connection)
             raise
         self._connection = connection
+        if not self._vfs:
+            self._identity, self._log_identity = identity(self._path), identity(f"{self._path}-wal")
         return connection
+
+    def _expect_in_place(self) -> None:
+        if self._identity is not None and (found := identity(self._path)) != self._identity:
+            what = "deleted or moved" if found is None else "replaced by another"
+            raise Unavailable(f"the file was {what} while it was served: put it back, or start anew", reason="store")
+
+    def _find_end(self, connection: apsw.Connection) -> int:
+        """Where the inbox ends. What is missing before that, and was kept, gets a row that tells so."""
+        position, clock_micros, inbox_position = only_row(
+            connection, "SELECT position, clock_micros, inbox_position FROM lane"
+        )
+        last = connection.execute("SELECT position, count, crc, pack FROM inbox ORDER BY position DESC LIMIT 1").get
+        there = inbox_position if last is None else _end_of(connection, *last)
+        if self._mark is None:
+            self._mark = Mark(f"{self._path}{MARK_NAME}", self._vfs)
+        end = max(there, inbox_position, self._mark.read())
+        if position > end or clock_micros > time.time_ns() // 1000 + _CLOCK_AHEAD_MICROS_MAX:
+            (beginning,) = only_row(connection, "SELECT coalesce(min(position), ?) FROM inbox", (end,))
+            self._passed_over(
+                f"{inbox_name(self._sessions_topic)}-{PARTITION}-{beginning}",
+                "damaged: how far routing was; it begins here again",
+            )
+            connection.execute("UPDATE lane SET position = ?, clock_micros = 0", (beginning,))
+            position = beginning
+        if end > (begin := max(there, position)):
+            self._passed_over(
+                f"{inbox_name(self._sessions_topic)}-{PARTITION}-{begin}",
+                f"lost: {end - begin} notification{'' if end - begin == 1 else 's'} that had been kept",
+            )
+            fill(connection, begin, end, time.time_ns() // 1000)
+        self._mark.write(end)
+        return int(end)
+
+    def _heal(self, connection: apsw.Connection) -> None:
+        """Have no topic end before its records do: new ones would be refused for ever."""
+        for name, number in self._topics.items():
+            sql = "SELECT position + max(1, count) FROM messages WHERE topic = ? ORDER BY position DESC LIMIT 1"
+            if name == self._sessions_topic:
+                sql = "SELECT max(position) + 1 FROM sessions WHERE ? NOTNULL"
+            end = connection.execute(sql, (number,)).get
+            connection.execute("UPDATE topics SET position = ? WHERE topic = ? AND position < ?", (end, number, end))
+
+    def _salvage(self) -> None:
+        """Make the file anew from what can be read of it, and set the old one aside."""
+        if self._vfs or time.monotonic() < self._salvage_at:
+            raise apsw.CorruptError("damaged")
+        self._salvage_at = time.monotonic() + _SALVAGE_SECONDS_MIN
+        self._give_up()
+        self._expect_in_place()
+        made = f"{self._path}-salvage"
+        for leftover in (made, f"{made}-journal"):
+            Path(leftover).unlink(missing_ok=True)
+        old = self._connect()
+        try:
+            old.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            old.set_busy_timeout(BUSY_TIMEOUT_MILLIS)
+            _checkpoint(old)
+            make_private(made)
+            new = apsw.Connection(made, flags=apsw.SQLITE_OPEN_READWRITE)
+            try:
+                new.execute("PRAGMA synchronous = full")
+                mark = 0 if self._mark is None else self._mark.read()
+                copy(old, new, self._sessions_topic, mark, self._passed_over)
+            finally:
+                close(new)
+        finally:
+            close(old)
+        self._set_aside(made)
+        self.is_suspect = False
+
+    def _set_aside(self, made: str) -> None:
+        """Put the new file into the old one's place; at every moment one of them is there."""
+        names = [f"{self._path}-damaged-{number}" for number in range(1, _SET_ASIDE_MAX + 1)]
+        aside = next((name for name in names if not Path(name).exists()), names[-1])
+        Path(aside).unlink(missing_ok=True)
+        os.link(self._path, aside)
+        for companion in ("-wal", "-shm"):  # of the old file, which looks into its own no more
+            Path(self._path + companion).unlink(missing_ok=True)
+        Path(made).replace(self._path)
+        directory = os.open(Path(self._path).parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        self._identity = identity(self._path)
+        self._passed_over(Path(aside).name, "the file was damaged: it is set aside, and what can be read goes on")
 
     def _refuse_other_prefix(self, connection: apsw.Connection) -> None:
         """The sessions kept are those of one sessions topic, which goes on where it was."""
@@ -336,11 +526,20 @@ class SqliteFile:
             log.xClose()
 
     def _connect(self) -> apsw.Connection:
-        return apsw.Connection(self._path, vfs=self._vfs or None)
+        if self._vfs:
+            return apsw.Connection(self._path, vfs=self._vfs)
+        if self._identity is None:
+            make_private(self._path)
+        return apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READWRITE)
 
     def _create(self, connection: apsw.Connection) -> None:
         version = connection.pragma("user_version")
-        if version == 0:
+        if version in UPGRADES:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(UPGRADES[version])
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        elif version == 0:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(SCHEMA)
             connection.execute("INSERT INTO lane VALUES (?, 0, 0, 0)", (PARTITION,))
@@ -355,9 +554,12 @@ class SqliteFile:
         """The connection, which is not used again if anything fails."""
         with failing("the file can't be written"):
             try:
+                if self.is_suspect:
+                    self._give_up()
                 yield self._connection or self._open()
-            except BaseException:
+            except BaseException as error:
                 self._give_up()
+                self.is_suspect |= isinstance(error, apsw.CorruptError)
                 raise
 
     def _advance(self, connection: apsw.Connection, topic: str, count: int) -> tuple[int, int]:
@@ -372,20 +574,12 @@ class SqliteFile:
         return number, end - count
 
 
-class Lock:
-    """The right to serve a directory: held by one process at a time, and given back when it ends, however it ends."""
-
-    def __init__(self, directory: Path) -> None:
-        self._descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise Unavailable(f"another process serves {directory}", reason="locked") from error
-
-    def release(self) -> None:
-        """Give the right back."""
-        os.close(self._descriptor)
+def _end_of(connection: apsw.Connection, first: int, count: object, crc: int, blob: bytes) -> int:
+    """The position behind the last row of the inbox."""
+    try:
+        return first + len(unpack_notifications(blob, crc))
+    except Damaged:
+        return row_end(connection, first, count)
 
 
 #: What SQLite, and Python, may call it that there is no room.
@@ -409,6 +603,11 @@ def _make_durable(connection: apsw.Connection) -> None:
     connection.execute("PRAGMA synchronous = full")
     if mode != "wal" or connection.pragma("synchronous") != _SYNCHRONOUS_FULL:
         raise Unavailable("the file system refuses a write-ahead log or syncing", reason="store")
+    _checkpoint(connection)
+
+
+def _checkpoint(connection: apsw.Connection) -> None:
+    """Copy the log into the database, and empty it."""
     busy, _, _ = only_row(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
     if busy:
         raise Unavailable("another program keeps the log from being checkpointed", reason="store")
@@ -418,7 +617,7 @@ def _insert_states(connection: apsw.Connection, first: int, states: Sequence[Sta
     """Insert rows many at a time, for the reason that Effects gives."""
     at = 0
     for count in _ROWS_AT_ONCE:
-        statement = f"INSERT INTO sessions VALUES {', '.join(['(?, ?, ?, ?, ?)'] * count)}"  # noqa: S608  # question marks
+        statement = f"INSERT INTO sessions VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * count)}"  # noqa: S608  # question marks
         while len(states) - at >= count:
             bindings: list[int | str | bytes | None] = []
             for position, state in enumerate(states[at : at + count], first + at):
