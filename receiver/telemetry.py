@@ -288,12 +288,11 @@ class Telemetry:
         self._passed_over.inc()
         self._log.warning("record_passed_over", record=place, reason=why)
 
-<<<<<<< HEAD
     def unwritable(self, trace: str, reason: str) -> None:
         """What a notification came to can't be written."""
         self._unwritable.inc()
         self._log.error("unwritable", inbox=trace, reason=reason)
-=======
+
     @property
     def passed_over_notice(self) -> str:
         """What was passed over since the start, in words for an operator; empty where nothing was."""
@@ -301,7 +300,6 @@ class Telemetry:
             return ""
         first = "; ".join(f"{place}: {why}" for place, why in islice(self._places.items(), _PLACES_SHOWN))
         return f"{len(self._places)} passed over, each in the log, such as {first}"
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 
     def edge_failed(self, correlator: str, error: BaseException) -> None:
         """The edge itself failed on a request."""

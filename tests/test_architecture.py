@@ -105,14 +105,10 @@ LAYERS = (
     {"backends.kafka.scan"},
     {"backends.kafka.lane", "backends.kafka.transactions"},
     {"backends.kafka.membership"},
-<<<<<<< HEAD
-    {"backends.reserve", "backends.sqlite_schema"},
-    {"backends.sqlite_file", "backends.sqlite_view"},
-=======
-    {"backends.directory", "backends.sqlite_schema"},
+    {"backends.directory", "backends.reserve", "backends.sqlite_schema"},
     {"backends.sqlite_mark", "backends.sqlite_salvage"},
-    {"backends.sqlite_check", "backends.sqlite_file", "backends.sqlite_view"},
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
+    {"backends.sqlite_check", "backends.sqlite_healing", "backends.sqlite_view"},
+    {"backends.sqlite_file"},
     {"backends.sqlite"},
     {"backends.set_aside"},
     {"backends.spool"},

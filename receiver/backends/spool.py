@@ -22,12 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-<<<<<<< HEAD
+from receiver.backends.directory import Lock, make_directory
 from receiver.backends.packing import Pack
 from receiver.backends.set_aside import SetAside
-=======
-from receiver.backends.directory import Lock, make_directory
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 from receiver.backends.sqlite import SqliteInbox
 from receiver.backends.sqlite_file import Effects, SqliteFile
 from receiver.backends.sqlite_view import SqliteView
@@ -147,11 +144,7 @@ class Spool:
         self._name = directory.name
         self._lock = Lock(directory)
         try:
-<<<<<<< HEAD
-            self._file = _SpoolFile(directory, "", log_bytes_max=bytes_max // _LOG_PART)
-=======
-            self._file = SqliteFile(directory, "", passed_over=passed_over)
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
+            self._file = _SpoolFile(directory, "", log_bytes_max=bytes_max // _LOG_PART, passed_over=passed_over)
             self._file.open()
             self._view = SqliteView(directory, "", passed_over, self._suspect)
         except BaseException:

@@ -18,8 +18,8 @@ import orjson
 
 from receiver.backends.directory import Lock, make_directory
 from receiver.backends.packing import pack_messages, pack_notifications
-from receiver.backends.sqlite_file import Effects, SqliteFile, State
-from receiver.backends.sqlite_schema import PARTITION, state_crc
+from receiver.backends.sqlite_file import Effects, SqliteFile
+from receiver.backends.sqlite_schema import PARTITION, State, state_crc
 from receiver.backends.sqlite_view import SqliteView
 from receiver.errors import Unavailable
 from receiver.event import QosStatus

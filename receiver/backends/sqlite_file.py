@@ -18,12 +18,8 @@ while the reserve is not whole.
 """
 
 import os
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator, Sequence
-=======
 import time
-from collections.abc import Iterator, Sequence
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -31,15 +27,12 @@ from typing import NamedTuple, TypeVar
 import apsw
 import orjson
 
-<<<<<<< HEAD
+from receiver.backends.directory import make_private
 from receiver.backends.packing import Pack
 from receiver.backends.reserve import Reserve
-=======
-from receiver.backends.directory import make_private
-from receiver.backends.packing import Damaged, Pack, unpack_notifications
+from receiver.backends.sqlite_healing import heal, inbox_end
 from receiver.backends.sqlite_mark import Mark
-from receiver.backends.sqlite_salvage import copy, fill
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
+from receiver.backends.sqlite_salvage import salvage
 from receiver.backends.sqlite_schema import (
     BUSY_TIMEOUT_MILLIS,
     FILE_NAME,
@@ -49,12 +42,14 @@ from receiver.backends.sqlite_schema import (
     SCHEMA_VERSION,
     UPGRADES,
     Identity,
+    State,
+    checkpoint,
     close,
     failing,
     identity,
     inbox_name,
+    insert_states,
     only_row,
-    row_end,
     topic_numbers,
 )
 from receiver.errors import Unavailable
@@ -75,21 +70,12 @@ _GIVEN_BACK_PART = 16
 _GIVEN_BACK_TIMES_MAX = 16
 #: SQLite's file system cuts what is longer than 128 KiB, for it never asks for so much.
 _PIECE_BYTES = 65_536
-_ROWS_AT_ONCE = (128, 16, 1)
 
 
 #: The file is looked for at its place at most so often; each look costs some microseconds.
 _LOOK_SECONDS = 0.1
 #: A file that is damaged again so soon is left to people.
 _SALVAGE_SECONDS_MIN = 60.0
-#: So many damaged files are set aside; the latest takes the last one's place.
-_SET_ASIDE_MAX = 3
-#: No clock that is right runs so far ahead of ours: twenty years.
-_CLOCK_AHEAD_MICROS_MAX = 20 * 366 * 86_400 * 1_000_000
-
-State = tuple[str, int, bytes, str | None, int]
-"""A record of the sessions topic, without its position: key, timestamp in milliseconds, headers and value as JSON, and
-the checksum of these."""
 
 
 class Effects(NamedTuple):
@@ -110,13 +96,20 @@ T = TypeVar("T")
 class SqliteFile:
     """The writing side. Use it from one thread at a time. Every method raises Unavailable when the file fails.
 
-<<<<<<< HEAD
     `end` is the position of the next notification. `append_bytes_max` is what the bodies of one append should have at
     most, beside the last. The log has about `log_bytes_max` bytes at most, and no more than half the reserve.
+    `is_suspect` may be set by whoever found that SQLite can't read the file: then it is made anew from what can be
+    read. `passed_over` is told of what is lost.
     """
 
     def __init__(
-        self, directory: Path, sessions_topic: str, *, vfs: str = "", log_bytes_max: int = _CHECKPOINT_BYTES_MAX
+        self,
+        directory: Path,
+        sessions_topic: str,
+        *,
+        passed_over: PassedOver = nobody,
+        vfs: str = "",
+        log_bytes_max: int = _CHECKPOINT_BYTES_MAX,
     ) -> None:
         self._reserve = None if vfs else Reserve(directory)  # which is a file of the machine's
         self.append_bytes_max = _APPEND_BYTES_MAX
@@ -125,15 +118,6 @@ class SqliteFile:
             self.append_bytes_max = min(_APPEND_BYTES_MAX, self._reserve.size_bytes // _APPEND_PART)
             self._checkpoint_bytes = min(log_bytes_max, self._reserve.size_bytes // 2)
         self._directory = directory
-=======
-    `end` is the position of the next notification. `is_suspect` may be set by whoever found that SQLite can't read the
-    file: then it is made anew from what can be read. `passed_over` is told of what is lost.
-    """
-
-    def __init__(
-        self, directory: Path, sessions_topic: str, *, passed_over: PassedOver = nobody, vfs: str = ""
-    ) -> None:
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
         self._path = os.fspath(directory / FILE_NAME)
         self._vfs = vfs  # SQLite's name for a file system; the empty one is the machine's
         self._sessions_topic = sessions_topic
@@ -150,15 +134,9 @@ class SqliteFile:
 
     def open(self) -> None:
         """Open the file, or create it, and make what it holds durable. Done by every method where it is needed."""
-<<<<<<< HEAD
         self._with_reserve(self._try_to_open)
         if self._reserve is not None:
             self._reserve.make()
-=======
-        with failing("the file can't be opened"):
-            self._give_up()
-            self._open()
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 
     def close(self) -> None:
         """Close the connection; what was committed stays."""
@@ -182,35 +160,25 @@ class SqliteFile:
                 return
             self._expect_in_place()
             if identity(f"{self._path}-wal") != self._log_identity:
-                _checkpoint(self._connection)
+                checkpoint(self._connection)
                 self._give_up()
                 self._open()
         self._look_at = now + _LOOK_SECONDS
 
     def append(self, pack: Pack, now_micros: int) -> None:
         """Keep the packed notifications durably, or not at all."""
-<<<<<<< HEAD
         if self._connection is None:
             self.open()
         if self.full:
             raise Unavailable(self.full, reason="store")
         try:
-            with self._connected() as connection:
-                connection.execute(
-                    "INSERT INTO inbox VALUES (?, ?, ?, ?, ?)", (self.end, pack.size, now_micros, pack.crc, pack.blob)
-                )
+            self._insert(pack, now_micros)
         except Unavailable as error:
             if self._reserve is not None:
                 self._reserve.is_safe = False  # look again before the next
-            raise self._told(error) from error.__cause__
-=======
-        try:
-            self._insert(pack, now_micros)
-        except Unavailable:
             if not self.is_suspect:
-                raise
-            self._insert(pack, now_micros)  # into a file that was made anew
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
+                raise self._told(error) from error.__cause__
+            self._insert(pack, now_micros)  # into a file that is made anew
         self.end += pack.size
         if self._mark is not None:
             self._mark.write(self.end)
@@ -222,7 +190,6 @@ class SqliteFile:
         Returns the position of the first of the states. Raises LaneLost where the lane does not stand at `position`:
         somebody else committed.
         """
-<<<<<<< HEAD
         return self._with_reserve(lambda: self._commit(position, next_position, effects, clock_micros))
 
     def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
@@ -263,9 +230,7 @@ class SqliteFile:
             return (self._directory / FILE_NAME).stat().st_size
 
     def _commit(self, position: int, next_position: int, effects: Effects, clock_micros: int) -> int:
-=======
         self.look()
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
@@ -281,7 +246,7 @@ class SqliteFile:
                     (number, first, pack.size, clock_micros, pack.crc, pack.blob),
                 )
             _, first = self._advance(connection, self._sessions_topic, len(effects.states))
-            _insert_states(connection, first, effects.states)
+            insert_states(connection, first, effects.states)
             if effects.replaced:
                 connection.execute(
                     "DELETE FROM sessions WHERE position IN (SELECT value FROM json_each(?))",
@@ -326,7 +291,6 @@ class SqliteFile:
             connection.execute("COMMIT")
         return removed
 
-<<<<<<< HEAD
     def _give_back(self) -> bool:
         """Give some free pages back to the disk; whether there were any."""
         size_bytes = 0 if self._reserve is None else self._reserve.size_bytes
@@ -334,13 +298,13 @@ class SqliteFile:
             pages_count: int = connection.pragma("page_count")
             for _ in connection.execute(f"PRAGMA incremental_vacuum({size_bytes // _GIVEN_BACK_PART // _PAGE_BYTES})"):
                 pass  # each step gives a page
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA walcheckpoint(TRUNCATE)")
             return bool(pages_count > connection.pragma("page_count"))
 
     def _shrink(self) -> None:
         with self._connected() as connection:
             connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA walcheckpoint(TRUNCATE)")
 
     def _with_reserve(self, call: Callable[[], T]) -> T:
         """Do something, with the room of the reserve where the disk has no other."""
@@ -365,14 +329,14 @@ class SqliteFile:
 
     def _try_to_open(self) -> None:
         with failing("the file can't be opened"):
+            self._give_up()
             self._open()
-=======
+
     def _insert(self, pack: Pack, now_micros: int) -> None:
         with self._connected() as connection:
             connection.execute(
                 "INSERT INTO inbox VALUES (?, ?, ?, ?, ?)", (self.end, pack.size, now_micros, pack.crc, pack.blob)
             )
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 
     def _give_up(self) -> None:
         connection, self._connection = self._connection, None
@@ -403,8 +367,12 @@ class SqliteFile:
             self._create(connection)
             self._topics = topic_numbers(connection)
             self._refuse_other_prefix(connection)
-            self.end = self._find_end(connection)
-            self._heal(connection)
+            if self._mark is None:
+                self._mark = Mark(f"{self._path}{MARK_NAME}", self._vfs)
+            inbox = inbox_name(self._sessions_topic)
+            self.end = inbox_end(connection, inbox, self._mark.read(), self._passed_over)
+            self._mark.write(self.end)
+            heal(connection, self._topics, self._sessions_topic)
         except BaseException:
             close(connection)
             raise
@@ -418,42 +386,6 @@ class SqliteFile:
             what = "deleted or moved" if found is None else "replaced by another"
             raise Unavailable(f"the file was {what} while it was served: put it back, or start anew", reason="store")
 
-    def _find_end(self, connection: apsw.Connection) -> int:
-        """Where the inbox ends. What is missing before that, and was kept, gets a row that tells so."""
-        position, clock_micros, inbox_position = only_row(
-            connection, "SELECT position, clock_micros, inbox_position FROM lane"
-        )
-        last = connection.execute("SELECT position, count, crc, pack FROM inbox ORDER BY position DESC LIMIT 1").get
-        there = inbox_position if last is None else _end_of(connection, *last)
-        if self._mark is None:
-            self._mark = Mark(f"{self._path}{MARK_NAME}", self._vfs)
-        end = max(there, inbox_position, self._mark.read())
-        if position > end or clock_micros > time.time_ns() // 1000 + _CLOCK_AHEAD_MICROS_MAX:
-            (beginning,) = only_row(connection, "SELECT coalesce(min(position), ?) FROM inbox", (end,))
-            self._passed_over(
-                f"{inbox_name(self._sessions_topic)}-{PARTITION}-{beginning}",
-                "damaged: how far routing was; it begins here again",
-            )
-            connection.execute("UPDATE lane SET position = ?, clock_micros = 0", (beginning,))
-            position = beginning
-        if end > (begin := max(there, position)):
-            self._passed_over(
-                f"{inbox_name(self._sessions_topic)}-{PARTITION}-{begin}",
-                f"lost: {end - begin} notification{'' if end - begin == 1 else 's'} that had been kept",
-            )
-            fill(connection, begin, end, time.time_ns() // 1000)
-        self._mark.write(end)
-        return int(end)
-
-    def _heal(self, connection: apsw.Connection) -> None:
-        """Have no topic end before its records do: new ones would be refused for ever."""
-        for name, number in self._topics.items():
-            sql = "SELECT position + max(1, count) FROM messages WHERE topic = ? ORDER BY position DESC LIMIT 1"
-            if name == self._sessions_topic:
-                sql = "SELECT max(position) + 1 FROM sessions WHERE ? NOTNULL"
-            end = connection.execute(sql, (number,)).get
-            connection.execute("UPDATE topics SET position = ? WHERE topic = ? AND position < ?", (end, number, end))
-
     def _salvage(self) -> None:
         """Make the file anew from what can be read of it, and set the old one aside."""
         if self._vfs or time.monotonic() < self._salvage_at:
@@ -461,43 +393,10 @@ class SqliteFile:
         self._salvage_at = time.monotonic() + _SALVAGE_SECONDS_MIN
         self._give_up()
         self._expect_in_place()
-        made = f"{self._path}-salvage"
-        for leftover in (made, f"{made}-journal"):
-            Path(leftover).unlink(missing_ok=True)
-        old = self._connect()
-        try:
-            old.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            old.set_busy_timeout(BUSY_TIMEOUT_MILLIS)
-            _checkpoint(old)
-            make_private(made)
-            new = apsw.Connection(made, flags=apsw.SQLITE_OPEN_READWRITE)
-            try:
-                new.execute("PRAGMA synchronous = full")
-                mark = 0 if self._mark is None else self._mark.read()
-                copy(old, new, self._sessions_topic, mark, self._passed_over)
-            finally:
-                close(new)
-        finally:
-            close(old)
-        self._set_aside(made)
-        self.is_suspect = False
-
-    def _set_aside(self, made: str) -> None:
-        """Put the new file into the old one's place; at every moment one of them is there."""
-        names = [f"{self._path}-damaged-{number}" for number in range(1, _SET_ASIDE_MAX + 1)]
-        aside = next((name for name in names if not Path(name).exists()), names[-1])
-        Path(aside).unlink(missing_ok=True)
-        os.link(self._path, aside)
-        for companion in ("-wal", "-shm"):  # of the old file, which looks into its own no more
-            Path(self._path + companion).unlink(missing_ok=True)
-        Path(made).replace(self._path)
-        directory = os.open(Path(self._path).parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        mark = 0 if self._mark is None else self._mark.read()
+        salvage(self._path, self._sessions_topic, mark, self._passed_over)
         self._identity = identity(self._path)
-        self._passed_over(Path(aside).name, "the file was damaged: it is set aside, and what can be read goes on")
+        self.is_suspect = False
 
     def _refuse_other_prefix(self, connection: apsw.Connection) -> None:
         """The sessions kept are those of one sessions topic, which goes on where it was."""
@@ -574,14 +473,6 @@ class SqliteFile:
         return number, end - count
 
 
-def _end_of(connection: apsw.Connection, first: int, count: object, crc: int, blob: bytes) -> int:
-    """The position behind the last row of the inbox."""
-    try:
-        return first + len(unpack_notifications(blob, crc))
-    except Damaged:
-        return row_end(connection, first, count)
-
-
 #: What SQLite, and Python, may call it that there is no room.
 _NO_ROOM = (apsw.FullError, apsw.IOError, apsw.CantOpenError, OSError)
 
@@ -603,25 +494,4 @@ def _make_durable(connection: apsw.Connection) -> None:
     connection.execute("PRAGMA synchronous = full")
     if mode != "wal" or connection.pragma("synchronous") != _SYNCHRONOUS_FULL:
         raise Unavailable("the file system refuses a write-ahead log or syncing", reason="store")
-    _checkpoint(connection)
-
-
-def _checkpoint(connection: apsw.Connection) -> None:
-    """Copy the log into the database, and empty it."""
-    busy, _, _ = only_row(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
-    if busy:
-        raise Unavailable("another program keeps the log from being checkpointed", reason="store")
-
-
-def _insert_states(connection: apsw.Connection, first: int, states: Sequence[State]) -> None:
-    """Insert rows many at a time, for the reason that Effects gives."""
-    at = 0
-    for count in _ROWS_AT_ONCE:
-        statement = f"INSERT INTO sessions VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * count)}"  # noqa: S608  # question marks
-        while len(states) - at >= count:
-            bindings: list[int | str | bytes | None] = []
-            for position, state in enumerate(states[at : at + count], first + at):
-                bindings.append(position)
-                bindings.extend(state)
-            connection.execute(statement, bindings)
-            at += count
+    checkpoint(connection)

@@ -4,18 +4,24 @@ SQLite stops at the first page that it can't make sense of, and refuses to write
 into a new file, which takes the old one's place; the old one is set aside.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import apsw
 
+from receiver.backends.directory import make_private
 from receiver.backends.packing import Damaged, unpack_messages, unpack_notifications
 from receiver.backends.sqlite_schema import (
+    BUSY_TIMEOUT_MILLIS,
     LOST_CRC,
     PARTITION,
     SCHEMA,
     SCHEMA_VERSION,
+    checkpoint,
+    close,
     inbox_name,
     only_row,
     row_end,
@@ -23,6 +29,8 @@ from receiver.backends.sqlite_schema import (
 )
 from receiver.reader import PassedOver
 
+#: So many damaged files are set aside; the latest takes the last one's place.
+_SET_ASIDE_MAX = 3
 #: So many positions behind a row that can't be read are tried one by one, then in longer and longer steps.
 _STEPS_OF_ONE = 4_096
 _POSITION_MAX = (1 << 63) - 1
@@ -108,7 +116,49 @@ def standing(connection: apsw.Connection) -> Standing | None:
         return None
 
 
-def copy(old: apsw.Connection, new: apsw.Connection, sessions_topic: str, end: int, tell: PassedOver) -> None:
+def salvage(path: str, sessions_topic: str, end: int, tell: PassedOver) -> None:
+    """Make a file anew from what can be read of it, set the old one aside, and tell of each loss.
+
+    `end` is where the inbox ends at least. Raises apsw.Error where next to nothing can be read; the file is as it was.
+    """
+    made = f"{path}-salvage"
+    for leftover in (made, f"{made}-journal"):
+        Path(leftover).unlink(missing_ok=True)
+    old = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        old.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        old.set_busy_timeout(BUSY_TIMEOUT_MILLIS)
+        checkpoint(old)
+        make_private(made)
+        new = apsw.Connection(made, flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            new.execute("PRAGMA auto_vacuum = incremental; PRAGMA synchronous = full")
+            _copy(old, new, sessions_topic, end, tell)
+        finally:
+            close(new)
+    finally:
+        close(old)
+    tell(_set_aside(path, made), "the file was damaged: it is set aside, and what can be read goes on")
+
+
+def _set_aside(path: str, made: str) -> str:
+    """Put the new file into the old one's place; at every moment one of them is there. The old one's name."""
+    names = [f"{path}-damaged-{number}" for number in range(1, _SET_ASIDE_MAX + 1)]
+    aside = next((name for name in names if not Path(name).exists()), names[-1])
+    Path(aside).unlink(missing_ok=True)
+    Path(aside).hardlink_to(path)
+    for companion in ("-wal", "-shm"):  # of the old file, which looks into its own no more
+        Path(path + companion).unlink(missing_ok=True)
+    Path(made).replace(path)
+    directory = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return Path(aside).name
+
+
+def _copy(old: apsw.Connection, new: apsw.Connection, sessions_topic: str, end: int, tell: PassedOver) -> None:
     """Make `new`, which is empty, what can be read of `old`.
 
     `end` is where the inbox ends at least. Each loss is told, with its place. Raises apsw.CorruptError where not even
@@ -139,6 +189,12 @@ def fill(connection: apsw.Connection, begin: int, end: int, written_micros: int)
     )
 
 
+def tell_lost(tell: PassedOver, inbox: str, begin: int, end: int) -> None:
+    """Tell of notifications that were kept, and are not there."""
+    lost = end - begin
+    tell(f"{inbox}-{PARTITION}-{begin}", f"lost: {lost} notification{'' if lost == 1 else 's'} that had been kept")
+
+
 def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and whom to tell
     old: apsw.Connection, new: apsw.Connection, lane: Standing | None, end: int, inbox: str, tell: PassedOver
 ) -> tuple[int, int]:
@@ -153,7 +209,7 @@ def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and whom to tell
         if at is None or (first < routed and at == routed):
             at = first
         if first > max(at, routed):
-            _tell_lost(tell, inbox, max(at, routed), first)
+            tell_lost(tell, inbox, max(at, routed), first)
             fill(new, max(at, routed), first, written_micros)
         new.execute("INSERT OR IGNORE INTO inbox VALUES (?, ?, ?, ?, ?)", (first, count, written_micros, crc, blob))
         try:
@@ -163,7 +219,7 @@ def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and whom to tell
     beginning = at = at or 0
     end = max(end, at, 0 if lane is None else lane.inbox_position)
     if end > max(at, routed):
-        _tell_lost(tell, inbox, max(at, routed), end)
+        tell_lost(tell, inbox, max(at, routed), end)
         fill(new, max(at, routed), end, written_micros)
     if lane is not None:
         return lane.position, end
@@ -216,8 +272,3 @@ def _copy_states(old: apsw.Connection, new: apsw.Connection, sessions_topic: str
                 continue
         tell(f"{sessions_topic}-{PARTITION}-{position}", "damaged: its checksum is wrong")
     return end
-
-
-def _tell_lost(tell: PassedOver, inbox: str, begin: int, end: int) -> None:
-    lost = end - begin
-    tell(f"{inbox}-{PARTITION}-{begin}", f"lost: {lost} notification{'' if lost == 1 else 's'} that had been kept")

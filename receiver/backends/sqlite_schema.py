@@ -73,6 +73,8 @@ LOST_COUNT_MAX = 1 << 40
 #: The checksum in a row that stands for lost notifications: not that of nothing, which it holds.
 LOST_CRC = 1
 
+_ROWS_AT_ONCE = (128, 16, 1)
+
 #: Commits wait this long for a reader that holds what they need; readers are short.
 BUSY_TIMEOUT_MILLIS = 5_000
 
@@ -99,6 +101,11 @@ def state_crc(key: bytes, timestamp_millis: int, headers: bytes, value: bytes | 
 def inbox_name(sessions_topic: str) -> str:
     """What the inbox is called in the place of a record that is told."""
     return sessions_topic.removesuffix(_SESSIONS) + _INBOX
+
+
+State = tuple[str, int, bytes, str | None, int]
+"""A record of the sessions topic, without its position: key, timestamp in milliseconds, headers and value as JSON, and
+the checksum of these."""
 
 
 @contextmanager
@@ -139,7 +146,28 @@ def topic_numbers(connection: apsw.Connection) -> dict[str, int]:
     return {name.decode(errors="replace"): topic for name, topic in rows}
 
 
+def checkpoint(connection: apsw.Connection) -> None:
+    """Copy the log into the database, and empty it."""
+    busy, _, _ = only_row(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+    if busy:
+        raise Unavailable("another program keeps the log from being checkpointed", reason="store")
+
+
 def close(connection: apsw.Connection) -> None:
     """Close it, whatever becomes of it."""
     with suppress(apsw.Error):  # what was committed is in the log, if not in the database
         connection.close(force=True)
+
+
+def insert_states(connection: apsw.Connection, first: int, states: Sequence[State]) -> None:
+    """Insert rows many at a time, for the reason that `Effects` in sqlite_file.py gives."""
+    at = 0
+    for count in _ROWS_AT_ONCE:
+        statement = f"INSERT INTO sessions VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * count)}"  # noqa: S608  # question marks
+        while len(states) - at >= count:
+            bindings: list[int | str | bytes | None] = []
+            for position, state in enumerate(states[at : at + count], first + at):
+                bindings.append(position)
+                bindings.extend(state)
+            connection.execute(statement, bindings)
+            at += count

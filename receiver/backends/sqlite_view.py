@@ -1,14 +1,10 @@
 """The reading side of the file of an embedded node. Synchronous; no threads, no loop."""
 
 import os
-<<<<<<< HEAD
 import sys
-from collections.abc import Iterable, Iterator
-=======
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +107,9 @@ class SqliteView:
         notification that has the damaged bytes for its body.
         """
         notifications: list[Notification] = []
-<<<<<<< HEAD
         at, read_bytes = position, 0
-        with failing("the inbox can't be read"):
-            for first, count, written_micros, crc, blob in self._connection.execute(
-=======
-        at = position
         with self._connected("the inbox can't be read") as connection:
             for first, count, written_micros, crc, blob in connection.execute(
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
                 "SELECT position, count, written_micros, crc, pack FROM inbox WHERE position >= ? ORDER BY position",
                 (position,),
             ):
@@ -130,14 +120,6 @@ class SqliteView:
                 except Damaged:
                     if notifications:
                         break
-<<<<<<< HEAD
-                    notifications.append(Notification(blob, "damaged", "damaged", written_micros, "", "", ""))
-                    at = first + count
-                    break
-                at = first + count
-                read_bytes += len(blob)
-                if len(notifications) >= count_max or read_bytes >= bytes_max:
-=======
                     at = row_end(connection, first, count)
                     self._tell(inbox_name(self._sessions_topic), first, f"damaged, with all {at - first} of its row")
                     micros = written_micros if written_micros in rfc3339.WRITABLE_MICROS else 0
@@ -145,8 +127,8 @@ class SqliteView:
                     return [Notification(body, "damaged", "damaged", micros, "", "", "")], at
                 notifications += found
                 at = first + len(found)
-                if len(notifications) >= count_max:
->>>>>>> 87a8944 (Pass over whatever is damaged in a file, and tell when less is there than was kept)
+                read_bytes += len(blob)
+                if len(notifications) >= count_max or read_bytes >= bytes_max:
                     break
         return notifications, at
 
