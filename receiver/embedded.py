@@ -117,4 +117,5 @@ async def embedded(settings: Settings, telemetry: Telemetry, router: Router) -> 
         closing(open_node(settings, telemetry.appended, told)) as node,
         closing(open_reader(settings, told, node.suspect)) as reader,
     ):
+        node.expect(router.topics)
         yield EmbeddedNode(node, reader, settings, telemetry, router)

@@ -1,14 +1,16 @@
 """The operations port: health, metrics, topics and sessions. Never the public port.
 
-Beyond loopback all but the two health checks want a token. Errors are problem details (RFC 9457).
+Beyond loopback all but the two health checks want a token. No page in a browser that is another site's can read or post
+anything. Errors are problem details (RFC 9457).
 """
 
 import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any
 
 import orjson
@@ -19,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from receiver import rfc3339
 from receiver.errors import Malformed, Unavailable
@@ -51,6 +53,7 @@ _STREAM_SILENCE_SECONDS = 15.0
 #: Each costs a poll of the file five times a second.
 _STREAMS_MAX = 64
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
+_NO_PAGE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
 
 
 class OpsApp(Starlette):
@@ -96,7 +99,10 @@ class OpsApp(Starlette):
                 Route("/replay", self._replay, methods=["POST"]),
                 Route("/learn", self._learn, methods=["POST"]),
             ],
-            middleware=[] if token_sha256 is None else [Middleware(_TokenWanted, sha256=token_sha256)],
+            middleware=[
+                Middleware(_NoPages, is_guarded=token_sha256 is not None),
+                *([] if token_sha256 is None else [Middleware(_TokenWanted, sha256=token_sha256)]),
+            ],
             exception_handlers={HTTPException: _problem, Unavailable: _unavailable},
             max_body_size=65_536,
         )
@@ -206,8 +212,7 @@ class OpsApp(Starlette):
         return _json({"replayed": replayed})
 
     async def _learn(self, request: Request) -> Response:
-        # A page in a browser on this host could post too, but neither JSON nor without saying where it is from.
-        if request.headers.get("content-type") != "application/json" or "origin" in request.headers:
+        if request.headers.get("content-type") != "application/json":
             raise HTTPException(415, "the content type is application/json")
         notifications = _learned(await request.body(), time.time_ns() // 1000)
         await asyncio.gather(*map(self._inbox.append, notifications))
@@ -217,6 +222,59 @@ class OpsApp(Starlette):
 def session_fields(session: Session) -> dict[str, Any]:
     """A session as `sessions` and the operations port show it: the record's value, and when it was last touched."""
     return {**orjson.loads(session_value(session)), "touchedAt": rfc3339.render(session.touched_micros)}
+
+
+class _NoPages:
+    """Refuses what a browser asks for on behalf of another site's page, and lets none take an answer for a page.
+
+    A page tells where it is from (Origin, Sec-Fetch-Site), unless its own name was made to lead here (DNS rebinding):
+    then the name in Host is none of ours. Ours are addresses, and names without a dot, which nobody can register; where
+    a token is wanted, all names, for no page has it, and the health checks tell nothing secret.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_guarded: bool) -> None:
+        self._app = app
+        self._is_guarded = is_guarded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_NO_PAGE_HEADERS]
+            await send(message)
+
+        why = self._refusal(scope["headers"])
+        if why:
+            await _problem_response(HTTPStatus.FORBIDDEN, why)(scope, receive, send_marked)
+        else:
+            await self._app(scope, receive, send_marked)
+
+    def _refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        values: dict[bytes, set[str]] = {}
+        for name, value in headers:
+            values.setdefault(name, set()).add(value.decode("latin-1").lower())
+        hosts = values.get(b"host", set())
+        if not self._is_guarded and not all(map(_is_ours, hosts)):
+            return "the name in Host is none that leads to this port for sure: use an address, or localhost"
+        if values.get(b"sec-fetch-site", set()) - {"same-origin", "none"}:
+            return "pages of other sites are not answered"
+        if values.get(b"origin", set()) - {f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts}:
+            return "pages of other origins are not answered"
+        return ""
+
+
+def _is_ours(host: str) -> bool:
+    """Whether no stranger can have made this name, with or without a port behind it, lead here."""
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    try:
+        ip_address(name)
+    except ValueError:
+        return "." not in name.removesuffix(".localhost")
+    return True
 
 
 class _TokenWanted:

@@ -34,6 +34,7 @@ PURE = {
     "routes",
     "session",
     "session_record",
+    "shown",
     "simulator.chance",
     "simulator.creation",
     "simulator.dialects",
@@ -80,7 +81,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 
 #: A module imports only modules of the lines above its own.
 LAYERS = (
-    {"errors", "event", "rfc3339", "tls"},
+    {"errors", "event", "rfc3339", "shown", "tls"},
     {"facts", "oauth"},
     {"message", "notification", "qod.model", "session"},
     {"qod.telling", "session_record"},

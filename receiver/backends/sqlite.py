@@ -414,6 +414,10 @@ class SqliteNode:
             self._file.open()
             return opened()
 
+    def expect(self, topics: Sequence[str]) -> None:
+        """Have these topics be there for readers, before the first record on them. Before anything else is asked."""
+        self._file.expect(topics)
+
     def suspect(self) -> None:
         """Have the file made anew from what can be read of it, with the next thing that is written."""
         self._file.is_suspect = True

@@ -148,6 +148,14 @@ class SqliteFile:
             self._mark.close()
             self._mark = None
 
+    def expect(self, topics: Sequence[str]) -> None:
+        """Have these topics be there, before the first record on them."""
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for topic in topics:
+                self._advance(connection, topic, 0)
+            connection.execute("COMMIT")
+
     def look(self) -> None:
         """Raise Unavailable where the file is not at its place any more: nobody would find what is kept in it.
 

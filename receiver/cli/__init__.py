@@ -1,5 +1,6 @@
 """The command line. Exit status: 0 done, 1 failed, 2 not used as the help says. Logs go to standard error."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -90,6 +91,7 @@ session_app.command(epilog=f"Example: qod-receiver session delete {calling.EXAMP
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """The program. Ends with SystemExit."""
+    os.umask(0o077)  # what is kept is the business of nobody else on this machine
     try:
         app(arguments)
     except SettingsError as error:
