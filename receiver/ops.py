@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any
@@ -52,6 +53,10 @@ _STREAM_POLL_SECONDS = 0.2
 _STREAM_SILENCE_SECONDS = 15.0
 #: Each costs a poll of the file five times a second.
 _STREAMS_MAX = 64
+#: What a stream reads at once, but for a single record. Pages are longer, so there are fewer at a time.
+_STREAM_BYTES_MAX = 256 * 1024
+_PAGES_MAX = 8
+_PAGE_SECONDS_MAX = 60.0
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
 _NO_PAGE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
 
@@ -87,6 +92,7 @@ class OpsApp(Starlette):
         self._stopping = stopping
         self._prefix = prefix
         self._streams = 0
+        self._pages = 0
         super().__init__(
             routes=[
                 Route("/", self._root),
@@ -144,16 +150,17 @@ class OpsApp(Starlette):
         session_id = request.query_params.get("session")
         if live:
             return self._stream(topic, cursor, session_id)
-        records = await self._reader.records(topic, cursor, _count(request))
-        return _json(
-            {
-                "topic": topic,
-                "records": [
-                    record.fields() for record in records if session_id is None or record.message.key == session_id
-                ],
-                "next": cursor_text(cursor),
-            }
-        )
+        count = _count(request)
+        with self._page() as page:
+            records = await self._reader.records(topic, cursor, count)
+            page.told = [
+                orjson.dumps(record.fields())
+                for record in records
+                if session_id is None or record.message.key == session_id
+            ]
+            page.head = b'{"topic":%b,"records":[' % orjson.dumps(topic)
+            page.tail = b'],"next":%b}' % orjson.dumps(cursor_text(cursor))
+        return page
 
     def _stream(self, topic: str, cursor: Cursor, session_id: str | None) -> Response:
         if self._streams >= _STREAMS_MAX:
@@ -172,7 +179,7 @@ class OpsApp(Starlette):
             yield b": connected\n\n"
             while not self._stopping.is_set():
                 before = cursor.copy()
-                records = await self._reader.records(topic, cursor, _COUNT_DEFAULT)
+                records = await self._reader.records(topic, cursor, _COUNT_DEFAULT, _STREAM_BYTES_MAX)
                 for record in records:
                     before[record.partition] = record.position + 1
                     if session_id is None or record.message.key == session_id:
@@ -182,7 +189,7 @@ class OpsApp(Starlette):
                 if silent_seconds >= _STREAM_SILENCE_SECONDS:
                     silent_seconds = 0.0
                     yield b": nothing new\n\n"
-                if len(records) == _COUNT_DEFAULT:
+                if records:
                     continue  # there may be more: a stream that waited now would fall behind a busy topic
                 silent_seconds += _STREAM_POLL_SECONDS
                 try:
@@ -200,8 +207,27 @@ class OpsApp(Starlette):
             qos_status = None if status is None else QosStatus(status.upper())
         except ValueError:
             raise HTTPException(400, f"qos_status is one of {', '.join(QosStatus)}") from None
-        sessions = await self._reader.sessions(qos_status, _count(request))
-        return _json({"sessions": [session_fields(session) for session in sessions]})
+        count = _count(request)
+        with self._page() as page:
+            sessions = await self._reader.sessions(qos_status, count)
+            page.told = [orjson.dumps(session_fields(session)) for session in sessions]
+            page.head, page.tail = b'{"sessions":[', b"]}"
+        return page
+
+    @contextmanager
+    def _page(self) -> Iterator["_Page"]:
+        """A page that is filled in the block, and counts until it was sent. Raises HTTPException beyond so many."""
+        if self._pages >= _PAGES_MAX:
+            raise HTTPException(429, f"at most {_PAGES_MAX} pages at a time")
+        self._pages += 1
+        try:
+            yield _Page(self._page_ended)
+        except BaseException:
+            self._page_ended()
+            raise
+
+    def _page_ended(self) -> None:
+        self._pages -= 1
 
     async def _replay(self, request: Request) -> Response:
         verdicts, start = _wanted(await request.body())
@@ -295,6 +321,33 @@ class _TokenWanted:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+class _Page(Response):
+    """Things in JSON, sent one by one, so that what a slow reader does not take yet is here once, and in no buffer."""
+
+    media_type = "application/json"
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self.head = self.tail = b""
+        self.told: Sequence[bytes] = ()
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI's
+        """See ASGI."""
+        try:
+            async with asyncio.timeout(_PAGE_SECONDS_MAX):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": self.head, "more_body": True})
+                for number, each in enumerate(self.told):
+                    await send(
+                        {"type": "http.response.body", "body": b"," + each if number else each, "more_body": True}
+                    )
+                await send({"type": "http.response.body", "body": self.tail})
+        finally:
+            self._ended()
 
 
 def _no_parameters_but(request: Request, *names: str) -> None:

@@ -68,6 +68,8 @@ _APPEND_PART = 8
 #: and so often after each retention.
 _GIVEN_BACK_PART = 16
 _GIVEN_BACK_TIMES_MAX = 16
+#: What is removed of a kind at once: SQLite looks at each page that a row takes.
+_REMOVED_BYTES_MAX = 16 * 1024 * 1024
 #: SQLite's file system cuts what is longer than 128 KiB, for it never asks for so much.
 _PIECE_BYTES = 65_536
 
@@ -203,9 +205,9 @@ class SqliteFile:
     def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
         """Remove committed notifications, messages and tombstones written before the times given.
 
-        From the oldest on, at most `rows_max` rows of each kind, so that nobody waits long; returns how many were
-        removed. What was written by a clock that ran ahead holds up all behind it until its time comes, so that no
-        topic ever has a gap.
+        From the oldest on, at most `rows_max` rows of each kind and so many bytes, so that nobody waits long; returns
+        how many were removed, and `rows_max` at least where there may be more. What was written by a clock that ran
+        ahead holds up all behind it until its time comes, so that no topic ever has a gap.
         """
         removed = self._with_reserve(lambda: self._retain(inbox_micros, topics_micros, rows_max))
         if self._reserve is not None:
@@ -264,40 +266,45 @@ class SqliteFile:
         return first
 
     def _retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
-        removed = 0
+        removed = there_is_more = 0
         self.look()
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("UPDATE lane SET inbox_position = ? WHERE partition = ?", (self.end, PARTITION))
             for select, delete, before_micros in (
                 (
-                    "SELECT position, written_micros FROM inbox WHERE position + count <= (SELECT position FROM lane) "
-                    "ORDER BY position LIMIT ?",
+                    "SELECT position, written_micros, length(pack) FROM inbox "
+                    "WHERE position + count <= (SELECT position FROM lane) ORDER BY position LIMIT ?",
                     "DELETE FROM inbox WHERE position <= ?",
                     inbox_micros,
                 ),
                 (
-                    "SELECT rowid, written_micros FROM messages ORDER BY rowid LIMIT ?",
+                    "SELECT rowid, written_micros, length(pack) FROM messages ORDER BY rowid LIMIT ?",
                     "DELETE FROM messages WHERE rowid <= ?",
                     topics_micros,
                 ),
                 (
-                    "SELECT position, timestamp_millis * 1000 FROM sessions WHERE value IS NULL "
+                    "SELECT position, timestamp_millis * 1000, 0 FROM sessions WHERE value IS NULL "
                     "ORDER BY position LIMIT ?",
                     "DELETE FROM sessions WHERE value IS NULL AND position <= ?",
                     topics_micros,
                 ),
             ):
                 last: int | None = None
-                for row, written_micros in connection.execute(select, (rows_max,)):
+                taken_bytes = 0
+                for row, written_micros, row_bytes in connection.execute(select, (rows_max,)):
                     if isinstance(written_micros, int) and written_micros >= before_micros:
                         break
                     last = row
+                    taken_bytes += row_bytes or 0
+                    if taken_bytes >= _REMOVED_BYTES_MAX:
+                        there_is_more = rows_max
+                        break
                 if last is not None:
                     connection.execute(delete, (last,))
                     removed += connection.changes()
             connection.execute("COMMIT")
-        return removed
+        return max(removed, there_is_more)
 
     def _give_back(self) -> bool:
         """Give some free pages back to the disk; whether there were any."""
@@ -306,13 +313,13 @@ class SqliteFile:
             pages_count: int = connection.pragma("page_count")
             for _ in connection.execute(f"PRAGMA incremental_vacuum({size_bytes // _GIVEN_BACK_PART // _PAGE_BYTES})"):
                 pass  # each step gives a page
-            connection.execute("PRAGMA walcheckpoint(TRUNCATE)")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return bool(pages_count > connection.pragma("page_count"))
 
     def _shrink(self) -> None:
         with self._connected() as connection:
             connection.execute("VACUUM")
-            connection.execute("PRAGMA walcheckpoint(TRUNCATE)")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _with_reserve(self, call: Callable[[], T]) -> T:
         """Do something, with the room of the reserve where the disk has no other."""

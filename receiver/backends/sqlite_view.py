@@ -31,13 +31,15 @@ from receiver.backends.sqlite_schema import (
 from receiver.event import QosStatus
 from receiver.message import Message, Record
 from receiver.notification import Notification
-from receiver.reader import PassedOver, nobody
+from receiver.reader import PassedOver, nobody, within
 from receiver.session import Session
 from receiver.session_record import NoSession, session_from
 
 #: The status of a session's row, null where the row is damaged: SQLite fails on what is no JSON.
 _STATUS = "CASE WHEN json_valid(value) THEN value ->> 'qosStatus' END"
 _TOLD_MAX = 10_000
+#: The records of the sessions that are shown at once.
+_SESSIONS_BYTES_MAX = 16 * 1024 * 1024
 
 
 class SqliteView:
@@ -103,31 +105,38 @@ class SqliteView:
     def inbox(self, position: int, count_max: int, bytes_max: int = sys.maxsize) -> tuple[list[Notification], int]:
         """The notifications from `position` on, and the position behind them.
 
-        Whole rows, so a few more than `count_max` and `bytes_max` at times. A row that is damaged comes alone, as one
-        notification that has the damaged bytes for its body.
+        Rows to their ends, so a few more than `count_max` and `bytes_max` at times. A row that is damaged comes alone,
+        as one notification that has the damaged bytes for its body.
         """
         notifications: list[Notification] = []
         at, read_bytes = position, 0
         with self._connected("the inbox can't be read") as connection:
             for first, count, written_micros, crc, blob in connection.execute(
-                "SELECT position, count, written_micros, crc, pack FROM inbox WHERE position >= ? ORDER BY position",
+                "SELECT position, count, written_micros, crc, pack FROM inbox WHERE position >= coalesce("
+                "(SELECT max(position) FROM inbox WHERE position <= ?1), ?1) ORDER BY position",
                 (position,),
             ):
-                if first != at and notifications:
+                if first > at and notifications:
                     break
                 try:
                     found = unpack_notifications(blob, crc)
                 except Damaged:
                     if notifications:
                         break
-                    at = row_end(connection, first, count)
+                    behind = row_end(connection, first, count)
+                    if behind <= position:
+                        continue
+                    at = behind
                     self._tell(inbox_name(self._sessions_topic), first, f"damaged, with all {at - first} of its row")
                     micros = written_micros if written_micros in rfc3339.WRITABLE_MICROS else 0
                     body = blob if isinstance(blob, bytes) else b""
                     return [Notification(body, "damaged", "damaged", micros, "", "", "")], at
-                notifications += found
+                if first + len(found) <= position:
+                    continue
+                some = found[max(0, position - first) :]
+                notifications += some
                 at = first + len(found)
-                read_bytes += len(blob)
+                read_bytes += sum([len(each.body) for each in some])
                 if len(notifications) >= count_max or read_bytes >= bytes_max:
                     break
         return notifications, at
@@ -136,7 +145,8 @@ class SqliteView:
         """The states of the sessions whose records stand at these positions, by key."""
         with self._connected("the sessions can't be read") as connection:
             where = "WHERE value IS NOT NULL AND position IN (SELECT value FROM json_each(?))"
-            return dict(self._read(connection, where, (orjson.dumps(list(positions)).decode(),)))
+            found = self._read(connection, where, (orjson.dumps(list(positions)).decode(),))
+            return {key: session for key, session, _ in found}
 
     def standing(self) -> dict[str, int]:
         """Where the record of each session that is remembered stands on the sessions topic."""
@@ -197,11 +207,11 @@ class SqliteView:
             raise KeyError(topic)
         return found
 
-    def records(self, topic: str, position: int, count_max: int) -> list[Record]:
-        """At most `count_max` records from `position` on."""
+    def records(self, topic: str, position: int, count_max: int, bytes_max: int = sys.maxsize) -> list[Record]:
+        """At most `count_max` records from `position` on; of more than `bytes_max` bytes only where it is one."""
         with self._connected("the topic can't be read") as connection:
             some = self._states if topic == self._sessions_topic else self._messages
-            return list(islice(some(connection, topic, position), count_max))
+            return list(within(some(connection, topic, position), count_max, bytes_max))
 
     def _states(self, connection: apsw.Connection, topic: str, position: int) -> Iterator[Record]:
         for row in connection.execute(self._rows("WHERE position >= ? ORDER BY position"), (position,)):
@@ -236,16 +246,24 @@ class SqliteView:
 
     def _sessions(self, where: str, bindings: tuple[str | int, ...], count_max: int | None) -> list[Session]:
         with self._connected("the sessions can't be read") as connection:
-            return [session for _, session in islice(self._read(connection, where, bindings), count_max)]
+            sessions: list[Session] = []
+            taken_bytes = 0
+            for _, session, row_bytes in islice(self._read(connection, where, bindings), count_max):
+                taken_bytes += row_bytes
+                if count_max is not None and taken_bytes > _SESSIONS_BYTES_MAX:
+                    break
+                sessions.append(session)
+            return sessions
 
     def _read(
         self, connection: apsw.Connection, where: str, bindings: tuple[str | int, ...]
-    ) -> Iterator[tuple[str, Session]]:
-        """The sessions of rows, by key; what is none is told and passed over."""
+    ) -> Iterator[tuple[str, Session, int]]:
+        """The keys and sessions of rows, and how long the rows are; what is none is told and passed over."""
         for row in connection.execute(self._rows(where), bindings):
             try:
                 _, key, _, headers, value = self._whole(row)
-                yield key.decode(), session_from(value or b"", dict(_pairs(headers)))
+                found = session_from(value or b"", dict(_pairs(headers)))
+                yield key.decode(), found, len(headers) + len(value or b"")
             except (NoSession, ValueError, TypeError) as error:
                 self._tell(self._sessions_topic, row[0], str(error))
 
