@@ -49,7 +49,9 @@ from receiver.backends.sqlite_schema import (
     identity,
     inbox_name,
     insert_states,
+    make_durable,
     only_row,
+    refuse_read_only,
     topic_numbers,
 )
 from receiver.errors import Unavailable
@@ -60,7 +62,6 @@ from receiver.reader import PassedOver, nobody
 #: commits that touched it.
 _CHECKPOINT_BYTES_MAX = 16 * 1024 * 1024
 _PAGE_BYTES = 4_096
-_SYNCHRONOUS_FULL = 2
 #: What one append writes at most, and what part of the reserve: a row of a megabyte takes a few milliseconds.
 _APPEND_BYTES_MAX = 1024 * 1024
 _APPEND_PART = 8
@@ -373,11 +374,11 @@ class SqliteFile:
         try:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             connection.set_busy_timeout(BUSY_TIMEOUT_MILLIS)
-            _refuse_read_only(connection)
+            refuse_read_only(connection)
             self._rewrite_log()
             if self._reserve is not None and not (self._directory / FILE_NAME).stat().st_size:
                 connection.execute("PRAGMA auto_vacuum = incremental")  # can't be changed later
-            _make_durable(connection)
+            make_durable(connection)
             connection.wal_autocheckpoint(max(self._checkpoint_bytes // _PAGE_BYTES, 1))
             self._create(connection)
             self._topics = topic_numbers(connection)
@@ -494,19 +495,3 @@ _NO_ROOM = (apsw.FullError, apsw.IOError, apsw.CantOpenError, OSError)
 
 def _full(reserve: Reserve) -> str:
     return f"the disk of the data directory is full: {reserve.wanted_bytes // 1024} KiB of room are wanted"
-
-
-def _refuse_read_only(connection: apsw.Connection) -> None:
-    # SQLite opens a file all the same that it may not write to, and leaves a log beside it that nobody may.
-    if connection.readonly("main"):
-        raise Unavailable("the file may not be written to", reason="store")
-
-
-def _make_durable(connection: apsw.Connection) -> None:
-    """Have everything that is committed synced, from what is in the log already on."""
-    # The mode is told before it is changed: only at the statement's end is it known whether that succeeded.
-    (mode,) = only_row(connection, "PRAGMA journal_mode = wal")
-    connection.execute("PRAGMA synchronous = full")
-    if mode != "wal" or connection.pragma("synchronous") != _SYNCHRONOUS_FULL:
-        raise Unavailable("the file system refuses a write-ahead log or syncing", reason="store")
-    checkpoint(connection)

@@ -74,6 +74,7 @@ LOST_COUNT_MAX = 1 << 40
 LOST_CRC = 1
 
 _ROWS_AT_ONCE = (128, 16, 1)
+_SYNCHRONOUS_FULL = 2
 
 #: Commits wait this long for a reader that holds what they need; readers are short.
 BUSY_TIMEOUT_MILLIS = 5_000
@@ -171,3 +172,20 @@ def insert_states(connection: apsw.Connection, first: int, states: Sequence[Stat
                 bindings.extend(state)
             connection.execute(statement, bindings)
             at += count
+
+
+def refuse_read_only(connection: apsw.Connection) -> None:
+    """Raise Unavailable where nothing can be written."""
+    # SQLite opens a file all the same that it may not write to, and leaves a log beside it that nobody may.
+    if connection.readonly("main"):
+        raise Unavailable("the file may not be written to", reason="store")
+
+
+def make_durable(connection: apsw.Connection) -> None:
+    """Have everything that is committed synced, from what is in the log already on."""
+    # The mode is told before it is changed: only at the statement's end is it known whether that succeeded.
+    (mode,) = only_row(connection, "PRAGMA journal_mode = wal")
+    connection.execute("PRAGMA synchronous = full")
+    if mode != "wal" or connection.pragma("synchronous") != _SYNCHRONOUS_FULL:
+        raise Unavailable("the file system refuses a write-ahead log or syncing", reason="store")
+    checkpoint(connection)
