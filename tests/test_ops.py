@@ -533,6 +533,34 @@ async def test_no_token_is_wanted_where_none_is_configured(ops: Ops) -> None:
     assert (await ops.client.get("/topics")).status_code == 200
 
 
+async def test_pages_are_few_at_a_time(ops: Ops, router: Router) -> None:
+    """While as many pages are sent as may be, to readers that take nothing, another is refused; later it comes."""
+    for _ in range(40):
+        await append(ops.node, posted(b"{" * 500_000))
+    while ops.node.lane.lag:
+        await route(ops.node, router)
+    stalled = []
+    for _ in range(8):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((ops.client.base_url.host, ops.client.base_url.port or 0))
+        reader, writer = await asyncio.open_connection(sock=connection, limit=1)
+        writer.write(b"GET /topics/dead-letter HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        stalled.append((reader, writer))
+    refused = await ops.client.get("/topics/dead-letter")
+    async with asyncio.timeout(SECONDS_MAX):
+        while refused.status_code != 429:
+            refused = await ops.client.get("/topics/dead-letter")
+    assert (await ops.client.get("/sessions")).status_code == 429
+    assert (await ops.client.get("/readyz")).status_code == 200
+    for _, writer in stalled:
+        writer.transport.abort()
+    async with asyncio.timeout(SECONDS_MAX):
+        while refused.status_code != 200:
+            refused = await ops.client.get("/topics/dead-letter")
+    assert 0 < len(refused.json()["records"]) < 40
+
+
 # Pages in browsers.
 
 
