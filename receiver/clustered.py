@@ -186,6 +186,8 @@ class ClusteredNode:
         told: dict[str, str] = {}
         if self._membership is not None:
             told["lanes"] = "; ".join(filter(None, (self._membership.notice, self._limits.notice)))
+        if passed_over := self._telemetry.passed_over_notice:
+            told["records"] = passed_over
         if self._spool is None:
             return told
         return {"kafka": self._kafka_inbox.trouble, "spool": self._spool.notice, **self._router_trouble(), **told}
@@ -275,6 +277,7 @@ class ClusteredNode:
             append_timeout_seconds=self._settings.edge.append_timeout_seconds,
             opened=opened,
             is_open=is_open,
+            passed_over=self._telemetry.passed_over,
         )
 
     async def _drain(self, spool: Spool) -> None:

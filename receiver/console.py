@@ -27,6 +27,7 @@ from receiver.message import Record
 from receiver.qod import difference as behind
 from receiver.session import Session
 from receiver.settings import Settings
+from receiver.shown import HIDDEN, shown_url
 
 STATUS_STYLES: dict[str, str] = {
     QosStatus.REQUESTED: "yellow",
@@ -267,7 +268,7 @@ def _header(path: SettingPath) -> str:
 def _value(name: str, value: Any) -> str:  # noqa: ANN401, PLR0911  # a setting is of any of many types
     match value:
         case SecretStr():
-            return '"**********"'
+            return f'"{HIDDEN}"'
         case bool() | int() | float():
             return str(value).lower()
         case Mapping():
@@ -279,4 +280,4 @@ def _value(name: str, value: Any) -> str:  # noqa: ANN401, PLR0911  # a setting 
         case str() if name.endswith("sha256"):
             return f'"{value[:_SHA256_SHOWN]}…"'
         case _:
-            return json.dumps(str(value), ensure_ascii=False)
+            return json.dumps(shown_url(str(value)), ensure_ascii=False)

@@ -18,7 +18,8 @@ from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
 _RETENTION_SECONDS = 10.0
-_RETENTION_SECONDS_SOON = 0.5
+#: How often the file is looked for; between full sweeps of retention, and in trouble, it is no longer.
+_LOOK_SECONDS = 0.5
 #: Rows removed at once: a few milliseconds of the writer's time. More than a node at full speed writes in the interval.
 _RETENTION_ROWS_MAX = 2_000
 _HOUR_MICROS = 3600 * 1_000_000
@@ -39,9 +40,11 @@ def open_node(
     )
 
 
-def open_reader(settings: Settings, passed_over: PassedOver = nobody) -> SqliteReader:
+def open_reader(
+    settings: Settings, passed_over: PassedOver = nobody, damaged: Callable[[], None] = lambda: None
+) -> SqliteReader:
     """A reader of the directory of the settings, beside whoever serves it. Raises Unavailable."""
-    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}", passed_over)
+    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}", passed_over, damaged)
 
 
 class EmbeddedNode:
@@ -67,7 +70,7 @@ class EmbeddedNode:
 
     def notices(self) -> Mapping[str, str]:
         """See Node."""
-        return {}
+        return {"records": self._telemetry.passed_over_notice}
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
         """See Node."""
@@ -82,27 +85,37 @@ class EmbeddedNode:
         return await self.reader.session_counts()
 
     async def _retain(self) -> None:
-        """Remove what is too old, a little at a time, for ever."""
+        """Remove what is too old, a little at a time, and look after the file, for ever."""
         retention = self._settings.retention
+        loop = asyncio.get_running_loop()
+        next_at = 0.0
         while True:
-            now_micros = time.time_ns() // 1000
+            removed = 0
             try:
-                removed = await self._node.retain(
-                    round(now_micros - retention.inbox_hours * _HOUR_MICROS),
-                    round(now_micros - retention.topics_hours * _HOUR_MICROS),
-                    _RETENTION_ROWS_MAX,
-                )
+                await self._node.look()
+                if loop.time() >= next_at or self.inbox.trouble:
+                    now_micros = time.time_ns() // 1000
+                    next_at = loop.time() + _RETENTION_SECONDS
+                    removed = await self._node.retain(
+                        round(now_micros - retention.inbox_hours * _HOUR_MICROS),
+                        round(now_micros - retention.topics_hours * _HOUR_MICROS),
+                        _RETENTION_ROWS_MAX,
+                    )
             except Unavailable as error:
                 self._telemetry.retention_failed(error.message)
-                removed = 0
             # A full sweep hints at more; but requests go first. In trouble it tells when that is over.
-            soon = removed >= _RETENTION_ROWS_MAX or self.inbox.trouble
-            await asyncio.sleep(_RETENTION_SECONDS_SOON if soon else _RETENTION_SECONDS)
+            if removed >= _RETENTION_ROWS_MAX:
+                next_at = 0.0
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 @asynccontextmanager
 async def embedded(settings: Settings, telemetry: Telemetry, router: Router) -> AsyncIterator[EmbeddedNode]:
     """The node of a directory, for as long as the block lasts. Raises Unavailable."""
     told = telemetry.passed_over
-    with closing(open_node(settings, telemetry.appended, told)) as node, closing(open_reader(settings)) as reader:
+    with (
+        closing(open_node(settings, telemetry.appended, told)) as node,
+        closing(open_reader(settings, told, node.suspect)) as reader,
+    ):
+        node.expect(router.topics)
         yield EmbeddedNode(node, reader, settings, telemetry, router)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
+from receiver.backends.directory import make_private
 from receiver.backends.kafka.connection import Connection, limited
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Lessons, Limits
@@ -171,6 +172,8 @@ class Ledger:
     def _write(self) -> None:
         unfinished = self._path.with_suffix(".unfinished")
         try:
+            unfinished.unlink(missing_ok=True)
+            make_private(str(unfinished))
             with unfinished.open("w") as file:
                 json.dump({"id": self.id, "positions": self._positions}, file)
                 file.flush()

@@ -16,6 +16,7 @@ import structlog
 
 from receiver.auth import Credentials, KeysWanted, authenticate
 from receiver.errors import Unavailable
+from receiver.shown import shown_url
 
 _ANSWER_BYTES_MAX = 1024 * 1024
 #: Requests whose sender is not known until an issuer's keys are here. Anybody can make such requests, and their bodies
@@ -94,7 +95,7 @@ class Authenticator:
                 async with asyncio.timeout(source.timeout_seconds):
                     keys = await _fetch(source.url, source.timeout_seconds)
             except Exception as error:  # noqa: BLE001  # whatever an issuer answers, its last keys stay in use
-                _log.warning("keys_not_fetched", issuer=issuer, error=type(error).__name__)
+                _log.warning("keys_not_fetched", issuer=shown_url(issuer), error=type(error).__name__)
                 return False
             finally:
                 # From its end on: however long it took, those who waited for it don't try in turn.

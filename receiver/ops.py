@@ -1,14 +1,17 @@
 """The operations port: health, metrics, topics and sessions. Never the public port.
 
-Beyond loopback all but the two health checks want a token. Errors are problem details (RFC 9457).
+Beyond loopback all but the two health checks want a token. No page in a browser that is another site's can read or post
+anything. Errors are problem details (RFC 9457).
 """
 
 import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any
 
 import orjson
@@ -19,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from receiver import rfc3339
 from receiver.errors import Malformed, Unavailable
@@ -50,7 +53,12 @@ _STREAM_POLL_SECONDS = 0.2
 _STREAM_SILENCE_SECONDS = 15.0
 #: Each costs a poll of the file five times a second.
 _STREAMS_MAX = 64
+#: What a stream reads at once, but for a single record. Pages are longer, so there are fewer at a time.
+_STREAM_BYTES_MAX = 256 * 1024
+_PAGES_MAX = 8
+_PAGE_SECONDS_MAX = 60.0
 _OPEN_PATHS = frozenset({"/livez", "/readyz"})
+_NO_PAGE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
 
 
 class OpsApp(Starlette):
@@ -84,6 +92,7 @@ class OpsApp(Starlette):
         self._stopping = stopping
         self._prefix = prefix
         self._streams = 0
+        self._pages = 0
         super().__init__(
             routes=[
                 Route("/", self._root),
@@ -96,7 +105,10 @@ class OpsApp(Starlette):
                 Route("/replay", self._replay, methods=["POST"]),
                 Route("/learn", self._learn, methods=["POST"]),
             ],
-            middleware=[] if token_sha256 is None else [Middleware(_TokenWanted, sha256=token_sha256)],
+            middleware=[
+                Middleware(_NoPages, is_guarded=token_sha256 is not None),
+                *([] if token_sha256 is None else [Middleware(_TokenWanted, sha256=token_sha256)]),
+            ],
             exception_handlers={HTTPException: _problem, Unavailable: _unavailable},
             max_body_size=65_536,
         )
@@ -138,16 +150,17 @@ class OpsApp(Starlette):
         session_id = request.query_params.get("session")
         if live:
             return self._stream(topic, cursor, session_id)
-        records = await self._reader.records(topic, cursor, _count(request))
-        return _json(
-            {
-                "topic": topic,
-                "records": [
-                    record.fields() for record in records if session_id is None or record.message.key == session_id
-                ],
-                "next": cursor_text(cursor),
-            }
-        )
+        count = _count(request)
+        with self._page() as page:
+            records = await self._reader.records(topic, cursor, count)
+            page.told = [
+                orjson.dumps(record.fields())
+                for record in records
+                if session_id is None or record.message.key == session_id
+            ]
+            page.head = b'{"topic":%b,"records":[' % orjson.dumps(topic)
+            page.tail = b'],"next":%b}' % orjson.dumps(cursor_text(cursor))
+        return page
 
     def _stream(self, topic: str, cursor: Cursor, session_id: str | None) -> Response:
         if self._streams >= _STREAMS_MAX:
@@ -166,7 +179,7 @@ class OpsApp(Starlette):
             yield b": connected\n\n"
             while not self._stopping.is_set():
                 before = cursor.copy()
-                records = await self._reader.records(topic, cursor, _COUNT_DEFAULT)
+                records = await self._reader.records(topic, cursor, _COUNT_DEFAULT, _STREAM_BYTES_MAX)
                 for record in records:
                     before[record.partition] = record.position + 1
                     if session_id is None or record.message.key == session_id:
@@ -176,7 +189,7 @@ class OpsApp(Starlette):
                 if silent_seconds >= _STREAM_SILENCE_SECONDS:
                     silent_seconds = 0.0
                     yield b": nothing new\n\n"
-                if len(records) == _COUNT_DEFAULT:
+                if records:
                     continue  # there may be more: a stream that waited now would fall behind a busy topic
                 silent_seconds += _STREAM_POLL_SECONDS
                 try:
@@ -194,8 +207,27 @@ class OpsApp(Starlette):
             qos_status = None if status is None else QosStatus(status.upper())
         except ValueError:
             raise HTTPException(400, f"qos_status is one of {', '.join(QosStatus)}") from None
-        sessions = await self._reader.sessions(qos_status, _count(request))
-        return _json({"sessions": [session_fields(session) for session in sessions]})
+        count = _count(request)
+        with self._page() as page:
+            sessions = await self._reader.sessions(qos_status, count)
+            page.told = [orjson.dumps(session_fields(session)) for session in sessions]
+            page.head, page.tail = b'{"sessions":[', b"]}"
+        return page
+
+    @contextmanager
+    def _page(self) -> Iterator["_Page"]:
+        """A page that is filled in the block, and counts until it was sent. Raises HTTPException beyond so many."""
+        if self._pages >= _PAGES_MAX:
+            raise HTTPException(429, f"at most {_PAGES_MAX} pages at a time")
+        self._pages += 1
+        try:
+            yield _Page(self._page_ended)
+        except BaseException:
+            self._page_ended()
+            raise
+
+    def _page_ended(self) -> None:
+        self._pages -= 1
 
     async def _replay(self, request: Request) -> Response:
         verdicts, start = _wanted(await request.body())
@@ -206,8 +238,7 @@ class OpsApp(Starlette):
         return _json({"replayed": replayed})
 
     async def _learn(self, request: Request) -> Response:
-        # A page in a browser on this host could post too, but neither JSON nor without saying where it is from.
-        if request.headers.get("content-type") != "application/json" or "origin" in request.headers:
+        if request.headers.get("content-type") != "application/json":
             raise HTTPException(415, "the content type is application/json")
         notifications = _learned(await request.body(), time.time_ns() // 1000)
         await asyncio.gather(*map(self._inbox.append, notifications))
@@ -217,6 +248,59 @@ class OpsApp(Starlette):
 def session_fields(session: Session) -> dict[str, Any]:
     """A session as `sessions` and the operations port show it: the record's value, and when it was last touched."""
     return {**orjson.loads(session_value(session)), "touchedAt": rfc3339.render(session.touched_micros)}
+
+
+class _NoPages:
+    """Refuses what a browser asks for on behalf of another site's page, and lets none take an answer for a page.
+
+    A page tells where it is from (Origin, Sec-Fetch-Site), unless its own name was made to lead here (DNS rebinding):
+    then the name in Host is none of ours. Ours are addresses, and names without a dot, which nobody can register; where
+    a token is wanted, all names, for no page has it, and the health checks tell nothing secret.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_guarded: bool) -> None:
+        self._app = app
+        self._is_guarded = is_guarded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_NO_PAGE_HEADERS]
+            await send(message)
+
+        why = self._refusal(scope["headers"])
+        if why:
+            await _problem_response(HTTPStatus.FORBIDDEN, why)(scope, receive, send_marked)
+        else:
+            await self._app(scope, receive, send_marked)
+
+    def _refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        values: dict[bytes, set[str]] = {}
+        for name, value in headers:
+            values.setdefault(name, set()).add(value.decode("latin-1").lower())
+        hosts = values.get(b"host", set())
+        if not self._is_guarded and not all(map(_is_ours, hosts)):
+            return "the name in Host is none that leads to this port for sure: use an address, or localhost"
+        if values.get(b"sec-fetch-site", set()) - {"same-origin", "none"}:
+            return "pages of other sites are not answered"
+        if values.get(b"origin", set()) - {f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts}:
+            return "pages of other origins are not answered"
+        return ""
+
+
+def _is_ours(host: str) -> bool:
+    """Whether no stranger can have made this name, with or without a port behind it, lead here."""
+    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    try:
+        ip_address(name)
+    except ValueError:
+        return "." not in name.removesuffix(".localhost")
+    return True
 
 
 class _TokenWanted:
@@ -237,6 +321,33 @@ class _TokenWanted:
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+class _Page(Response):
+    """Things in JSON, sent one by one, so that what a slow reader does not take yet is here once, and in no buffer."""
+
+    media_type = "application/json"
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self.head = self.tail = b""
+        self.told: Sequence[bytes] = ()
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  # ASGI's
+        """See ASGI."""
+        try:
+            async with asyncio.timeout(_PAGE_SECONDS_MAX):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": self.head, "more_body": True})
+                for number, each in enumerate(self.told):
+                    await send(
+                        {"type": "http.response.body", "body": b"," + each if number else each, "more_body": True}
+                    )
+                await send({"type": "http.response.body", "body": self.tail})
+        finally:
+            self._ended()
 
 
 def _no_parameters_but(request: Request, *names: str) -> None:

@@ -4,11 +4,12 @@ A reader takes no part in the flow and changes nothing. It sees what was committ
 has removed is skipped without an error. All methods raise Unavailable when the backend can't be read now.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 from receiver.event import QosStatus
-from receiver.message import Record
+from receiver.message import Record, bytes_of
 from receiver.session import Session
 
 #: Positions are 64-bit integers to every backend.
@@ -22,6 +23,9 @@ def cursor_text(cursor: Cursor) -> str:
     """A cursor as text, such as `0-17,1-4`: partitions and positions."""
     return ",".join(f"{partition}-{position}" for partition, position in sorted(cursor.items()))
 
+
+#: What a reader gives at once, in bytes as the backend keeps them, unless it is a single record.
+PAGE_BYTES_MAX = 4 * 1024 * 1024
 
 PassedOver = Callable[[str, str], None]
 """Who is told of a record that nobody can make anything of: where it stands, as `qod.sessions-0-17`, and why."""
@@ -46,8 +50,12 @@ class Reader(Protocol):
         """Behind the newest records. Raises KeyError for a topic that does not exist."""
         ...
 
-    async def records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
+    async def records(
+        self, topic: str, cursor: Cursor, count_max: int, bytes_max: int = PAGE_BYTES_MAX
+    ) -> Sequence[Record]:
         """At most `count_max` records from `cursor` on, in the order of each partition; empty where there are none yet.
+
+        Of more than `bytes_max` bytes only where it is one record.
 
         The cursor is moved behind what is returned.
         """
@@ -73,7 +81,7 @@ class Reader(Protocol):
         return cursor
 
     async def sessions(self, qos_status: QosStatus | None, count_max: int) -> Sequence[Session]:
-        """The sessions remembered, last touched first."""
+        """The sessions remembered, last touched first; fewer than `count_max` where they take very much room."""
         ...
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
@@ -83,6 +91,16 @@ class Reader(Protocol):
     async def session_counts(self) -> dict[QosStatus, int]:
         """How many sessions are remembered in each status."""
         ...
+
+
+def within(records: Iterable[Record], count_max: int, bytes_max: int) -> Iterator[Record]:
+    """The first of the records, so many and of so many bytes, but one of them always."""
+    taken_bytes = 0
+    for record in islice(records, count_max):
+        taken_bytes += bytes_of(record.message)
+        if taken_bytes > bytes_max and taken_bytes > bytes_of(record.message):
+            return
+        yield record
 
 
 def is_asked_for(session: Session, sender: str, session_ids: Collection[str]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from receiver.backends.directory import make_directory
 from receiver.errors import Unavailable
 from receiver.settings import Settings
 
@@ -49,7 +50,7 @@ def _secret(configured: SecretStr | None, path: Path) -> bytes:
 
 
 def _make(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     unfinished.touch(0o600, exist_ok=False)
     try:

@@ -20,8 +20,8 @@ import structlog
 
 from receiver.admission import Admission
 from receiver.auth import Credentials, Issuer, StaticToken
+from receiver.backends.directory import Lock, make_private
 from receiver.backends.kafka.reader import KafkaReader
-from receiver.backends.sqlite_file import Lock
 from receiver.clustered import WHOLE, Part, cluster_inbox, clustered, connection_of
 from receiver.edge import Edge, EdgeApp, Limits
 from receiver.embedded import embedded, open_node, open_reader
@@ -274,6 +274,8 @@ def served_at(directory: Path) -> Addresses | None:
 def _announced(directory: Path, addresses: Addresses) -> Iterator[None]:
     file = directory / ADDRESSES_FILE
     try:
+        file.unlink(missing_ok=True)  # of a process that was killed
+        make_private(str(file))
         file.write_text(json.dumps({"pid": os.getpid(), **addresses._asdict()}))
     except OSError as error:  # other commands don't find this process then; what it does goes on
         structlog.get_logger("receiver").warning("addresses_not_written", reason=error.strerror)

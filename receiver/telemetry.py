@@ -12,6 +12,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import islice
 from typing import Any, Literal, TextIO
 
 import orjson
@@ -38,6 +39,10 @@ _SELDOM_SECONDS = 10.0
 #: Keeping takes a fraction of a millisecond on a good disk; beyond the last bound every append has timed out.
 _APPEND_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _BATCH_SIZE_BOUNDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000, 5_000)
+
+#: Places of records that were passed over: so many are remembered, so many told on /readyz.
+_PLACES_MAX = 10_000
+_PLACES_SHOWN = 3
 
 Fields = dict[str, str | int | float]
 
@@ -133,6 +138,7 @@ class Telemetry:
             ["outcome"],
             registry=registry,
         )
+        self._places: dict[str, str] = {}
         self._passed_over = Counter(
             "qod_receiver_records_passed_over_total",
             "Records of the topics that another program wrote, or damage, of which nothing can be made.",
@@ -335,7 +341,14 @@ class Telemetry:
         self._log.error("undecidable", inbox=trace, exc_info=error)
 
     def passed_over(self, place: str, why: str) -> None:
-        """A record was passed over: nothing can be made of it. `place` is its topic, partition and position."""
+        """A record was passed over: nothing can be made of it. `place` is its topic, partition and position.
+
+        Once for each place, for as many as are remembered: several that look on may meet it.
+        """
+        if place in self._places:
+            return
+        if len(self._places) < _PLACES_MAX:
+            self._places[place] = why
         self._passed_over.inc()
         self._log.warning("record_passed_over", record=place, reason=why)
 
@@ -343,6 +356,14 @@ class Telemetry:
         """What a notification came to can't be written."""
         self._unwritable.inc()
         self._log.error("unwritable", inbox=trace, reason=reason)
+
+    @property
+    def passed_over_notice(self) -> str:
+        """What was passed over since the start, in words for an operator; empty where nothing was."""
+        if not self._places:
+            return ""
+        first = "; ".join(f"{place}: {why}" for place, why in islice(self._places.items(), _PLACES_SHOWN))
+        return f"{len(self._places)} passed over, each in the log, such as {first}"
 
     def edge_failed(self, correlator: str, error: BaseException) -> None:
         """The edge itself failed on a request."""

@@ -38,6 +38,7 @@ PURE = {
     "routes",
     "session",
     "session_record",
+    "shown",
     "simulator.chance",
     "simulator.creation",
     "simulator.dialects",
@@ -85,7 +86,7 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 
 #: A module imports only modules of the lines above its own.
 LAYERS = (
-    {"answers", "errors", "event", "headers", "peers", "rfc3339", "room", "tls"},
+    {"answers", "errors", "event", "headers", "peers", "rfc3339", "room", "shown", "tls"},
     {"body", "facts", "oauth"},
     {"message", "notification", "qod.model", "session"},
     {"qod.telling", "session_record"},
@@ -110,8 +111,10 @@ LAYERS = (
     {"backends.kafka.scan"},
     {"backends.kafka.lane", "backends.kafka.transactions"},
     {"backends.kafka.membership"},
-    {"backends.reserve", "backends.sqlite_schema"},
-    {"backends.sqlite_file", "backends.sqlite_view"},
+    {"backends.directory", "backends.reserve", "backends.sqlite_schema"},
+    {"backends.sqlite_mark", "backends.sqlite_salvage"},
+    {"backends.sqlite_check", "backends.sqlite_healing", "backends.sqlite_view"},
+    {"backends.sqlite_file"},
     {"backends.sqlite"},
     {"backends.set_aside"},
     {"backends.spool"},
@@ -146,6 +149,7 @@ LAYERS = (
     {"cli.reconciling"},
     {
         "cli.calling",
+        "cli.checking",
         "cli.exporting",
         "cli.looking",
         "cli.replaying",

@@ -177,12 +177,12 @@ def test_signals_reach_the_program() -> None:
 
 
 def test_every_package_in_the_image_is_locked() -> None:
-    """The program's requirements, and theirs, have a version in requirements.lock, which the image installs by."""
+    """The program's requirements, and theirs, are in requirements.lock, which the image installs by."""
     (install,) = [each for stage in STAGES for each in stage.all("RUN") if "pip --python" in each]
-    assert "--constraint requirements.lock" in install
+    assert "--require-hashes -r requirements.lock" in install
+    assert "--require-hashes -r requirements-build.lock" in install
     assert "--only-binary :all:" in install, "what has to be compiled wants a compiler"
-    lines = (line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#"))
-    locked = {canonicalize_name(line.split("==")[0]) for line in lines}
+    locked = _locked("requirements.lock").keys()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     waiting = [Requirement(text) for text in project["dependencies"]]
     wanted = {requirement.name for requirement in waiting}
@@ -196,6 +196,38 @@ def test_every_package_in_the_image_is_locked() -> None:
                 waiting.append(below)
     missing = {canonicalize_name(name) for name in wanted} - locked
     assert not missing, f"requirements.lock lacks {sorted(missing)}"
+
+
+def _locked(name: str) -> dict[str, str]:
+    """The version of each package in a lock."""
+    lines = (ROOT / name).read_text().splitlines()
+    pins = [line.removesuffix(" \\").split("==") for line in lines if "==" in line]
+    return {canonicalize_name(package): version for package, version in pins}
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-build.lock", "requirements-dev.lock"])
+def test_locks_have_hashes(name: str) -> None:
+    """Each package in a lock has one exact version and a hash, and the lock of the tests has all of the others'."""
+    content = re.sub(r" \\\n\s+", " ", (ROOT / name).read_text())
+    pins = [line for line in content.splitlines() if not line.startswith("#")]
+    assert pins
+    for pin in pins:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+( ; [^-]+)?( --hash=sha256:[0-9a-f]{64})+", pin), pin
+    assert _locked(name).items() <= _locked("requirements-dev.lock").items()
+
+
+def test_what_builds_is_pinned() -> None:
+    """The build's tools have the version of the lock, and images and actions an exact one."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert build == [f"hatchling=={_locked('requirements-build.lock')['hatchling']}"]
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    compose = (ROOT / "deploy" / "compose.yaml").read_text()
+    images = re.findall(r"^FROM (\S+:\S+)", dockerfile, re.MULTILINE) + re.findall(r"image: (\S+)", compose)
+    actions = re.findall(r"uses: (\S+)", (ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert images
+    assert actions
+    for each in images + actions:
+        assert re.search(r"[:@]v?\d+\.\d+", each), f"{each} is not exact"
 
 
 def test_the_image_gets_what_it_copies_and_no_secret() -> None:

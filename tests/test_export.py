@@ -175,7 +175,7 @@ class Directory:
     async def _held(self) -> dict[str, Sequence[Record]]:
         with contextlib.closing(open_reader(self.settings)) as reader:
             return {
-                topic: await reader.records(topic, await reader.beginning(topic), 1_000_000)
+                topic: await reader.records(topic, await reader.beginning(topic), 1_000_000, 1 << 40)
                 for topic in await reader.topics()
             }
 

@@ -244,7 +244,7 @@ async def test_no_damaged_row_stops_a_file(tmp_path: Path, router: Router) -> No
         values = {"s1": (b"\xff", "{}"), "s2": (b"[]", '{"sessionId": 7}')}
         for position, (key, (headers, value)) in enumerate(values.items(), 1_000):
             other.execute("DELETE FROM sessions WHERE key = ?", (key,))
-            other.execute("INSERT INTO sessions VALUES (?, ?, 0, ?, ?)", (-position, key, headers, value))
+            other.execute("INSERT INTO sessions VALUES (?, ?, 0, ?, ?, NULL)", (-position, key, headers, value))
         other.execute("UPDATE messages SET pack = x'00' WHERE position = 1")
         pack = b"\xff\xff\xff\xff\x00"  # its checksum is right, and it is none of ours
         other.execute("UPDATE messages SET crc = ?, pack = ? WHERE position = 2", (crc32(pack), pack))

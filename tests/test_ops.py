@@ -531,3 +531,81 @@ async def test_a_token(node: Node, telemetry: Telemetry, authorization: str, rig
 async def test_no_token_is_wanted_where_none_is_configured(ops: Ops) -> None:
     """On the loopback interface the port may go without a token."""
     assert (await ops.client.get("/topics")).status_code == 200
+
+
+async def test_pages_are_few_at_a_time(ops: Ops, router: Router) -> None:
+    """While as many pages are sent as may be, to readers that take nothing, another is refused; later it comes."""
+    for _ in range(40):
+        await append(ops.node, posted(b"{" * 500_000))
+    while ops.node.lane.lag:
+        await route(ops.node, router)
+    stalled = []
+    for _ in range(8):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((ops.client.base_url.host, ops.client.base_url.port or 0))
+        reader, writer = await asyncio.open_connection(sock=connection, limit=1)
+        writer.write(b"GET /topics/dead-letter HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        stalled.append((reader, writer))
+    refused = await ops.client.get("/topics/dead-letter")
+    async with asyncio.timeout(SECONDS_MAX):
+        while refused.status_code != 429:
+            refused = await ops.client.get("/topics/dead-letter")
+    assert (await ops.client.get("/sessions")).status_code == 429
+    assert (await ops.client.get("/readyz")).status_code == 200
+    for _, writer in stalled:
+        writer.transport.abort()
+    async with asyncio.timeout(SECONDS_MAX):
+        while refused.status_code != 200:
+            refused = await ops.client.get("/topics/dead-letter")
+    assert 0 < len(refused.json()["records"]) < 40
+
+
+# Pages in browsers.
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:9464"}, 200),
+        ({"host": "127.0.0.1"}, 200),
+        ({"host": "[::1]:9464"}, 200),
+        ({"host": "router:9464"}, 200),
+        ({"host": "qod.localhost:9464"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"host": "localhost:9464", "origin": "http://localhost:9464"}, 200),
+        ({"host": "rebound.example.com:9464"}, 403),
+        ({"host": "127.0.0.1.example.com"}, 403),
+        ({"host": "localhost.example.com"}, 403),
+        ({"host": "[::1].example.com"}, 200),
+        ({"host": "example.com", "origin": "http://example.com"}, 403),
+        ({"origin": "http://example.com"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "localhost:9464", "origin": "http://localhost:3000"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+async def test_no_page_of_another_site_is_answered(ops: Ops, headers: dict[str, str], status: int) -> None:
+    """What a browser asks for another site's page, or under a name that may be rebound, is refused, read or posted."""
+    for path in ("/", "/livez", "/readyz", "/metrics", "/topics", "/sessions", "/nonsense"):
+        response = await ops.client.get(path, headers=headers)
+        assert response.status_code == (404 if (status, path) == (200, "/nonsense") else status)
+        assert response.headers["x-content-type-options"] == "nosniff"
+    letters = await ops.client.post("/replay", json={}, headers=headers)
+    learned = await ops.client.post("/learn", json={"notifications": []}, headers=headers)
+    assert (letters.status_code, learned.status_code) == (status, status)
+
+
+async def test_a_token_makes_up_for_a_name(node: Node, telemetry: Telemetry) -> None:
+    """Where a token is wanted, any name may lead to the port: no page has the token. Other sites' pages are refused."""
+    token = {"authorization": f"Bearer {TOKEN}", "host": "qod.example.com"}
+    async with serving(node, telemetry, TOKEN) as ops:
+        assert (await ops.client.get("/topics", headers=token)).status_code == 200
+        assert (await ops.client.get("/livez", headers={"host": "qod.example.com"})).status_code == 200
+        assert (await ops.client.get("/topics", headers={"host": "qod.example.com"})).status_code == 401
+        for foreign in ({"origin": "https://example.com"}, {"sec-fetch-site": "cross-site"}):
+            assert (await ops.client.get("/topics", headers={**token, **foreign})).status_code == 403
+            assert (await ops.client.get("/livez", headers=foreign)).status_code == 403

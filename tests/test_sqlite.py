@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from receiver.backends.directory import LOCK_NAME
 from receiver.backends.packing import (
     Damaged,
     pack_messages,
@@ -23,8 +24,7 @@ from receiver.backends.packing import (
     unpack_notifications,
 )
 from receiver.backends.sqlite import SqliteNode, SqliteReader
-from receiver.backends.sqlite_file import LOCK_NAME
-from receiver.backends.sqlite_schema import FILE_NAME
+from receiver.backends.sqlite_schema import FILE_NAME, MARK_NAME
 from receiver.errors import Unavailable
 from receiver.message import Message
 from receiver.notification import Notification
@@ -225,7 +225,8 @@ async def test_what_may_not_be_written_is_not_served(
     """A node does not start on files or in a directory that it may not write to, and does where it may."""
     async with public.opened() as node:
         await append(node, posted("A1"))
-    (public.directory / LOCK_NAME).chmod(0o666)
+    for name in (LOCK_NAME, f"{FILE_NAME}{MARK_NAME}"):
+        (public.directory / name).chmod(0o666)
     (public.directory / FILE_NAME).chmod(file_mode)
     public.directory.chmod(directory_mode)
     with unprivileged(), pytest.raises(Unavailable):
@@ -248,14 +249,14 @@ async def test_what_is_no_database_is_not_served(backend: SqliteBackend) -> None
     assert path.read_bytes() == b"something else entirely\n" * 1000
 
 
-@pytest.mark.parametrize("version", [2, 99])
+@pytest.mark.parametrize("version", [3, 99])
 async def test_another_schema_is_refused(backend: SqliteBackend, version: int) -> None:
     """A file of another release's schema is not touched, and the message says which it has."""
     async with backend.opened():
         pass
     with raw(backend.directory) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
-    with pytest.raises(Unavailable, match=f"schema version {version}, this release knows 1"):
+    with pytest.raises(Unavailable, match=f"schema version {version}, this release knows 2"):
         async with backend.opened():
             pass
     with raw(backend.directory) as connection:
@@ -575,6 +576,88 @@ async def test_a_commit_that_was_kept_all_the_same_is_found_out(backend: SqliteB
         node.lane.rewind()
         await route(node, router)
         assert await keys(node) == ["s1"]
+
+
+# Bounds in bytes.
+
+
+async def test_a_row_may_be_routed_in_parts(backend: SqliteBackend, router: Router) -> None:
+    """Where a commit ends in the middle of a row of the inbox, the rest of the row comes next, after a start too."""
+    async with backend.opened() as node:
+        await asyncio.gather(*(node.inbox.append(posted("A1", session_id=f"s{number}")) for number in range(3)))
+        batch = await node.lane.read(COUNT_MAX)
+        assert len(batch.notifications) == 3
+        part = batch._replace(next_position=1, positions=[0], notifications=batch.notifications[:1])
+        await commit(node.lane, router, part)
+        node.lane.rewind()
+        rest = await node.lane.read(COUNT_MAX)
+        assert (rest.position, list(rest.positions), [each.key for each in rest.notifications]) == (
+            1,
+            [1, 2],
+            ["s1", "s2"],
+        )
+    async with backend.opened() as node:
+        assert node.lane.lag == 2
+        await route(node, router)
+        assert await keys(node) == ["s0", "s1", "s2"]
+
+
+async def test_a_damaged_row_in_parts_is_told_once(backend: SqliteBackend, router: Router) -> None:
+    """A row that is damaged after a part of it was routed is one dead letter, and what is behind it goes on."""
+    async with backend.opened() as node:
+        await asyncio.gather(*(node.inbox.append(posted("A1", session_id=f"s{number}")) for number in range(3)))
+        batch = await node.lane.read(COUNT_MAX)
+        part = batch._replace(next_position=1, positions=[0], notifications=batch.notifications[:1])
+        await commit(node.lane, router, part)
+        await append(node, posted("A1", session_id="s3"))
+    with raw(backend.directory) as connection:
+        connection.execute("UPDATE inbox SET crc = crc + 1 WHERE position = 0")
+    async with backend.opened() as node:
+        await route(node, router)
+        assert await keys(node) == ["s0", "s3"]
+        assert len(await everything(node.reader, "qod.dead-letter")) == 1
+        assert node.lane.lag == 0
+
+
+async def test_a_page_has_so_many_bytes(backend: SqliteBackend, router: Router) -> None:
+    """Reading ends before a page is longer than asked for, but gives one record always; the next one goes on there."""
+    async with backend.opened() as node:
+        for size in (10, 10, 50_000, 10):
+            await append(node, posted(b"{" * size))
+        await route(node, router)
+        cursor = await node.reader.beginning("qod.dead-letter")
+        sizes = []
+        while records := await node.reader.records("qod.dead-letter", cursor, COUNT_MAX, 5_000):
+            sizes.append(len(records))
+        assert sizes == [2, 1, 1]
+
+
+async def test_a_batch_has_so_many_bytes(backend: SqliteBackend) -> None:
+    """However many notifications are asked for, a batch ends after some megabytes."""
+    async with backend.opened() as node:
+        for _ in range(12):
+            await append(node, posted(b"{" * 1_000_000))
+        sizes: list[int] = []
+        while sum(sizes) < 12:
+            sizes.append(len((await node.lane.read(COUNT_MAX)).notifications))
+        assert max(sizes) < 8
+    async with backend.opened() as node:
+        assert len((await node.lane.read(COUNT_MAX)).notifications) < 8
+
+
+async def test_retention_takes_so_many_bytes_at_once(tmp_path: Path, router: Router) -> None:
+    """Of long rows fewer are removed at once than of short ones, and it is told that there may be more."""
+    with retaining(tmp_path) as node:
+        for _ in range(24):
+            await node.inbox.append(posted(b"{" * 1_000_000))
+        while node.lane.lag:
+            await commit(node.lane, router, await node.lane.read(COUNT_MAX))
+        before = rows(tmp_path)["inbox"]
+        assert await node.retain(FAR_FUTURE, 0, 1_000) == 1_000
+        assert 0 < rows(tmp_path)["inbox"] < before
+        while await node.retain(FAR_FUTURE, 0, 1_000):
+            pass
+        assert rows(tmp_path)["inbox"] == 0
 
 
 # Packing.

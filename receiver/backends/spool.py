@@ -22,14 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from receiver.backends.directory import Lock, make_directory
 from receiver.backends.packing import Pack
 from receiver.backends.set_aside import SetAside
 from receiver.backends.sqlite import SqliteInbox
-from receiver.backends.sqlite_file import Effects, Lock, SqliteFile
+from receiver.backends.sqlite_file import Effects, SqliteFile
 from receiver.backends.sqlite_view import SqliteView
 from receiver.errors import Unavailable, Unwritable
 from receiver.inbox import Inbox, LaneLost
 from receiver.notification import Notification
+from receiver.reader import PassedOver, nobody
 
 #: Beside the spools: what Kafka does not take.
 SET_ASIDE = "set-aside"
@@ -135,14 +137,16 @@ class Spool:
         appended: Callable[[int, float], None] = lambda _count, _seconds: None,
         opened: Callable[[bool], None] = lambda _is_open: None,
         is_open: bool = False,
+        passed_over: PassedOver = nobody,
     ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory.parent)
+        make_directory(directory)
         self._name = directory.name
         self._lock = Lock(directory)
         try:
-            self._file = _SpoolFile(directory, "", log_bytes_max=bytes_max // _LOG_PART)
+            self._file = _SpoolFile(directory, "", log_bytes_max=bytes_max // _LOG_PART, passed_over=passed_over)
             self._file.open()
-            self._view = SqliteView(directory, "")
+            self._view = SqliteView(directory, "", passed_over, self._suspect)
         except BaseException:
             self._lock.release()
             raise
@@ -238,6 +242,9 @@ class Spool:
         self._view.close()
         self._file.close()
         self._lock.release()
+
+    def _suspect(self) -> None:
+        self._file.is_suspect = True
 
     def _set_open(self, is_open: bool) -> None:
         self._is_open = is_open

@@ -6,7 +6,6 @@ share the next sync.
 """
 
 import asyncio
-import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,16 +15,17 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 import orjson
 
+from receiver.backends.directory import Lock, make_directory
 from receiver.backends.packing import pack_messages, pack_notifications
-from receiver.backends.sqlite_file import Effects, Lock, SqliteFile, State
-from receiver.backends.sqlite_schema import PARTITION
+from receiver.backends.sqlite_file import Effects, SqliteFile
+from receiver.backends.sqlite_schema import PARTITION, State, state_crc
 from receiver.backends.sqlite_view import SqliteView
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.inbox import Batch, LaneLost
 from receiver.message import Message, Record
 from receiver.notification import Notification
-from receiver.reader import Cursor, PassedOver, Reader, nobody
+from receiver.reader import PAGE_BYTES_MAX, Cursor, PassedOver, Reader, nobody
 from receiver.session import Session
 
 T = TypeVar("T")
@@ -47,7 +47,14 @@ _TAIL_MAX = 10_000
 _TAIL_BYTES_MAX = 16 * 1024 * 1024
 
 #: Sessions whose state is kept in memory, about a kilobyte each: most events of a session come soon after another.
+#: Their records, of which a state takes some three times the room, have at most so many bytes.
 _RECENT_MAX = 20_000
+_RECENT_BYTES_MAX = 16 * 1024 * 1024
+
+#: What is read at once, but for the rest of a row, and what of messages one commit has: twice as much of each is in
+#: memory, for one batch is decided on while the one before it is committed.
+_READ_BYTES_MAX = 4 * 1024 * 1024
+_COMMIT_BYTES_MAX = 8 * 1024 * 1024
 
 
 class Tail:
@@ -72,8 +79,11 @@ class Tail:
         while self._rows and self._rows[0][0] < position:
             self._drop()
         taken: list[Notification] = []
+        before_bytes = self._bytes
         while self._rows and self._rows[0][0] == position + len(taken) and len(taken) < count_max:
             taken += self._drop()
+            if before_bytes - self._bytes >= _READ_BYTES_MAX:
+                break
         return taken
 
     def _drop(self) -> Sequence[Notification]:
@@ -192,8 +202,7 @@ class SqliteLane:
     """
 
     partition = PARTITION
-    #: A row of the inbox is decided on as a whole.
-    bytes_max = sys.maxsize
+    bytes_max = _COMMIT_BYTES_MAX
 
     def __init__(
         self,
@@ -214,7 +223,8 @@ class SqliteLane:
         self._committed = self._read_up_to = view.position()
         self._clock_micros = view.clock_micros()
         self._standing = view.standing()
-        self._recent: OrderedDict[str, Session] = OrderedDict()
+        self._recent: OrderedDict[str, tuple[Session, int]] = OrderedDict()  # with the length of its record
+        self._recent_bytes = 0
 
     @property
     def lag(self) -> int:
@@ -229,13 +239,14 @@ class SqliteLane:
             notifications: Sequence[Notification] = self._inbox.tail.take(position, count_max)
             next_position = position + len(notifications)
             if not notifications:
-                notifications, next_position = await self._look(self._view.inbox, position, count_max)
+                notifications, next_position = await self._look(self._view.inbox, position, count_max, _READ_BYTES_MAX)
             if notifications:
                 break
             await self._inbox.appended.wait()
         sessions = await self._states({each.key for each in notifications})
         self._read_up_to = next_position
-        positions = range(position, position + len(notifications))
+        # From behind: what is missing in the file, it lies before them.
+        positions = range(next_position - len(notifications), next_position) if len(notifications) > 1 else [position]
         return Batch(position, next_position, positions, notifications, sessions, clock_micros)
 
     def rewind(self) -> None:
@@ -262,23 +273,28 @@ class SqliteLane:
             await self._look(self._find_out)
             raise Unavailable("an earlier commit turned out to be kept", reason="store") from error
         for position, (key, state) in enumerate(zip(keys, effects.states, strict=True), first):
-            if state[-1] is None:
+            if state[3] is None:
                 self._standing.pop(key, None)
             else:
                 self._standing[key] = position
-        for key, session in sessions.items():
-            self._recent.pop(key, None)
-            if session is not None:
-                self._recent[key] = session
-        while len(self._recent) > _RECENT_MAX:
-            self._recent.popitem(last=False)
+            self._remember(key, sessions.get(key), len(state[2]) + len(state[3] or ""))
         self._committed, self._clock_micros = batch.next_position, clock_micros
+
+    def _remember(self, key: str, session: Session | None, record_bytes: int) -> None:
+        _, before_bytes = self._recent.pop(key, (None, 0))
+        self._recent_bytes -= before_bytes
+        if session is not None:
+            self._recent[key] = session, record_bytes
+            self._recent_bytes += record_bytes
+        while len(self._recent) > _RECENT_MAX or self._recent_bytes > _RECENT_BYTES_MAX:
+            _, (_, freed_bytes) = self._recent.popitem(last=False)
+            self._recent_bytes -= freed_bytes
 
     async def _look(self, call: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, call, *arguments)
 
     async def _states(self, keys: set[str]) -> dict[str, Session]:
-        states = {key: self._recent[key] for key in keys if key in self._recent}
+        states = {key: self._recent[key][0] for key in keys if key in self._recent}
         elsewhere = [self._standing[key] for key in keys if key in self._standing and key not in states]
         return states | await self._look(self._view.sessions, elsewhere) if elsewhere else states
 
@@ -301,20 +317,29 @@ class SqliteLane:
 
     def _find_out(self) -> None:
         self._recent.clear()
+        self._recent_bytes = 0
         self._committed, self._clock_micros = self._view.position(), self._view.clock_micros()
         self._standing = self._view.standing()
 
 
 def _state(message: Message) -> State:
-    value = None if message.value is None else message.value.decode()
-    return message.key, message.timestamp_millis, orjson.dumps(message.headers), value
+    _, key, value, pairs, millis = message
+    headers = orjson.dumps(pairs)
+    crc = state_crc(key.encode(), millis, headers, value)
+    return key, millis, headers, None if value is None else value.decode(), crc
 
 
 class SqliteReader(Reader):
     """Looks on from any process. `receiver.reader.Reader` is the contract."""
 
-    def __init__(self, directory: Path, sessions_topic: str, passed_over: PassedOver = nobody) -> None:
-        self._view = SqliteView(directory, sessions_topic, passed_over)
+    def __init__(
+        self,
+        directory: Path,
+        sessions_topic: str,
+        passed_over: PassedOver = nobody,
+        damaged: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._view = SqliteView(directory, sessions_topic, passed_over, damaged)
         self._thread = ThreadPoolExecutor(1, "sqlite-reader")
 
     def close(self) -> None:
@@ -334,9 +359,11 @@ class SqliteReader(Reader):
         """See the contract."""
         return {PARTITION: await self._run(lambda: self._view.end(topic))}
 
-    async def records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
+    async def records(
+        self, topic: str, cursor: Cursor, count_max: int, bytes_max: int = PAGE_BYTES_MAX
+    ) -> Sequence[Record]:
         """See the contract."""
-        records = await self._run(lambda: self._view.records(topic, cursor[PARTITION], count_max))
+        records = await self._run(lambda: self._view.records(topic, cursor[PARTITION], count_max, bytes_max))
         if records:
             cursor[PARTITION] = records[-1].position + 1
         return records
@@ -369,18 +396,25 @@ class SqliteNode:
         appended: Callable[[int, float], None] = lambda _count, _seconds: None,
         passed_over: PassedOver = nobody,
     ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self._lock = Lock(directory)
         try:
             self._writer = ThreadPoolExecutor(1, "sqlite-writer")
             self._reader = ThreadPoolExecutor(1, "sqlite-lane")
-            self._file = SqliteFile(directory, sessions_topic)
+            self._file = SqliteFile(directory, sessions_topic, passed_over=passed_over)
             self._file.open()
-            self._view = SqliteView(directory, sessions_topic, passed_over)
+            self._view = SqliteView(directory, sessions_topic, passed_over, self.suspect)
             self.inbox = SqliteInbox(
                 self._file, self._writer, append_timeout_seconds=append_timeout_seconds, appended=appended
             )
-            self.lane = SqliteLane(
+            self.lane = self._lane(sessions_topic)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _lane(self, sessions_topic: str) -> SqliteLane:
+        def opened() -> SqliteLane:
+            return SqliteLane(
                 view=self._view,
                 file=self._file,
                 inbox=self.inbox,
@@ -388,8 +422,29 @@ class SqliteNode:
                 reader=self._reader,
                 sessions_topic=sessions_topic,
             )
-        except BaseException:
-            self._lock.release()
+
+        try:
+            return opened()
+        except Unavailable:
+            if not self._file.is_suspect:
+                raise
+            self._file.open()
+            return opened()
+
+    def expect(self, topics: Sequence[str]) -> None:
+        """Have these topics be there for readers, before the first record on them. Before anything else is asked."""
+        self._file.expect(topics)
+
+    def suspect(self) -> None:
+        """Have the file made anew from what can be read of it, with the next thing that is written."""
+        self._file.is_suspect = True
+
+    async def look(self) -> None:
+        """Find out whether the file is where it should be. Raises Unavailable."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._file.look)
+        except Unavailable as error:
+            self.inbox.trouble = error.message
             raise
 
     async def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:

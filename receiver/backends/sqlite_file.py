@@ -17,8 +17,8 @@ reserve, and an opening gives back what it took: the log is empty then. Retentio
 while the reserve is not whole.
 """
 
-import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,28 +27,41 @@ from typing import NamedTuple, TypeVar
 import apsw
 import orjson
 
+from receiver.backends.directory import make_private
 from receiver.backends.packing import Pack
 from receiver.backends.reserve import Reserve
+from receiver.backends.sqlite_healing import heal, inbox_end
+from receiver.backends.sqlite_mark import Mark
+from receiver.backends.sqlite_salvage import salvage
 from receiver.backends.sqlite_schema import (
     BUSY_TIMEOUT_MILLIS,
     FILE_NAME,
+    MARK_NAME,
     PARTITION,
     SCHEMA,
     SCHEMA_VERSION,
+    UPGRADES,
+    Identity,
+    State,
+    checkpoint,
     close,
     failing,
+    identity,
+    inbox_name,
+    insert_states,
+    make_durable,
     only_row,
+    refuse_read_only,
+    topic_numbers,
 )
 from receiver.errors import Unavailable
 from receiver.inbox import LaneLost
-
-LOCK_NAME = "lock"
+from receiver.reader import PassedOver, nobody
 
 #: 16 MiB of log between checkpoints: small enough to replay at once, large enough that a page is copied once for many
 #: commits that touched it.
 _CHECKPOINT_BYTES_MAX = 16 * 1024 * 1024
 _PAGE_BYTES = 4_096
-_SYNCHRONOUS_FULL = 2
 #: What one append writes at most, and what part of the reserve: a row of a megabyte takes a few milliseconds.
 _APPEND_BYTES_MAX = 1024 * 1024
 _APPEND_PART = 8
@@ -56,13 +69,16 @@ _APPEND_PART = 8
 #: and so often after each retention.
 _GIVEN_BACK_PART = 16
 _GIVEN_BACK_TIMES_MAX = 16
+#: What is removed of a kind at once: SQLite looks at each page that a row takes.
+_REMOVED_BYTES_MAX = 16 * 1024 * 1024
 #: SQLite's file system cuts what is longer than 128 KiB, for it never asks for so much.
 _PIECE_BYTES = 65_536
-_ROWS_AT_ONCE = (128, 16, 1)
 
 
-State = tuple[str, int, bytes, str | None]
-"""A record of the sessions topic, without its position: key, timestamp in milliseconds, headers and value as JSON."""
+#: The file is looked for at its place at most so often; each look costs some microseconds.
+_LOOK_SECONDS = 0.1
+#: A file that is damaged again so soon is left to people.
+_SALVAGE_SECONDS_MIN = 60.0
 
 
 class Effects(NamedTuple):
@@ -85,10 +101,18 @@ class SqliteFile:
 
     `end` is the position of the next notification. `append_bytes_max` is what the bodies of one append should have at
     most, beside the last. The log has about `log_bytes_max` bytes at most, and no more than half the reserve.
+    `is_suspect` may be set by whoever found that SQLite can't read the file: then it is made anew from what can be
+    read. `passed_over` is told of what is lost.
     """
 
     def __init__(
-        self, directory: Path, sessions_topic: str, *, vfs: str = "", log_bytes_max: int = _CHECKPOINT_BYTES_MAX
+        self,
+        directory: Path,
+        sessions_topic: str,
+        *,
+        passed_over: PassedOver = nobody,
+        vfs: str = "",
+        log_bytes_max: int = _CHECKPOINT_BYTES_MAX,
     ) -> None:
         self._reserve = None if vfs else Reserve(directory)  # which is a file of the machine's
         self.append_bytes_max = _APPEND_BYTES_MAX
@@ -100,8 +124,15 @@ class SqliteFile:
         self._path = os.fspath(directory / FILE_NAME)
         self._vfs = vfs  # SQLite's name for a file system; the empty one is the machine's
         self._sessions_topic = sessions_topic
+        self._passed_over = passed_over
         self._connection: apsw.Connection | None = None
         self._topics: dict[str, int] = {}
+        self._mark: Mark | None = None
+        self._identity: Identity | None = None
+        self._log_identity: Identity | None = None
+        self._look_at = 0.0
+        self._salvage_at = 0.0
+        self.is_suspect = False
         self.end = 0
 
     def open(self) -> None:
@@ -116,6 +147,34 @@ class SqliteFile:
             # Nothing failed on it, so the log may be copied into the database and removed.
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         self._give_up()
+        if self._mark is not None:
+            self._mark.close()
+            self._mark = None
+
+    def expect(self, topics: Sequence[str]) -> None:
+        """Have these topics be there, before the first record on them."""
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for topic in topics:
+                self._advance(connection, topic, 0)
+            connection.execute("COMMIT")
+
+    def look(self) -> None:
+        """Raise Unavailable where the file is not at its place any more: nobody would find what is kept in it.
+
+        A log that is missing alone is made anew: what is in it is copied into the file before.
+        """
+        with failing("the file can't be looked for"):
+            if self.is_suspect:
+                self.open()
+            if self._vfs or self._connection is None or (now := time.monotonic()) < self._look_at:
+                return
+            self._expect_in_place()
+            if identity(f"{self._path}-wal") != self._log_identity:
+                checkpoint(self._connection)
+                self._give_up()
+                self._open()
+        self._look_at = now + _LOOK_SECONDS
 
     def append(self, pack: Pack, now_micros: int) -> None:
         """Keep the packed notifications durably, or not at all."""
@@ -124,15 +183,17 @@ class SqliteFile:
         if self.full:
             raise Unavailable(self.full, reason="store")
         try:
-            with self._connected() as connection:
-                connection.execute(
-                    "INSERT INTO inbox VALUES (?, ?, ?, ?, ?)", (self.end, pack.size, now_micros, pack.crc, pack.blob)
-                )
+            self._insert(pack, now_micros)
         except Unavailable as error:
             if self._reserve is not None:
                 self._reserve.is_safe = False  # look again before the next
-            raise self._told(error) from error.__cause__
+            if not self.is_suspect:
+                raise self._told(error) from error.__cause__
+            self._insert(pack, now_micros)  # into a file that is made anew
         self.end += pack.size
+        if self._mark is not None:
+            self._mark.write(self.end)
+        self.look()
 
     def commit(self, position: int, next_position: int, effects: Effects, clock_micros: int) -> int:
         """Write everything that the notifications from `position` to `next_position` caused, or nothing.
@@ -145,9 +206,9 @@ class SqliteFile:
     def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
         """Remove committed notifications, messages and tombstones written before the times given.
 
-        From the oldest on, at most `rows_max` rows of each kind, so that nobody waits long; returns how many were
-        removed. What was written by a clock that ran ahead holds up all behind it until its time comes, so that no
-        topic ever has a gap.
+        From the oldest on, at most `rows_max` rows of each kind and so many bytes, so that nobody waits long; returns
+        how many were removed, and `rows_max` at least where there may be more. What was written by a clock that ran
+        ahead holds up all behind it until its time comes, so that no topic ever has a gap.
         """
         removed = self._with_reserve(lambda: self._retain(inbox_micros, topics_micros, rows_max))
         if self._reserve is not None:
@@ -180,6 +241,7 @@ class SqliteFile:
             return (self._directory / FILE_NAME).stat().st_size
 
     def _commit(self, position: int, next_position: int, effects: Effects, clock_micros: int) -> int:
+        self.look()
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
@@ -195,7 +257,7 @@ class SqliteFile:
                     (number, first, pack.size, clock_micros, pack.crc, pack.blob),
                 )
             _, first = self._advance(connection, self._sessions_topic, len(effects.states))
-            _insert_states(connection, first, effects.states)
+            insert_states(connection, first, effects.states)
             if effects.replaced:
                 connection.execute(
                     "DELETE FROM sessions WHERE position IN (SELECT value FROM json_each(?))",
@@ -205,39 +267,45 @@ class SqliteFile:
         return first
 
     def _retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
-        removed = 0
+        removed = there_is_more = 0
+        self.look()
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("UPDATE lane SET inbox_position = ? WHERE partition = ?", (self.end, PARTITION))
             for select, delete, before_micros in (
                 (
-                    "SELECT position, written_micros FROM inbox WHERE position + count <= (SELECT position FROM lane) "
-                    "ORDER BY position LIMIT ?",
+                    "SELECT position, written_micros, length(pack) FROM inbox "
+                    "WHERE position + count <= (SELECT position FROM lane) ORDER BY position LIMIT ?",
                     "DELETE FROM inbox WHERE position <= ?",
                     inbox_micros,
                 ),
                 (
-                    "SELECT rowid, written_micros FROM messages ORDER BY rowid LIMIT ?",
+                    "SELECT rowid, written_micros, length(pack) FROM messages ORDER BY rowid LIMIT ?",
                     "DELETE FROM messages WHERE rowid <= ?",
                     topics_micros,
                 ),
                 (
-                    "SELECT position, timestamp_millis * 1000 FROM sessions WHERE value IS NULL "
+                    "SELECT position, timestamp_millis * 1000, 0 FROM sessions WHERE value IS NULL "
                     "ORDER BY position LIMIT ?",
                     "DELETE FROM sessions WHERE value IS NULL AND position <= ?",
                     topics_micros,
                 ),
             ):
                 last: int | None = None
-                for row, written_micros in connection.execute(select, (rows_max,)):
-                    if written_micros >= before_micros:
+                taken_bytes = 0
+                for row, written_micros, row_bytes in connection.execute(select, (rows_max,)):
+                    if isinstance(written_micros, int) and written_micros >= before_micros:
                         break
                     last = row
+                    taken_bytes += row_bytes or 0
+                    if taken_bytes >= _REMOVED_BYTES_MAX:
+                        there_is_more = rows_max
+                        break
                 if last is not None:
                     connection.execute(delete, (last,))
                     removed += connection.changes()
             connection.execute("COMMIT")
-        return removed
+        return max(removed, there_is_more)
 
     def _give_back(self) -> bool:
         """Give some free pages back to the disk; whether there were any."""
@@ -277,7 +345,14 @@ class SqliteFile:
 
     def _try_to_open(self) -> None:
         with failing("the file can't be opened"):
+            self._give_up()
             self._open()
+
+    def _insert(self, pack: Pack, now_micros: int) -> None:
+        with self._connected() as connection:
+            connection.execute(
+                "INSERT INTO inbox VALUES (?, ?, ?, ?, ?)", (self.end, pack.size, now_micros, pack.crc, pack.blob)
+            )
 
     def _give_up(self) -> None:
         connection, self._connection = self._connection, None
@@ -285,29 +360,59 @@ class SqliteFile:
             close(connection)
 
     def _open(self) -> apsw.Connection:
+        if not self.is_suspect:
+            try:
+                return self._open_as_it_is()
+            except apsw.CorruptError:
+                self.is_suspect = True
+        self._salvage()
+        return self._open_as_it_is()
+
+    def _open_as_it_is(self) -> apsw.Connection:
+        self._expect_in_place()
         connection = self._connect()
         try:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             connection.set_busy_timeout(BUSY_TIMEOUT_MILLIS)
-            _refuse_read_only(connection)
+            refuse_read_only(connection)
             self._rewrite_log()
             if self._reserve is not None and not (self._directory / FILE_NAME).stat().st_size:
                 connection.execute("PRAGMA auto_vacuum = incremental")  # can't be changed later
-            _make_durable(connection)
+            make_durable(connection)
             connection.wal_autocheckpoint(max(self._checkpoint_bytes // _PAGE_BYTES, 1))
             self._create(connection)
-            self._topics = dict(connection.execute("SELECT name, topic FROM topics"))
+            self._topics = topic_numbers(connection)
             self._refuse_other_prefix(connection)
-            (self.end,) = only_row(
-                connection,
-                "SELECT max(inbox_position, coalesce((SELECT position + count FROM inbox "
-                "ORDER BY position DESC LIMIT 1), 0)) FROM lane",
-            )
+            if self._mark is None:
+                self._mark = Mark(f"{self._path}{MARK_NAME}", self._vfs)
+            inbox = inbox_name(self._sessions_topic)
+            self.end = inbox_end(connection, inbox, self._mark.read(), self._passed_over)
+            self._mark.write(self.end)
+            heal(connection, self._topics, self._sessions_topic)
         except BaseException:
             close(connection)
             raise
         self._connection = connection
+        if not self._vfs:
+            self._identity, self._log_identity = identity(self._path), identity(f"{self._path}-wal")
         return connection
+
+    def _expect_in_place(self) -> None:
+        if self._identity is not None and (found := identity(self._path)) != self._identity:
+            what = "deleted or moved" if found is None else "replaced by another"
+            raise Unavailable(f"the file was {what} while it was served: put it back, or start anew", reason="store")
+
+    def _salvage(self) -> None:
+        """Make the file anew from what can be read of it, and set the old one aside."""
+        if self._vfs or time.monotonic() < self._salvage_at:
+            raise apsw.CorruptError("damaged")
+        self._salvage_at = time.monotonic() + _SALVAGE_SECONDS_MIN
+        self._give_up()
+        self._expect_in_place()
+        mark = 0 if self._mark is None else self._mark.read()
+        salvage(self._path, self._sessions_topic, mark, self._passed_over)
+        self._identity = identity(self._path)
+        self.is_suspect = False
 
     def _refuse_other_prefix(self, connection: apsw.Connection) -> None:
         """The sessions kept are those of one sessions topic, which goes on where it was."""
@@ -336,11 +441,20 @@ class SqliteFile:
             log.xClose()
 
     def _connect(self) -> apsw.Connection:
-        return apsw.Connection(self._path, vfs=self._vfs or None)
+        if self._vfs:
+            return apsw.Connection(self._path, vfs=self._vfs)
+        if self._identity is None:
+            make_private(self._path)
+        return apsw.Connection(self._path, flags=apsw.SQLITE_OPEN_READWRITE)
 
     def _create(self, connection: apsw.Connection) -> None:
         version = connection.pragma("user_version")
-        if version == 0:
+        if version in UPGRADES:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(UPGRADES[version])
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        elif version == 0:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(SCHEMA)
             connection.execute("INSERT INTO lane VALUES (?, 0, 0, 0)", (PARTITION,))
@@ -355,9 +469,12 @@ class SqliteFile:
         """The connection, which is not used again if anything fails."""
         with failing("the file can't be written"):
             try:
+                if self.is_suspect:
+                    self._give_up()
                 yield self._connection or self._open()
-            except BaseException:
+            except BaseException as error:
                 self._give_up()
+                self.is_suspect |= isinstance(error, apsw.CorruptError)
                 raise
 
     def _advance(self, connection: apsw.Connection, topic: str, count: int) -> tuple[int, int]:
@@ -372,57 +489,9 @@ class SqliteFile:
         return number, end - count
 
 
-class Lock:
-    """The right to serve a directory: held by one process at a time, and given back when it ends, however it ends."""
-
-    def __init__(self, directory: Path) -> None:
-        self._descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise Unavailable(f"another process serves {directory}", reason="locked") from error
-
-    def release(self) -> None:
-        """Give the right back."""
-        os.close(self._descriptor)
-
-
 #: What SQLite, and Python, may call it that there is no room.
 _NO_ROOM = (apsw.FullError, apsw.IOError, apsw.CantOpenError, OSError)
 
 
 def _full(reserve: Reserve) -> str:
     return f"the disk of the data directory is full: {reserve.wanted_bytes // 1024} KiB of room are wanted"
-
-
-def _refuse_read_only(connection: apsw.Connection) -> None:
-    # SQLite opens a file all the same that it may not write to, and leaves a log beside it that nobody may.
-    if connection.readonly("main"):
-        raise Unavailable("the file may not be written to", reason="store")
-
-
-def _make_durable(connection: apsw.Connection) -> None:
-    """Have everything that is committed synced, from what is in the log already on."""
-    # The mode is told before it is changed: only at the statement's end is it known whether that succeeded.
-    (mode,) = only_row(connection, "PRAGMA journal_mode = wal")
-    connection.execute("PRAGMA synchronous = full")
-    if mode != "wal" or connection.pragma("synchronous") != _SYNCHRONOUS_FULL:
-        raise Unavailable("the file system refuses a write-ahead log or syncing", reason="store")
-    busy, _, _ = only_row(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
-    if busy:
-        raise Unavailable("another program keeps the log from being checkpointed", reason="store")
-
-
-def _insert_states(connection: apsw.Connection, first: int, states: Sequence[State]) -> None:
-    """Insert rows many at a time, for the reason that Effects gives."""
-    at = 0
-    for count in _ROWS_AT_ONCE:
-        statement = f"INSERT INTO sessions VALUES {', '.join(['(?, ?, ?, ?, ?)'] * count)}"  # noqa: S608  # question marks
-        while len(states) - at >= count:
-            bindings: list[int | str | bytes | None] = []
-            for position, state in enumerate(states[at : at + count], first + at):
-                bindings.append(position)
-                bindings.extend(state)
-            connection.execute(statement, bindings)
-            at += count

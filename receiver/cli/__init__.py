@@ -1,5 +1,6 @@
 """The command line. Exit status: 0 done, 1 failed, 2 not used as the help says. Logs go to standard error."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -7,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli import calling, exporting, looking, reconciling, replaying, serving, simulating, tokens, topics
+from receiver.cli import (
+    calling,
+    checking,
+    exporting,
+    looking,
+    reconciling,
+    replaying,
+    serving,
+    simulating,
+    tokens,
+    topics,
+)
 from receiver.cli.options import ConfigOption, DataOption, Failed, KafkaOption, overrides, s
 from receiver.console import console, settings_text
 from receiver.errors import ReceiverError
@@ -60,6 +72,7 @@ _COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
     (reconciling.reconcile, "qod-receiver reconcile --dry-run"),
     (exporting.export, "qod-receiver export --kafka broker-1:9092,broker-2:9092 --data /var/lib/qod"),
     (simulating.simulate, "qod-receiver simulate --port 9090 --speed 10 --faults some --dialect all"),
+    (checking.check_data, "qod-receiver check-data --data /var/lib/qod"),
     (check_config, "qod-receiver check-config --config qod.toml"),
 )
 for command, example in _COMMANDS:
@@ -78,6 +91,7 @@ session_app.command(epilog=f"Example: qod-receiver session delete {calling.EXAMP
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """The program. Ends with SystemExit."""
+    os.umask(0o077)  # what is kept is the business of nobody else on this machine
     try:
         app(arguments)
     except SettingsError as error:

@@ -15,6 +15,7 @@ from receiver.console import console, data_option, first_steps, program
 from receiver.demo import demonstrate
 from receiver.secret_file import is_made, mint_secret
 from receiver.settings import Settings
+from receiver.shown import shown_url
 
 _FIRST_TOKEN_SECONDS = 30 * 86_400
 
@@ -94,15 +95,16 @@ def _greeting(settings: Settings) -> Callable[[service.Addresses], None]:
     minted = is_made(settings)
 
     def greet(addresses: service.Addresses) -> None:
-        if addresses.edge_url:
-            typer.echo(f"Notifications: {addresses.edge_url}")
+        edge_url = shown_url(addresses.edge_url)
+        if edge_url:
+            typer.echo(f"Notifications: {edge_url}")
         typer.echo(f"Operations:    {addresses.ops_url}")
-        if not addresses.edge_url:
+        if not edge_url:
             pass
         elif not configured and not minted:
             now = time.time()
             token = auth.mint(mint_secret(settings), "default", _FIRST_TOKEN_SECONDS, now)
-            typer.echo(first_steps(addresses.edge_url, token, settings, now))
+            typer.echo(first_steps(edge_url, token, settings, now))
         elif not configured:
             typer.echo(f"Mint a token:  {program()} token mint --sender NAME{data_option(settings.data)}")
         sys.stdout.flush()

@@ -69,7 +69,7 @@ class NodeFile(SqliteFile):
     """The file on a simulated disk."""
 
     def __init__(self, vfs: SimVFS, history: History | None) -> None:
-        super().__init__(Path(), SESSIONS, vfs=vfs.name)
+        super().__init__(Path(), SESSIONS, passed_over=_unexpected, vfs=vfs.name)
         self.vfs = vfs
         self._history = history
 
@@ -113,7 +113,20 @@ class NodeView(SqliteView):
 
     def __init__(self, file: NodeFile) -> None:
         self._sessions_topic = SESSIONS
-        self._connection = cast("apsw.Connection", _Borrowed(file))
+        self._crc = "crc"
+        self._told: set[str] = set()
+        self._passed_over = _unexpected
+        self._borrowed = cast("apsw.Connection", _Borrowed(file))
+
+    @contextmanager
+    def _connected(self, failed: str) -> Iterator[apsw.Connection]:
+        with failing(failed):
+            yield self._borrowed
+
+
+def _unexpected(place: str, why: str) -> None:
+    """Nothing damages this disk: what it loses was never promised."""
+    raise Violation(f"{place} is told to be damaged: {why}")
 
 
 class _Borrowed:

@@ -14,7 +14,7 @@ from receiver.backends.kafka.records import record_of
 from receiver.errors import Unavailable
 from receiver.event import QosStatus
 from receiver.message import Record
-from receiver.reader import Cursor, PassedOver, Reader, is_asked_for, nobody
+from receiver.reader import PAGE_BYTES_MAX, Cursor, PassedOver, Reader, is_asked_for, nobody, within
 from receiver.session import Session
 from receiver.session_record import SESSIONS, NoSession, session_of
 
@@ -22,6 +22,8 @@ _SECONDS_MAX = 10.0
 #: Whoever is asked and doesn't answer in time may be a broker that stands still: then another one is asked.
 _REQUEST_TIMEOUT_MILLIS = 4_000
 _POLL_MILLIS = 200
+#: More than a page, so that a page is seldom two fetches.
+_FETCH_BYTES_MAX = 2 * PAGE_BYTES_MAX
 _PAGE = 5_000
 #: Tombstones are kept for a day: whoever looked last so long ago may have missed one.
 _TABLE_SECONDS_MAX = 12 * 3_600.0
@@ -62,10 +64,12 @@ class KafkaReader(Reader):
         async with self._connected() as consumer:
             return await self._offsets(consumer, consumer.end_offsets, topic)
 
-    async def records(self, topic: str, cursor: Cursor, count_max: int) -> Sequence[Record]:
+    async def records(
+        self, topic: str, cursor: Cursor, count_max: int, bytes_max: int = PAGE_BYTES_MAX
+    ) -> Sequence[Record]:
         """See the contract."""
         async with self._connected() as consumer:
-            return await self._records(consumer, topic, cursor, count_max)
+            return await self._records(consumer, topic, cursor, count_max, bytes_max)
 
     async def sessions(self, qos_status: QosStatus | None, count_max: int) -> Sequence[Session]:
         """See the contract."""
@@ -106,6 +110,7 @@ class KafkaReader(Reader):
             isolation_level="read_committed",
             auto_offset_reset="earliest",
             request_timeout_ms=_REQUEST_TIMEOUT_MILLIS,
+            fetch_max_bytes=_FETCH_BYTES_MAX,
         )
         try:
             await limited(consumer.start(), _SECONDS_MAX, "Kafka does not answer")
@@ -128,7 +133,7 @@ class KafkaReader(Reader):
         return await limited(metadata, _SECONDS_MAX, "the topics can't be listed")
 
     async def _records(
-        self, consumer: AIOKafkaConsumer, topic: str, cursor: Cursor, count_max: int
+        self, consumer: AIOKafkaConsumer, topic: str, cursor: Cursor, count_max: int, bytes_max: int = PAGE_BYTES_MAX
     ) -> Sequence[Record]:
         """At most `count_max` records from a cursor on; none only where there are none up to the end."""
         ends = await self._offsets(consumer, consumer.end_offsets, topic)
@@ -141,7 +146,9 @@ class KafkaReader(Reader):
         consumer.assign(wanted)
         for each in wanted:
             consumer.seek(each, cursor[each.partition])
-        records, moved = await limited(_found(consumer, ends, count_max), _SECONDS_MAX, "the topic can't be read")
+        records, moved = await limited(
+            _found(consumer, ends, count_max, bytes_max), _SECONDS_MAX, "the topic can't be read"
+        )
         cursor.update(moved)
         return records
 
@@ -166,7 +173,9 @@ class KafkaReader(Reader):
         self._table_updated = now
 
 
-async def _found(consumer: AIOKafkaConsumer, ends: Cursor, count_max: int) -> tuple[Sequence[Record], Cursor]:
+async def _found(
+    consumer: AIOKafkaConsumer, ends: Cursor, count_max: int, bytes_max: int
+) -> tuple[Sequence[Record], Cursor]:
     """Records of the partitions that were assigned, and where these stand then; none only at their ends."""
     partitions = consumer.assignment()
     while True:
@@ -174,4 +183,8 @@ async def _found(consumer: AIOKafkaConsumer, ends: Cursor, count_max: int) -> tu
         # Behind aborted records and the markers of transactions too, which nobody is shown.
         cursor = {each.partition: await consumer.position(each) for each in partitions}
         if any(found.values()) or all(position >= ends[partition] for partition, position in cursor.items()):
-            return [record_of(each) for some in found.values() for each in some], cursor
+            records = [record_of(each) for some in found.values() for each in some]
+            taken = list(within(records, count_max, bytes_max))
+            for record in reversed(records[len(taken) :]):
+                cursor[record.partition] = record.position
+            return taken, cursor
