@@ -1,3 +1,5 @@
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from io import StringIO
 from pathlib import Path
@@ -15,9 +17,20 @@ __all__ = ["kafka", "kafka_cluster", "topic_prefix"]
 
 guarded()
 
+#: What a run takes at most, most of it logs of brokers. A receiver whose disk is full refuses what it is asked to keep,
+#: and half the tests would fail for that without naming it.
+_FREE_BYTES_MIN = 1 << 30
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("receiver", deadline=None, database=None, print_blob=True)
 settings.load_profile("receiver")
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to run where the disk is too full for it."""
+    directory = tempfile.gettempdir()
+    if (free := shutil.disk_usage(directory).free) < _FREE_BYTES_MIN:
+        pytest.exit(f"{directory} has {free >> 20} MiB free; the tests need {_FREE_BYTES_MIN >> 20}", returncode=2)
 
 
 @pytest.fixture
