@@ -198,12 +198,10 @@ class Telemetry:
         Info("qod_receiver_build", "The release that runs.", registry=registry).info(
             {"version": version("qod-receiver")}
         )
-        for verdict in Verdict:
-            self._verdicts.labels(verdict)
-        for oddity in Oddity:
-            self._oddities.labels(oddity)
-        for why in ("unread", "unanswered"):
-            self._passed_over_api.labels(why)
+        why = "unread", "unanswered"
+        for counter, values in ((self._verdicts, Verdict), (self._oddities, Oddity), (self._passed_over_api, why)):
+            for value in values:
+                counter.labels(value)
         self._senders: set[str] = set()
         self._stream = stream
         self._lines: list[Fields] = []
