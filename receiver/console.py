@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from receiver import rfc3339
 from receiver.backends.kafka.topics import Difference
-from receiver.event import EXPECTED_ENDS, QosStatus
-from receiver.layers import Layers, SettingPath
-from receiver.message import Record
+from receiver.core import rfc3339
+from receiver.core.event import EXPECTED_ENDS, QosStatus
+from receiver.core.message import Record
+from receiver.core.session import Session
 from receiver.qod import difference as behind
-from receiver.session import Session
 from receiver.settings import Settings
+from receiver.settings_layers import Layers, SettingPath
 from receiver.shown import HIDDEN, shown_url
 
 STATUS_STYLES: dict[str, str] = {

@@ -11,12 +11,12 @@ the last commit.
 import asyncio
 import random
 
-from receiver.errors import Unavailable
-from receiver.event import Oddity
+from receiver.core.errors import Unavailable
+from receiver.core.event import Oddity
+from receiver.core.message import Message, bytes_of
+from receiver.core.router import Decision, Router
+from receiver.core.session import Session, Verdict
 from receiver.inbox import Batch, Lane
-from receiver.message import Message, bytes_of
-from receiver.router import Decision, Router
-from receiver.session import Session, Verdict
 from receiver.telemetry import Telemetry
 
 #: The loop is shared with the edge: after so many decisions, about a millisecond, requests have their turn.

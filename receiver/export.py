@@ -32,18 +32,18 @@ from receiver.backends.kafka.limits import Lessons, Limits
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import partition_of
 from receiver.backends.kafka.settlement import settlement
-from receiver.backends.kafka.transactions import Writer, members_count, positions
-from receiver.backends.sqlite_schema import FILE_NAME, PARTITION
-from receiver.clustered import connection_of, plan_of, prepare
+from receiver.backends.kafka.writer import Writer, members_count, positions
+from receiver.backends.sqlite.schema import FILE_NAME, PARTITION
+from receiver.core.errors import Unavailable
+from receiver.core.message import Message, Record
+from receiver.core.router import Router
+from receiver.core.session import merged
+from receiver.core.session_record import SESSIONS, NoSession, session_message, session_of, traced
 from receiver.dispatcher import Dispatcher
-from receiver.embedded import open_node, open_reader
-from receiver.errors import Unavailable
 from receiver.inbox import Lane, LaneLost
-from receiver.message import Message, Record
+from receiver.process.clustered import connection_of, plan_of, prepare
+from receiver.process.embedded import open_node, open_reader
 from receiver.reader import PassedOver, Reader
-from receiver.router import Router
-from receiver.session import merged
-from receiver.session_record import SESSIONS, NoSession, session_message, session_of, traced
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 

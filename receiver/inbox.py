@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from receiver.message import Message
-from receiver.notification import Notification
-from receiver.session import Session
+from receiver.core.message import Message
+from receiver.core.notification import Notification
+from receiver.core.session import Session
 
 
 class Batch(NamedTuple):

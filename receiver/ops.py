@@ -24,16 +24,16 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from receiver import rfc3339
-from receiver.errors import Malformed, Unavailable
-from receiver.event import QosStatus
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed, Unavailable
+from receiver.core.event import QosStatus
+from receiver.core.notification import Notification
+from receiver.core.session import Session
+from receiver.core.session_record import session_value
 from receiver.inbox import Inbox
-from receiver.notification import Notification
 from receiver.qod.telling import received
 from receiver.reader import Cursor, Reader, cursor_text
 from receiver.replay import DeadLetters
-from receiver.session import Session
-from receiver.session_record import session_value
 from receiver.telemetry import Telemetry
 
 _PATHS = """\

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
-from receiver.event import QosStatus
-from receiver.message import Record, bytes_of
-from receiver.session import Session
+from receiver.core.event import QosStatus
+from receiver.core.message import Record, bytes_of
+from receiver.core.session import Session
 
 #: Positions are 64-bit integers to every backend.
 _POSITION_DIGITS_MAX = 18

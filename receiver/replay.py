@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Collection, Sequence
 
 import orjson
 
-from receiver import rfc3339
-from receiver.errors import Malformed, Unwritable
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed, Unwritable
+from receiver.core.message import Record
+from receiver.core.notification import Notification, envelope_of, parse, split
+from receiver.core.router import DEAD_LETTER
+from receiver.core.session import Verdict
 from receiver.inbox import Inbox
-from receiver.message import Record
-from receiver.notification import Notification, envelope_of, parse, split
 from receiver.reader import Reader
-from receiver.router import DEAD_LETTER
-from receiver.session import Verdict
 
 REPLAYABLE = (Verdict.MALFORMED, Verdict.UNRECOGNIZED, Verdict.CONFLICT)
 

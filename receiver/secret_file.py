@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from receiver.backends.directory import make_directory
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 from receiver.settings import Settings
 
 FILE_NAME = "token-secret"

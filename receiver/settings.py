@@ -2,7 +2,7 @@
 
 A value comes from the first place that has it: the command line, the environment (`QOD_RECEIVER_EDGE__PORT`, lists as
 JSON), the configuration file (TOML, a table per section), the default. A name that does not exist is an error in each
-of them. `layers.py` reads these places and tells what is wrong.
+of them. `settings_layers.py` reads these places and tells what is wrong.
 """
 
 import ipaddress
@@ -22,11 +22,11 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from receiver.auth_settings import AuthSettings
-from receiver.event import QosStatus
-from receiver.fields import Address, Section, SenderName, Sha256, text
+from receiver.core.event import QosStatus
 from receiver.headers import more_headers
-from receiver.layers import Layers, Problem, SettingsError
+from receiver.settings_auth import AuthSettings
+from receiver.settings_fields import Address, Section, SenderName, Sha256, text
+from receiver.settings_layers import Layers, Problem, SettingsError
 from receiver.tls import client_context, trusting
 
 __all__ = ["Problem", "Settings", "SettingsError", "layers", "load"]

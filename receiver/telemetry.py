@@ -19,11 +19,11 @@ import orjson
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
 
-from receiver import rfc3339
-from receiver.errors import ReceiverError
-from receiver.event import Oddity, QosStatus
+from receiver.core import rfc3339
+from receiver.core.errors import ReceiverError
+from receiver.core.event import Oddity, QosStatus
+from receiver.core.session import Verdict
 from receiver.inbox import Batch, Lane
-from receiver.session import Verdict
 
 LINE_DELAY_SECONDS = 0.1
 _LINES_MAX = 256

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from receiver.router import Router
+from receiver.core.router import Router
 from receiver.telemetry import Telemetry
 from tests.guard import guarded
 from tests.kafka_fixtures import kafka, kafka_cluster, topic_prefix

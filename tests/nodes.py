@@ -14,14 +14,14 @@ from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.topics import Plan, create
-from receiver.backends.sqlite import SqliteNode, SqliteReader
-from receiver.backends.sqlite_schema import FILE_NAME
+from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.schema import FILE_NAME
+from receiver.core.message import Record
+from receiver.core.notification import Notification
+from receiver.core.router import Decision, Router
+from receiver.core.session import Session
 from receiver.inbox import Batch, Inbox, Lane
-from receiver.message import Record
-from receiver.notification import Notification
 from receiver.reader import Reader
-from receiver.router import Decision, Router
-from receiver.session import Session
 from tests.kafka_cluster import Brokers, Cluster
 from tests.limits import SECONDS_MAX
 

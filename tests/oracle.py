@@ -5,7 +5,7 @@ It keeps every event that it took into account and looks through all of them eac
 
 from typing import NamedTuple
 
-from receiver.event import Event
+from receiver.core.event import Event
 
 ACCEPTED, DUPLICATE, UNCHANGED, LATE, CONFLICT = "accepted", "duplicate", "unchanged", "late", "conflict"
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import orjson
 
-from receiver import rfc3339
-from receiver.event import Dialect, Event, QosStatus, StatusInfo
-from receiver.notification import Notification
-from receiver.router import Decision, Router
-from receiver.session import Session
+from receiver.core import rfc3339
+from receiver.core.event import Dialect, Event, QosStatus, StatusInfo
+from receiver.core.notification import Notification
+from receiver.core.router import Decision, Router
+from receiver.core.session import Session
 
 SESSION_ID = "3f2b8c1e-0d5a-4b7e-9c64-1a2b3c4d5e6f"
 SENDER = "acme"

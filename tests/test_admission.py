@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.admission import Admission
-from receiver.errors import Refused
+from receiver.core.errors import Refused
+from receiver.edge.admission import Admission
 
 #: `a+5` asks to enter with 5 bytes of sender a, `a*5` gets 5 more, `a-5` leaves with 5.
 _STEP = re.compile(r"(?P<sender>[a-z])(?P<sign>[+*-])(?P<bytes>\d+)")

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.auth import (
+from receiver.core.errors import Refused
+from receiver.edge.auth import (
     ANONYMOUS,
     MINT_ISSUER,
     MINTED_CHARS_MAX,
@@ -25,7 +26,6 @@ from receiver.auth import (
     mint,
     spellings,
 )
-from receiver.errors import Refused
 
 #: Times are whole seconds apart from this one; the library's own clock plays no part.
 NOW = 1_000_000_000.0

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import pytest
 import typer.main
 
-from receiver import rfc3339
 from receiver.cli import app, run
+from receiver.core import rfc3339
 from receiver.secret_file import mint_secret
 from receiver.settings import Settings
 from tests.limits import SECONDS_MAX

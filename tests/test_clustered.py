@@ -16,11 +16,11 @@ from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.spool import Spool
-from receiver.backends.sqlite_schema import FILE_NAME
-from receiver.clustered import SPOOL, ClusteredNode, Part, clustered
-from receiver.errors import Unavailable
-from receiver.service import build_router
-from receiver.session_record import SESSIONS
+from receiver.backends.sqlite.schema import FILE_NAME
+from receiver.core.errors import Unavailable
+from receiver.core.session_record import SESSIONS
+from receiver.process.build import build_router
+from receiver.process.clustered import SPOOL, ClusteredNode, Part, clustered
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster

@@ -16,12 +16,12 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from receiver.admission import Admission
-from receiver.auth import Credentials, StaticToken
-from receiver.edge import Edge, EdgeApp, Limits
-from receiver.jwks import Authenticator
-from receiver.notification import Notification
-from receiver.server import build_server
+from receiver.core.notification import Notification
+from receiver.edge.admission import Admission
+from receiver.edge.app import Edge, EdgeApp, Limits
+from receiver.edge.auth import Credentials, StaticToken
+from receiver.edge.issuers import Authenticator
+from receiver.process.ports import build_server
 from receiver.settings import EdgeSettings, Settings
 from receiver.telemetry import Telemetry
 from tests.limits import SECONDS_MAX

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from receiver.console import first_steps, harmless, letters_table, program, record_line, sessions_table
-from receiver.event import QosStatus
-from receiver.message import Message, Record
-from receiver.router import Router
-from receiver.session import Session
+from receiver.core.event import QosStatus
+from receiver.core.message import Message, Record
+from receiver.core.router import Router
+from receiver.core.session import Session
 from receiver.settings import Settings
 from tests.samples import SECOND, START, bare, decisions, posted
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from receiver.errors import Unavailable
-from receiver.event import QosStatus
+from receiver.core.errors import Unavailable
+from receiver.core.event import QosStatus
+from receiver.core.message import Message, Record
+from receiver.core.notification import Notification
+from receiver.core.router import Router
 from receiver.inbox import LaneLost
-from receiver.message import Message, Record
-from receiver.notification import Notification
 from receiver.reader import Cursor, cursor_text
-from receiver.router import Router
 from tests.limits import SECONDS_MAX
 from tests.nodes import (
     COUNT_MAX,

@@ -16,11 +16,11 @@ import apsw
 import httpx2
 import pytest
 
-from receiver.backends.sqlite import SqliteNode, SqliteReader
-from receiver.backends.sqlite_check import Checked, Finding, check
-from receiver.backends.sqlite_schema import FILE_NAME, MARK_NAME
-from receiver.errors import Unavailable
-from receiver.router import Router
+from receiver.backends.sqlite.check import Checked, Finding, check
+from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.schema import FILE_NAME, MARK_NAME
+from receiver.core.errors import Unavailable
+from receiver.core.router import Router
 from tests.limits import SECONDS_MAX
 from tests.nodes import COUNT_MAX, SESSIONS_TOPIC, Node, append, everything, route
 from tests.receiver_process import ReceiverProcess

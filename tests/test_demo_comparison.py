@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from receiver import rfc3339
+from receiver.core import rfc3339
 from receiver.demo.comparison import Comparison, Outcome, Routed, State, Undetermined, compare
 from receiver.demo.ledger import Post, post_of
 

@@ -6,13 +6,13 @@ from typing import Literal
 
 import pytest
 
+from receiver.core.errors import Unavailable
+from receiver.core.message import Message
+from receiver.core.notification import Notification
+from receiver.core.router import Decision, Router
+from receiver.core.session import Session, Verdict
 from receiver.dispatcher import Dispatcher
-from receiver.errors import Unavailable
 from receiver.inbox import Batch, Lane, LaneLost
-from receiver.message import Message
-from receiver.notification import Notification
-from receiver.router import Decision, Router
-from receiver.session import Session, Verdict
 from receiver.telemetry import Telemetry
 from tests.limits import SECONDS_MAX
 from tests.nodes import COUNT_MAX, SESSIONS_TOPIC, Node, append, everything, until

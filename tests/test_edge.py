@@ -22,14 +22,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message
 from structlog.testing import capture_logs
 
-from receiver.admission import Admission
-from receiver.auth import Credentials, Issuer, StaticToken
-from receiver.edge import Edge, EdgeApp, Limits
-from receiver.jwks import Authenticator, KeySource
-from receiver.notification import Notification
+from receiver.core.notification import Notification
+from receiver.core.router import Router
+from receiver.core.session import Verdict
+from receiver.edge.admission import Admission
+from receiver.edge.app import Edge, EdgeApp, Limits
+from receiver.edge.auth import Credentials, Issuer, StaticToken
+from receiver.edge.issuers import Authenticator, KeySource
 from receiver.replay import DeadLetters
-from receiver.router import Router
-from receiver.session import Verdict
 from receiver.telemetry import Telemetry
 from tests.nodes import Node, SqliteBackend, everything, route, until
 from tests.samples import SENDER, SESSION_ID, bare, body, told

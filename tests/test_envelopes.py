@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from receiver.backends.kafka.records import inbox_record, notification_of
 from receiver.backends.packing import Pack, pack_notifications, unpack_notifications
 from receiver.backends.set_aside import SetAside
-from receiver.body import BATCH_MAX, INFLATED_BYTES_MAX, elements
-from receiver.errors import Malformed, Unavailable
-from receiver.event import Event
+from receiver.core.body import BATCH_MAX, INFLATED_BYTES_MAX, elements
+from receiver.core.errors import Malformed, Unavailable
+from receiver.core.event import Event
+from receiver.core.message import Record
+from receiver.core.notification import Envelope, Notification, envelope_of, parse, split
+from receiver.core.router import Router
 from receiver.inbox import Inbox
-from receiver.message import Record
-from receiver.notification import Envelope, Notification, envelope_of, parse, split
 from receiver.replay import revived
-from receiver.router import Router
 from receiver.telemetry import Telemetry
 from tests.nodes import COUNT_MAX, Node, everything, route, until
 from tests.samples import SENDER, SESSION_ID, START, TYPE, bare, body, decisions, posted, told

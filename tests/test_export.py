@@ -22,17 +22,17 @@ from aiokafka.structs import ConsumerRecord
 
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import partition_of
-from receiver.clustered import connection_of
-from receiver.embedded import open_node, open_reader
-from receiver.errors import Unavailable
-from receiver.event import QosStatus
+from receiver.core.errors import Unavailable
+from receiver.core.event import QosStatus
+from receiver.core.facts import Facts
+from receiver.core.message import Record
+from receiver.core.notification import RECONCILE, Notification
+from receiver.core.session import MARKS_MAX, Session, apply, merged
 from receiver.export import LEDGER_NAME, Carried, Ledger, export
-from receiver.facts import Facts
-from receiver.message import Record
-from receiver.notification import RECONCILE, Notification
+from receiver.process.build import build_router
+from receiver.process.clustered import connection_of
+from receiver.process.embedded import open_node, open_reader
 from receiver.qod import telling
-from receiver.service import build_router
-from receiver.session import MARKS_MAX, Session, apply, merged
 from receiver.settings import KafkaSettings, RouteSettings, Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import HOST, Brokers, Cluster

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from receiver.edge import Edge, RawHeaders, Taken
-from receiver.notification import Notification
+from receiver.core.notification import Notification
+from receiver.edge.app import Edge, RawHeaders, Taken
 from receiver.telemetry import Telemetry
 from tests.limits import SECONDS_MAX
 from tests.nodes import Node, SqliteBackend

@@ -17,11 +17,11 @@ from aiokafka.errors import CorruptRecordException
 from receiver.backends.kafka.fetching import Batches, Records, unreadable
 from receiver.backends.kafka.records import inbox_record, output_records
 from receiver.backends.kafka.topics import create
-from receiver.backends.sqlite_schema import FILE_NAME
-from receiver.event import QosStatus
-from receiver.message import Message, Record
+from receiver.backends.sqlite.schema import FILE_NAME
+from receiver.core.event import QosStatus
+from receiver.core.message import Message, Record
+from receiver.core.router import Router
 from receiver.replay import revived
-from receiver.router import Router
 from receiver.telemetry import Telemetry
 from tests.fuzz_records import fuzz
 from tests.kafka_cluster import Brokers

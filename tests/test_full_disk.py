@@ -10,9 +10,9 @@ import httpx2
 import pytest
 
 from receiver.backends.reserve import Reserve
-from receiver.backends.sqlite import SqliteNode, SqliteReader
-from receiver.errors import Unavailable
-from receiver.router import Router
+from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.core.errors import Unavailable
+from receiver.core.router import Router
 from tests.full_disk import fill, small_disk
 from tests.kafka_cluster import Cluster
 from tests.kafka_process import KafkaReceiver, paused, told_on, until

@@ -15,9 +15,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from receiver.auth import Credentials, Issuer
-from receiver.errors import Refused, Unavailable
-from receiver.jwks import Authenticator, KeySource
+from receiver.core.errors import Refused, Unavailable
+from receiver.edge.auth import Credentials, Issuer
+from receiver.edge.issuers import Authenticator, KeySource
 from tests.limits import SECONDS_MAX
 
 ISSUER = "https://auth.operator.example"

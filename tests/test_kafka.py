@@ -15,10 +15,10 @@ from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.topics import Plan, create
 from receiver.backends.spool import Spool
+from receiver.core.errors import Unavailable
+from receiver.core.message import Record
+from receiver.core.router import Router
 from receiver.dispatcher import Dispatcher
-from receiver.errors import Unavailable
-from receiver.message import Record
-from receiver.router import Router
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster
 from tests.limits import SECONDS_MAX

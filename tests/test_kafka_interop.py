@@ -24,18 +24,19 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, fro
 from cloudevents.v1.kafka import KafkaMessage as OldKafkaMessage
 from cloudevents.v1.kafka import from_binary
 
-from receiver import rfc3339, service
 from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import partition_of
 from receiver.backends.kafka.topics import create
-from receiver.clustered import Part, clustered, plan_of
-from receiver.message import Record
-from receiver.notification import Notification
+from receiver.core import rfc3339
+from receiver.core.message import Record
+from receiver.core.notification import Notification
+from receiver.core.router import Router
+from receiver.core.session import Session
+from receiver.process import build
+from receiver.process.clustered import Part, clustered, plan_of
 from receiver.reader import Cursor
-from receiver.router import Router
-from receiver.session import Session
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, JavaRecord
@@ -96,7 +97,7 @@ class Site(NamedTuple):
     @property
     def router(self) -> Router:
         """What the router decides with."""
-        return service.build_router(self.settings)
+        return build.build_router(self.settings)
 
     @property
     def inbox(self) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 import orjson
 import pytest
 
-from receiver import rfc3339
-from receiver.message import Message
-from receiver.notification import Notification
-from receiver.router import Router
-from receiver.routes import Route
-from receiver.session import Session
+from receiver.core import rfc3339
+from receiver.core.message import Message
+from receiver.core.notification import Notification
+from receiver.core.router import Router
+from receiver.core.routes import Route
+from receiver.core.session import Session
 from tests.killing.by_inbox import by_inbox
 from tests.killing.by_ledger import by_ledger
 from tests.killing.findings import OUTPUTS, Topics

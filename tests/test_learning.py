@@ -7,17 +7,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from receiver import rfc3339
-from receiver.errors import Malformed
-from receiver.event import QosStatus, StatusInfo
-from receiver.facts import NO_FACTS, Facts, facts_of, members, merged
-from receiver.notification import CLIENT, RECONCILE, Notification
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed
+from receiver.core.event import QosStatus, StatusInfo
+from receiver.core.facts import NO_FACTS, Facts, facts_of, members, merged
+from receiver.core.notification import CLIENT, RECONCILE, Notification
+from receiver.core.router import Decision, Router
+from receiver.core.session import MISSING_SOURCE, Session, Verdict, apply, learn
+from receiver.core.session_record import session_from
 from receiver.qod.difference import differences
 from receiver.qod.model import ApiSession
 from receiver.qod.telling import Telling, device_hash, facts_told, notification, received, sent
-from receiver.router import Decision, Router
-from receiver.session import MISSING_SOURCE, Session, Verdict, apply, learn
-from receiver.session_record import session_from
 from tests.samples import SECOND, SENDER, SESSION_ID, START, decisions, posted, told
 
 ACCEPTED, DUPLICATE, UNCHANGED, LATE = Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.UNCHANGED, Verdict.LATE

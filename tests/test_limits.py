@@ -19,8 +19,8 @@ from receiver.backends.kafka.limits import (
     bounds_of,
 )
 from receiver.backends.kafka.records import RawRecord, output_records
-from receiver.dead_letter import fitting
-from receiver.router import Router
+from receiver.core.dead_letter import fitting
+from receiver.core.router import Router
 from tests.samples import posted
 
 NONE = str(2**63 - 1)

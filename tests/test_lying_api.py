@@ -6,15 +6,15 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from receiver.errors import ReceiverError
-from receiver.event import QosStatus
-from receiver.facts import NO_FACTS, Facts
-from receiver.notification import RECONCILE
+from receiver.core.errors import ReceiverError
+from receiver.core.event import QosStatus
+from receiver.core.facts import NO_FACTS, Facts
+from receiver.core.notification import RECONCILE
+from receiver.core.session import Session, learn
 from receiver.qod import model
 from receiver.qod.client import QodClient
-from receiver.qod.reconcile import Reconciler
+from receiver.qod.reconciler import Reconciler
 from receiver.qod.telling import Telling, facts_told, notification
-from receiver.session import Session, learn
 from tests.faulty_api import SESSION, FaultyApi, answer, error
 
 SENDER = "operator"

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from receiver.backends.sqlite import SqliteNode
-from receiver.notification import Notification
+from receiver.backends.sqlite.node import SqliteNode
+from receiver.core.notification import Notification
 from tests.limits import SECONDS_MAX
 from tests.nodes import SESSIONS_TOPIC
 from tests.receiver_process import ReceiverProcess

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from receiver import rfc3339
-from receiver.errors import Malformed
-from receiver.event import Dialect, Event, Oddity, QosStatus, StatusInfo, Unrecognized
-from receiver.notification import parse
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed
+from receiver.core.event import Dialect, Event, Oddity, QosStatus, StatusInfo, Unrecognized
+from receiver.core.notification import parse
 
 T = TypeVar("T")
 

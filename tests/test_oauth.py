@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, unquote_plus
 
 import pytest
 
-from receiver.errors import Unavailable
-from receiver.oauth import ClientCredentials
+from receiver.client_credentials import ClientCredentials
+from receiver.core.errors import Unavailable
 from receiver.qod.client import QodClient
 from tests.faulty_api import SESSION, Asked, FaultyApi, Reply, answer, encoded, hung_up
 

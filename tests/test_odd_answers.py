@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 import orjson
 import pytest
 
-from receiver.errors import ApiRefused, Unavailable
+from receiver.core.errors import ApiRefused, Unavailable
 from receiver.qod.client import QodClient
 from tests.faulty_api import SESSION, SESSION_ID, FaultyApi, Reply, answer, cut, encoded, error
 

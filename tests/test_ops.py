@@ -17,11 +17,11 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 import receiver.telemetry
-from receiver.backends.sqlite_schema import FILE_NAME
+from receiver.backends.sqlite.schema import FILE_NAME
+from receiver.core.router import Router
+from receiver.core.session import Verdict
 from receiver.ops import OpsApp
 from receiver.replay import DeadLetters
-from receiver.router import Router
-from receiver.session import Verdict
 from receiver.telemetry import Telemetry
 from tests.limits import SECONDS_MAX
 from tests.nodes import Node, SqliteBackend, append, everything, forget, route, until

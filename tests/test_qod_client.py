@@ -17,10 +17,10 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
-from receiver import rfc3339
-from receiver.errors import ApiRefused, ReceiverError, Unavailable
-from receiver.event import QosStatus
-from receiver.oauth import ClientCredentials
+from receiver.client_credentials import ClientCredentials
+from receiver.core import rfc3339
+from receiver.core.errors import ApiRefused, ReceiverError, Unavailable
+from receiver.core.event import QosStatus
 from receiver.qod import model
 from receiver.qod.client import QodClient
 from receiver.qod.model import Creation, Identifiers, QosProfile

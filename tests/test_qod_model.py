@@ -17,9 +17,9 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.pretty import pretty_repr
 
-from receiver import rfc3339
-from receiver.errors import Malformed
-from receiver.event import QosStatus
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed
+from receiver.core.event import QosStatus
 from receiver.qod import model
 from receiver.qod.model import ApiSession, Creation, Device, Identifiers, QosProfile, api_session, code_told, told
 from tests.samples import SESSION_ID

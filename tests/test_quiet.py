@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from receiver.clustered import WHOLE, clustered
-from receiver.service import build_router
+from receiver.process.build import build_router
+from receiver.process.clustered import WHOLE, clustered
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Cluster

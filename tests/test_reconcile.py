@@ -17,11 +17,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from receiver import rfc3339
-from receiver.embedded import EmbeddedNode, open_node, open_reader
-from receiver.qod.reconcile import Schedule
-from receiver.reconciling import reconciler
-from receiver.service import build_router
+from receiver.core import rfc3339
+from receiver.process.build import build_router
+from receiver.process.embedded import EmbeddedNode, open_node, open_reader
+from receiver.process.reconciling import reconciler
+from receiver.qod.reconciler import Schedule
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests import simulated

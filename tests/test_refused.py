@@ -26,11 +26,11 @@ from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.topics import Plan, create
 from receiver.backends.spool import SET_ASIDE, Spool
-from receiver.clustered import SPOOL
+from receiver.core.errors import Unavailable, Unwritable
+from receiver.core.notification import Notification
+from receiver.core.router import Router
 from receiver.dispatcher import Dispatcher
-from receiver.errors import Unavailable, Unwritable
-from receiver.notification import Notification
-from receiver.router import Router
+from receiver.process.clustered import SPOOL
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Cluster
 from tests.kafka_fixtures import need_kafka

@@ -9,15 +9,15 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver import rfc3339
-from receiver.event import Oddity, QosStatus
-from receiver.message import Message
-from receiver.notification import Notification, parse
-from receiver.router import Decision, Router
-from receiver.routes import DEFAULT_ROUTES, Route, targets
-from receiver.service import build_router
-from receiver.session import MARKS_MAX, Verdict
-from receiver.session_record import session_from
+from receiver.core import rfc3339
+from receiver.core.event import Oddity, QosStatus
+from receiver.core.message import Message
+from receiver.core.notification import Notification, parse
+from receiver.core.router import Decision, Router
+from receiver.core.routes import DEFAULT_ROUTES, Route, targets
+from receiver.core.session import MARKS_MAX, Verdict
+from receiver.core.session_record import session_from
+from receiver.process.build import build_router
 from receiver.settings import RouterSettings, Settings
 from tests.samples import HOUR, SECOND, SENDER, SESSION_ID, SOURCE, START, TYPE, bare, body, decisions, posted, told
 

@@ -15,14 +15,14 @@ from openapi_spec_validator import validate
 from referencing import Registry, Resource
 
 import receiver
-from receiver.errors import Malformed
-from receiver.event import QosStatus
-from receiver.facts import Facts
-from receiver.message import Message
-from receiver.notification import RECONCILE, Notification, parse
+from receiver.core.errors import Malformed
+from receiver.core.event import QosStatus
+from receiver.core.facts import Facts
+from receiver.core.message import Message
+from receiver.core.notification import RECONCILE, Notification, parse
+from receiver.core.router import Router
+from receiver.core.session import Session, Verdict
 from receiver.qod import telling
-from receiver.router import Router
-from receiver.session import Session, Verdict
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 SAMPLES = sorted((SCHEMAS / "samples").glob("*.json"))
@@ -196,7 +196,7 @@ def test_the_openapi_document_has_every_answer() -> None:
     described = {int(status) for status in document["paths"]["/notifications"]["post"]["responses"]}
     source = "".join(
         (Path(receiver.__file__).parent / name).read_text()
-        for name in ("auth.py", "admission.py", "edge.py", "errors.py")
+        for name in ("edge/auth.py", "edge/admission.py", "edge/app.py", "core/errors.py")
     )
     given_by_code = {HTTPStatus[name].value for name in re.findall(r"HTTPStatus\.([A-Z_]+)", source)}
     elsewhere = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}

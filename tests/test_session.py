@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver import rfc3339
-from receiver.event import Dialect, Event, QosStatus, StatusInfo
-from receiver.session import MARKS_MAX, Outcome, Verdict, apply
+from receiver.core import rfc3339
+from receiver.core.event import Dialect, Event, QosStatus, StatusInfo
+from receiver.core.session import MARKS_MAX, Outcome, Verdict, apply
 from tests.oracle import Oracle
 from tests.samples import SECOND, SESSION_ID, SOURCE, START, TYPE, told
 

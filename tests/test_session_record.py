@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from receiver.event import QosStatus
-from receiver.facts import NO_FACTS, Facts
-from receiver.message import Message
-from receiver.session import MISSING_SOURCE, Session, apply, learn, merged
-from receiver.session_record import NoSession, session_from, session_message, session_of, session_value, traced
+from receiver.core.event import QosStatus
+from receiver.core.facts import NO_FACTS, Facts
+from receiver.core.message import Message
+from receiver.core.session import MISSING_SOURCE, Session, apply, learn, merged
+from receiver.core.session_record import NoSession, session_from, session_message, session_of, session_value, traced
 from tests.samples import SECOND, SENDER, START, told
 
 FACTS = Facts("QOS_E", 3_600, START + 3_600 * SECOND, "ab12", {"ipv4Address": {"publicAddress": "192.0.2.1"}})

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from receiver.event import QosStatus
+from receiver.core.event import QosStatus
 from receiver.settings import Problem, Settings, SettingsError, layers, load
 from tests.kafka_cluster import Credentials
 

@@ -13,7 +13,7 @@ from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.shared_spool import DistantSpool, SharedSpool
 from receiver.backends.spool import Spool
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 from receiver.telemetry import Telemetry
 from tests.samples import posted
 

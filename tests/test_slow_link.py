@@ -16,9 +16,9 @@ from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.topics import Plan, create
 from receiver.backends.spool import Spool
+from receiver.core.message import Message
+from receiver.core.router import Router
 from receiver.inbox import LaneLost
-from receiver.message import Message
-from receiver.router import Router
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster
 from tests.kafka_process import KafkaReceiver, told_on, until

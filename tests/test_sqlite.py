@@ -23,12 +23,12 @@ from receiver.backends.packing import (
     unpack_messages,
     unpack_notifications,
 )
-from receiver.backends.sqlite import SqliteNode, SqliteReader
-from receiver.backends.sqlite_schema import FILE_NAME, MARK_NAME
-from receiver.errors import Unavailable
-from receiver.message import Message
-from receiver.notification import Notification
-from receiver.router import Router
+from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.schema import FILE_NAME, MARK_NAME
+from receiver.core.errors import Unavailable
+from receiver.core.message import Message
+from receiver.core.notification import Notification
+from receiver.core.router import Router
 from tests.limits import SECONDS_MAX
 from tests.nodes import (
     COUNT_MAX,

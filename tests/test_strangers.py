@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from receiver.server import connections_that_fit
+from receiver.process.ports import connections_that_fit
 from receiver.telemetry import Telemetry
 from tests.limits import SECONDS_MAX
 from tests.receiver_process import ReceiverProcess, run

@@ -14,9 +14,9 @@ import structlog
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from receiver.event import QosStatus
-from receiver.router import Router
-from receiver.session import Verdict
+from receiver.core.event import QosStatus
+from receiver.core.router import Router
+from receiver.core.session import Verdict
 from receiver.telemetry import LINE_DELAY_SECONDS, Fields, Telemetry, configure_log
 from tests.nodes import Node, append, commit, until
 from tests.samples import SESSION_ID, START, posted

@@ -16,10 +16,10 @@ from aiokafka.structs import OffsetAndMetadata
 from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.known import known
 from receiver.backends.kafka.reader import KafkaReader
-from receiver.clustered import WHOLE, ClusteredNode, Part, clustered
-from receiver.errors import Unavailable
-from receiver.message import Record
-from receiver.service import build_router
+from receiver.core.errors import Unavailable
+from receiver.core.message import Record
+from receiver.process.build import build_router
+from receiver.process.clustered import WHOLE, ClusteredNode, Part, clustered
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers

@@ -4,7 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 
 LOCK_NAME = "lock"
 

@@ -13,8 +13,8 @@ from zlib import crc32
 
 import orjson
 
-from receiver.message import Message
-from receiver.notification import Notification, envelope_again
+from receiver.core.message import Message
+from receiver.core.notification import Notification, envelope_again
 
 _INDEX_BYTES = struct.Struct("<I")
 

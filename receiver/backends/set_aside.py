@@ -14,9 +14,9 @@ from typing import Protocol
 
 import orjson
 
-from receiver.errors import Unavailable, Unwritable
+from receiver.core.errors import Unavailable, Unwritable
+from receiver.core.notification import Notification, envelope_again
 from receiver.inbox import Inbox
-from receiver.notification import Notification, envelope_again
 
 _SUFFIX = ".json"
 _INTERVAL_SECONDS = 60.0

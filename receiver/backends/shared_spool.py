@@ -26,8 +26,8 @@ import orjson
 
 from receiver.backends.packing import Damaged, pack_notifications, unpack_notifications
 from receiver.backends.spool import FallibleInbox, Spool
-from receiver.errors import Unavailable
-from receiver.notification import Notification
+from receiver.core.errors import Unavailable
+from receiver.core.notification import Notification
 
 #: What is handed over at a time. An edge waits for the answer before it hands over more, so that all else waits where
 #: its time limit is seen to.

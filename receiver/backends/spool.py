@@ -25,12 +25,12 @@ from typing import NamedTuple, Protocol
 from receiver.backends.directory import Lock, make_directory
 from receiver.backends.packing import Pack
 from receiver.backends.set_aside import SetAside
-from receiver.backends.sqlite import SqliteInbox
-from receiver.backends.sqlite_file import Effects, SqliteFile
-from receiver.backends.sqlite_view import SqliteView
-from receiver.errors import Unavailable, Unwritable
+from receiver.backends.sqlite.file import Effects, SqliteFile
+from receiver.backends.sqlite.node import SqliteInbox
+from receiver.backends.sqlite.view import SqliteView
+from receiver.core.errors import Unavailable, Unwritable
+from receiver.core.notification import Notification
 from receiver.inbox import Inbox, LaneLost
-from receiver.notification import Notification
 from receiver.reader import PassedOver, nobody
 
 #: Beside the spools: what Kafka does not take.

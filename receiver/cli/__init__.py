@@ -9,20 +9,20 @@ from typing import Annotated
 import typer
 
 from receiver.cli import (
-    calling,
-    checking,
-    exporting,
-    looking,
-    reconciling,
-    replaying,
-    serving,
-    simulating,
-    tokens,
+    check_data,
+    export,
+    reconcile,
+    replay,
+    serve,
+    session,
+    simulate,
+    tail,
+    token,
     topics,
 )
 from receiver.cli.options import ConfigOption, DataOption, Failed, KafkaOption, overrides, s
 from receiver.console import console, settings_text
-from receiver.errors import ReceiverError
+from receiver.core.errors import ReceiverError
 from receiver.settings import SettingsError, layers
 
 app = typer.Typer(
@@ -64,29 +64,29 @@ def check_config(config: ConfigOption = None, data: DataOption = None, kafka: Ka
 
 
 _COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
-    (serving.serve, "qod-receiver serve --data /var/lib/qod --port 8080"),
-    (serving.demo, "qod-receiver demo --seconds 40 --sessions 30"),
-    (looking.tail, "qod-receiver tail unavailable --from beginning"),
-    (looking.sessions, "qod-receiver sessions --status UNAVAILABLE --limit 10"),
-    (replaying.replay, "qod-receiver replay --verdict unrecognized --dry-run"),
-    (reconciling.reconcile, "qod-receiver reconcile --dry-run"),
-    (exporting.export, "qod-receiver export --kafka broker-1:9092,broker-2:9092 --data /var/lib/qod"),
-    (simulating.simulate, "qod-receiver simulate --port 9090 --speed 10 --faults some --dialect all"),
-    (checking.check_data, "qod-receiver check-data --data /var/lib/qod"),
+    (serve.serve, "qod-receiver serve --data /var/lib/qod --port 8080"),
+    (serve.demo, "qod-receiver demo --seconds 40 --sessions 30"),
+    (tail.tail, "qod-receiver tail unavailable --from beginning"),
+    (tail.sessions, "qod-receiver sessions --status UNAVAILABLE --limit 10"),
+    (replay.replay, "qod-receiver replay --verdict unrecognized --dry-run"),
+    (reconcile.reconcile, "qod-receiver reconcile --dry-run"),
+    (export.export, "qod-receiver export --kafka broker-1:9092,broker-2:9092 --data /var/lib/qod"),
+    (simulate.simulate, "qod-receiver simulate --port 9090 --speed 10 --faults some --dialect all"),
+    (check_data.check_data, "qod-receiver check-data --data /var/lib/qod"),
     (check_config, "qod-receiver check-config --config qod.toml"),
 )
 for command, example in _COMMANDS:
     app.command(epilog=f"Example: {example}")(command)
-token_app.command(epilog="Example: qod-receiver token mint --sender operator-a --ttl 90d")(tokens.mint)
+token_app.command(epilog="Example: qod-receiver token mint --sender operator-a --ttl 90d")(token.mint)
 topics_app.command(epilog="Example: qod-receiver topics create --kafka 127.0.0.1:9092 --partitions 12")(topics.create)
 topics_app.command(epilog="Example: qod-receiver topics check --kafka 127.0.0.1:9092")(topics.check)
 session_app.command(
     epilog="Example: qod-receiver session create --phone +34600000001 --profile QOS_E --duration 3600",
     context_settings={"allow_extra_args": True},
-)(calling.create)
-session_app.command("list", epilog="Example: qod-receiver session list --json")(calling.list_)
-session_app.command(epilog=f"Example: qod-receiver session get {calling.EXAMPLE_ID}")(calling.get)
-session_app.command(epilog=f"Example: qod-receiver session delete {calling.EXAMPLE_ID}")(calling.delete)
+)(session.create)
+session_app.command("list", epilog="Example: qod-receiver session list --json")(session.list_)
+session_app.command(epilog=f"Example: qod-receiver session get {session.EXAMPLE_ID}")(session.get)
+session_app.command(epilog=f"Example: qod-receiver session delete {session.EXAMPLE_ID}")(session.delete)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import httpx2
 import typer
 
-from receiver import service
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
+from receiver.process import build
 from receiver.reader import Reader
 from receiver.settings import Settings, load
 
@@ -66,7 +66,7 @@ def overrides(**given: object) -> dict[str, object]:
 async def reading(settings: Settings) -> AsyncIterator[Reader]:
     """The topics, beside whoever serves them. Raises Failed where there are none."""
     try:
-        async with service.reading(settings) as reader:
+        async with build.reading(settings) as reader:
             yield reader
     except Unavailable as error:
         if settings.kafka.bootstrap_servers:

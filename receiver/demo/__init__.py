@@ -18,16 +18,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.live import Live
 
-from receiver import auth, embedded, service
+from receiver.core.router import DEAD_LETTER
 from receiver.demo import application
 from receiver.demo.application import Application
 from receiver.demo.ledger import Ledger
 from receiver.demo.screen import Lines, Screen, summary
 from receiver.demo.tally import Tally
+from receiver.edge import auth
+from receiver.process import build, embedded
+from receiver.process.ports import listening, url_of
 from receiver.reader import Cursor, Reader
-from receiver.router import DEAD_LETTER
 from receiver.secret_file import mint_secret
-from receiver.server import listening, url_of
 from receiver.settings import EdgeSettings, LogSettings, OpsSettings, Settings
 from receiver.simulator.server import simulating
 
@@ -91,10 +92,10 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
     return interrupted or not tally.comparison().faults
 
 
-async def _serve(settings: Settings) -> tuple[asyncio.Task[None], service.Addresses]:
+async def _serve(settings: Settings) -> tuple[asyncio.Task[None], build.Addresses]:
     """A receiver that listens. Raises what kept it from that."""
-    ready: asyncio.Future[service.Addresses] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(service.run(settings, ready=ready.set_result))
+    ready: asyncio.Future[build.Addresses] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(build.run(settings, ready=ready.set_result))
     await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
     if not ready.done():
         await serving

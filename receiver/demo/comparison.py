@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from receiver import rfc3339
+from receiver.core import rfc3339
 from receiver.demo.ledger import Post
 
 State = tuple[str, str | None]

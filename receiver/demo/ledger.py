@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 
-from receiver import rfc3339
+from receiver.core import rfc3339
 
 _PAGE = 2_000
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from receiver.core.message import Record
 from receiver.demo.comparison import Comparison, Outcome, Routed, State, compare
 from receiver.demo.ledger import Ledger, Post
-from receiver.message import Record
 
 
 class Tally:

@@ -30,8 +30,8 @@ from receiver.answers import (
     message_of,
     retry_after_seconds,
 )
-from receiver.errors import ApiRefused, Malformed, Unavailable
-from receiver.oauth import ClientCredentials
+from receiver.client_credentials import ClientCredentials
+from receiver.core.errors import ApiRefused, Malformed, Unavailable
 from receiver.qod import model
 from receiver.qod.listing import Reading, paging_of
 from receiver.qod.model import ApiSession, Creation, Listing

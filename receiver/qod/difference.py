@@ -6,12 +6,12 @@ Whether something is news is not decided here a second time: it is news if the r
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from receiver.event import QosStatus, StatusInfo
-from receiver.facts import NO_FACTS, Facts
-from receiver.notification import RECONCILE
+from receiver.core.event import QosStatus, StatusInfo
+from receiver.core.facts import NO_FACTS, Facts
+from receiver.core.notification import RECONCILE
+from receiver.core.session import Session, Verdict, learn, was_told
 from receiver.qod.model import ApiSession
 from receiver.qod.telling import Telling, planned_end, told
-from receiver.session import Session, Verdict, learn, was_told
 
 _RECENT_MICROS = 3600 * 1_000_000
 

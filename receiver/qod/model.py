@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeGuard
 import orjson
 from pydantic import SecretStr
 
-from receiver import rfc3339
-from receiver.errors import Malformed
-from receiver.event import QosStatus
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed
+from receiver.core.event import QosStatus
 
 DURATION_SECONDS_MAX = 86_400
 URL_WANTED = "an http or https URL without user and fragment is wanted"

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from receiver import rfc3339
-from receiver.errors import Malformed
-from receiver.event import Dialect, Event, QosStatus, StatusInfo, canonical
-from receiver.facts import Facts, facts_of, members
-from receiver.notification import API_ORIGINS, SENDER_NAME, Notification, parse
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed
+from receiver.core.event import Dialect, Event, QosStatus, StatusInfo, canonical
+from receiver.core.facts import Facts, facts_of, members
+from receiver.core.notification import API_ORIGINS, SENDER_NAME, Notification, parse
+from receiver.core.session import MISSING_SOURCE, Session
 from receiver.qod.model import ApiSession
-from receiver.session import MISSING_SOURCE, Session
 
 EVENT_TYPE = "org.camaraproject.qod.v0.qos-status-changed"
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Literal, NamedTuple
 
-from receiver import rfc3339
+from receiver.core import rfc3339
 from receiver.simulator.sessions import Status
 
 Headers = Mapping[str, str]

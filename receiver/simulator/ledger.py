@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from receiver import rfc3339
+from receiver.core import rfc3339
 from receiver.simulator.sessions import Session, Status
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from receiver import rfc3339
+from receiver.core import rfc3339
 from receiver.simulator.chance import Chance
 from receiver.simulator.plan import Plan
 

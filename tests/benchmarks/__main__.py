@@ -23,11 +23,12 @@ from pathlib import Path
 import httpx2
 import uvloop
 
-from receiver import auth, embedded, server, service
 from receiver.backends.packing import pack_notifications
-from receiver.backends.sqlite_file import SqliteFile
+from receiver.backends.sqlite.file import SqliteFile
+from receiver.core.notification import Notification
 from receiver.dispatcher import Dispatcher
-from receiver.notification import Notification
+from receiver.edge import auth
+from receiver.process import build, embedded, ports
 from receiver.secret_file import mint_secret
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry, configure_log
@@ -106,9 +107,9 @@ def router(count: int, sessions_touched: int) -> None:
 async def _drain(settings: Settings) -> float:
     node = embedded.open_node(settings)
     count = node.lane.lag
-    dispatcher = Dispatcher(node.lane, service.build_router(settings), Telemetry(), batch_max=settings.router.batch_max)
+    dispatcher = Dispatcher(node.lane, build.build_router(settings), Telemetry(), batch_max=settings.router.batch_max)
     began = time.perf_counter()
-    with server.garbage_kept_off():
+    with ports.garbage_kept_off():
         routing = asyncio.create_task(dispatcher.run())
         while node.lane.lag and not routing.done():  # noqa: ASYNC110  # to tell of it would cost what is measured
             await asyncio.sleep(0.01)

@@ -24,8 +24,8 @@ from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX
 from receiver.backends.kafka.records import inbox_record, partition_of
 from receiver.backends.kafka.topics import Plan, create
-from receiver.notification import Notification
-from receiver.router import Router
+from receiver.core.notification import Notification
+from receiver.core.router import Router
 from tests.kafka_cluster import AS_KAFKA_STARTS, Cluster
 
 _SECONDS_MAX = 600

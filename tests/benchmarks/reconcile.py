@@ -18,13 +18,13 @@ from typing import Any
 
 import uvloop
 
-from receiver import rfc3339
-from receiver.embedded import EmbeddedNode, open_node, open_reader
+from receiver.core import rfc3339
+from receiver.process.build import build_router
+from receiver.process.embedded import EmbeddedNode, open_node, open_reader
+from receiver.process.ports import garbage_kept_off
+from receiver.process.reconciling import reconciler
 from receiver.qod.client import QodClient
-from receiver.qod.reconcile import Reconciler, append
-from receiver.reconciling import reconciler
-from receiver.server import garbage_kept_off
-from receiver.service import build_router
+from receiver.qod.reconciler import Reconciler, append
 from receiver.settings import ApiSettings, Settings
 from receiver.telemetry import Telemetry
 from tests import simulated

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver import embedded, server, service
+from receiver.process import build, embedded, ports
 from receiver.telemetry import Telemetry, configure_log
 from tests.benchmarks.__main__ import settings_of
 
@@ -48,21 +48,21 @@ async def _edge(directory: Path) -> None:
     configure_log("info", "json")
     telemetry = Telemetry()
     node = embedded.open_node(settings, telemetry.appended)
-    app, _ = service.build_edge(settings, node.inbox, telemetry)
-    await _serve(server.build_server(app, settings, telemetry))
+    app, _ = build.build_edge(settings, node.inbox, telemetry)
+    await _serve(ports.build_server(app, settings, telemetry))
 
 
 async def _serve(served: uvicorn.Server) -> None:
-    with server.listening("127.0.0.1", 0) as listener, server.garbage_kept_off():
+    with ports.listening("127.0.0.1", 0) as listener, ports.garbage_kept_off():
         print(f"http://127.0.0.1:{listener.getsockname()[1]}/notifications -", flush=True)
         await served.serve([listener])
 
 
 async def _all(directory: Path) -> None:
-    def ready(addresses: service.Addresses) -> None:
+    def ready(addresses: build.Addresses) -> None:
         print(addresses.edge_url, addresses.ops_url, flush=True)
 
-    await service.run(settings_of(directory), ready=ready)
+    await build.run(settings_of(directory), ready=ready)
 
 
 def main() -> None:

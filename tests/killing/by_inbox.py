@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import orjson
 
-from receiver import rfc3339
-from receiver.message import Message
-from receiver.notification import Notification
-from receiver.router import DEAD_LETTER, Router
-from receiver.session import MARKS_MAX, Session
-from receiver.session_record import SESSIONS, session_from
+from receiver.core import rfc3339
+from receiver.core.message import Message
+from receiver.core.notification import Notification
+from receiver.core.router import DEAD_LETTER, Router
+from receiver.core.session import MARKS_MAX, Session
+from receiver.core.session_record import SESSIONS, session_from
 from tests.killing.findings import FAN_OUT, OUTPUTS, Findings, Topics, named, row_of
 from tests.killing.ledger import Attempt, Ledger
 from tests.killing.topics import Standing

@@ -10,7 +10,7 @@ from random import Random
 
 import httpx2
 
-from receiver.auth import mint
+from receiver.edge.auth import mint
 from tests.killing.ledger import Ledger, Posting, Told
 from tests.simulation.senders import SENDERS, Facts, Post, Senders
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import apsw
 import orjson
 
-from receiver.backends.sqlite_file import SqliteFile
-from receiver.backends.sqlite_view import SqliteView
-from receiver.message import Message
-from receiver.notification import Notification
+from receiver.backends.sqlite.file import SqliteFile
+from receiver.backends.sqlite.view import SqliteView
+from receiver.core.message import Message
+from receiver.core.notification import Notification
 from tests.simulation.oracle import Kept, Remembered, Row, Truth, session_value
 from tests.simulation.senders import Facts, Post
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import apsw
 
-from receiver.backends.sqlite import SqliteInbox, SqliteLane
-from receiver.backends.sqlite_file import Effects
+from receiver.backends.sqlite.file import Effects
+from receiver.backends.sqlite.node import SqliteInbox, SqliteLane
+from receiver.core.errors import Unavailable
+from receiver.core.message import Message
+from receiver.core.notification import Notification
+from receiver.core.router import Decision, Router
+from receiver.core.session import Session
 from receiver.dispatcher import Dispatcher
-from receiver.errors import Unavailable
 from receiver.inbox import Batch
-from receiver.message import Message
-from receiver.notification import Notification
-from receiver.router import Decision, Router
-from receiver.session import Session
 from tests.simulation.world import NodeFile, Parts
 
 _NO_EFFECTS = Effects((), (), ())

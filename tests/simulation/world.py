@@ -20,19 +20,19 @@ from typing import Any, NamedTuple, cast
 
 import apsw
 
-import receiver.session
-from receiver.admission import Admission
+import receiver.core.session
 from receiver.backends.packing import Pack
-from receiver.backends.sqlite import SqliteInbox, SqliteLane
-from receiver.backends.sqlite_file import Effects, SqliteFile
-from receiver.backends.sqlite_schema import failing
-from receiver.backends.sqlite_view import SqliteView
+from receiver.backends.sqlite.file import Effects, SqliteFile
+from receiver.backends.sqlite.node import SqliteInbox, SqliteLane
+from receiver.backends.sqlite.schema import failing
+from receiver.backends.sqlite.view import SqliteView
+from receiver.core.errors import Refused, Unavailable
+from receiver.core.router import Router
+from receiver.core.session import Verdict
 from receiver.dispatcher import Dispatcher
-from receiver.edge import Edge, Limits
-from receiver.errors import Refused, Unavailable
+from receiver.edge.admission import Admission
+from receiver.edge.app import Edge, Limits
 from receiver.inbox import Batch, Lane
-from receiver.router import Router
-from receiver.session import Verdict
 from receiver.telemetry import Fields, Telemetry
 from tests.simulation.checks import (
     FORGET_SECONDS,
@@ -546,8 +546,8 @@ def _unheard() -> Iterator[None]:
 @contextmanager
 def _few_marks() -> Iterator[None]:
     """Let sessions remember so little that they reach the end of it."""
-    before, receiver.session.MARKS_MAX = receiver.session.MARKS_MAX, MARKS_MAX
+    before, receiver.core.session.MARKS_MAX = receiver.core.session.MARKS_MAX, MARKS_MAX
     try:
         yield
     finally:
-        receiver.session.MARKS_MAX = before
+        receiver.core.session.MARKS_MAX = before

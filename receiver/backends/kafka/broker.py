@@ -36,7 +36,7 @@ from aiokafka.errors import (
 from aiokafka.producer import message_accumulator, transaction_manager
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 
 #: A connection is given up when so much of its login's time is over. Tokens are fetched anew a little earlier.
 _SESSION_USED = 0.9

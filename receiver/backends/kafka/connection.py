@@ -25,7 +25,7 @@ from aiokafka.errors import (
 
 from receiver.backends.kafka import fetching
 from receiver.backends.kafka.broker import Attempts, attempts, heard
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 
 T = TypeVar("T")
 

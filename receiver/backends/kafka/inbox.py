@@ -26,8 +26,8 @@ from receiver.backends.kafka.batches import builder
 from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_producer, limited
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, TOO_LARGE, Effort, Limits, Window
 from receiver.backends.kafka.records import inbox_record, partition_of
-from receiver.errors import Unavailable, Unwritable
-from receiver.notification import Notification
+from receiver.core.errors import Unavailable, Unwritable
+from receiver.core.notification import Notification
 
 #: What settles the outcome of an append that failed, in place of the error.
 Otherwise = Callable[[Notification, asyncio.Future[None], Unavailable], None]

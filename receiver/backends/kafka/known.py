@@ -30,7 +30,7 @@ from aiokafka.protocol.types import (
 
 from receiver.backends.kafka.connection import Connection, limited, persistently
 from receiver.backends.kafka.standing import Place, place_of
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 
 _SECONDS_MAX = 10.0
 _COORDINATOR_SECONDS_MAX = 30.0

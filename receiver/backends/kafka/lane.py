@@ -34,6 +34,7 @@ from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_c
 from receiver.backends.kafka.fetching import unreadable
 from receiver.backends.kafka.known import Known, expect_topics, places
 from receiver.backends.kafka.limits import Limits
+from receiver.backends.kafka.producer import Transactional
 from receiver.backends.kafka.records import (
     INBOX_ID,
     notification_of,
@@ -46,17 +47,16 @@ from receiver.backends.kafka.scan import STUCK_SECONDS, between, range_of, readi
 from receiver.backends.kafka.settlement import Settlement, settlement
 from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
 from receiver.backends.kafka.topics import INBOX
-from receiver.backends.kafka.transactional import Transactional
 from receiver.backends.kafka.writing import LETTERS_MAX, Letters, Writing
-from receiver.errors import Unavailable
-from receiver.event import QosStatus
+from receiver.core.errors import Unavailable
+from receiver.core.event import QosStatus
+from receiver.core.message import Message
+from receiver.core.notification import Notification
+from receiver.core.router import DEAD_LETTER
+from receiver.core.session import Session
+from receiver.core.session_record import SESSIONS, NoSession, session_of
 from receiver.inbox import Batch, LaneLost
-from receiver.message import Message
-from receiver.notification import Notification
 from receiver.reader import PassedOver, nobody
-from receiver.router import DEAD_LETTER
-from receiver.session import Session
-from receiver.session_record import SESSIONS, NoSession, session_of
 
 T = TypeVar("T")
 

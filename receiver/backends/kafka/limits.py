@@ -29,7 +29,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
 from receiver.backends.kafka.connection import Connection, limited
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 
 
 class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]  # aiokafka has no types

@@ -17,8 +17,8 @@ from receiver.backends.kafka.connection import Connection, ended, limited
 from receiver.backends.kafka.known import Known, expect_topics, watch
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Limits
+from receiver.core.errors import Unavailable
 from receiver.dispatcher import Dispatcher
-from receiver.errors import Unavailable
 from receiver.inbox import LaneLost
 from receiver.telemetry import Telemetry
 

@@ -11,12 +11,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from receiver.backends.kafka.connection import Connection, ended, limited
 from receiver.backends.kafka.records import record_of
-from receiver.errors import Unavailable
-from receiver.event import QosStatus
-from receiver.message import Record
+from receiver.core.errors import Unavailable
+from receiver.core.event import QosStatus
+from receiver.core.message import Record
+from receiver.core.session import Session
+from receiver.core.session_record import SESSIONS, NoSession, session_of
 from receiver.reader import PAGE_BYTES_MAX, Cursor, PassedOver, Reader, is_asked_for, nobody, within
-from receiver.session import Session
-from receiver.session_record import SESSIONS, NoSession, session_of
 
 _SECONDS_MAX = 10.0
 #: Whoever is asked and doesn't answer in time may be a broker that stands still: then another one is asked.

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from struct import unpack_from
 from typing import NamedTuple, Protocol
 
-from receiver import rfc3339
-from receiver.message import Message, Record
-from receiver.notification import Notification, envelope_of
+from receiver.core import rfc3339
+from receiver.core.message import Message, Record
+from receiver.core.notification import Notification, envelope_of
 
 #: The header that tells which inbox topic a record came from: one that is made anew has another id.
 INBOX_ID = "inbox-id"

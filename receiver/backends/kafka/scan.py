@@ -8,9 +8,9 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from receiver.backends.kafka.connection import Connection, end_consumer, limited
+from receiver.backends.kafka.producer import Ends
 from receiver.backends.kafka.settlement import Tail
-from receiver.backends.kafka.transactional import Ends
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 
 #: A consumer that brings nothing for so long, although there are records, is stuck (aiokafka 1154, 847).
 STUCK_SECONDS = 30.0

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from receiver.errors import Unavailable
+from receiver.core.errors import Unavailable
 
-#: Behind it stands, in an offset's metadata, which transaction committed it; see `transactional.py`.
+#: Behind it stands, in an offset's metadata, which transaction committed it; see `producer.py`.
 MARK = "#"
 
 

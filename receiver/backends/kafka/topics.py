@@ -14,9 +14,9 @@ from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionErro
 
 from receiver.backends.kafka.connection import Connection, limited
 from receiver.backends.kafka.limits import bounds_of, configs_of
-from receiver.errors import Unavailable
-from receiver.router import DEAD_LETTER, LETTER_BODY_BYTES_MAX
-from receiver.session_record import SESSIONS
+from receiver.core.errors import Unavailable
+from receiver.core.router import DEAD_LETTER, LETTER_BODY_BYTES_MAX
+from receiver.core.session_record import SESSIONS
 
 _ADMIN_SECONDS_MAX = 30.0
 #: Brokers learn of a new topic one after the other, and whom a client asks is chance.

@@ -8,10 +8,10 @@ from aiokafka import TopicPartition
 from receiver.backends.kafka.batches import Batches
 from receiver.backends.kafka.limits import Limits, Refused
 from receiver.backends.kafka.records import output_records
-from receiver.dead_letter import fitting, shortened
-from receiver.errors import Unavailable
+from receiver.core.dead_letter import fitting, shortened
+from receiver.core.errors import Unavailable
+from receiver.core.message import Message, bytes_of
 from receiver.inbox import LaneLost
-from receiver.message import Message, bytes_of
 
 #: How old what is known of the topics' limits may be; a refusal tells of a change at once.
 _AGE_SECONDS_MAX = 300.0

@@ -1,0 +1,298 @@
+"""A transactional producer, used so that nothing of a transaction is lost, hangs, or ends another.
+
+A commit does not look at sends that failed (aiokafka), so each is awaited before it. A request of which no answer came
+may still be on its way, and would end the transaction after its own: a producer to which that happened is not used
+again. A coordinator that confirms a commit proves nothing (see `settlement.py`), so a commit is done when all that it
+wrote can be read as committed.
+
+Starting a producer under a name ends what was left open under it, and shuts out every other producer of that name.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from aiokafka import TopicPartition
+from aiokafka.client import ConnectionGroup, CoordinationType
+from aiokafka.errors import KafkaError, LeaderNotAvailableError, for_code
+from aiokafka.protocol.commit import OffsetFetchRequest
+from aiokafka.protocol.offset import OffsetRequest
+from aiokafka.protocol.transaction import (
+    AddOffsetsToTxnRequest,
+    AddPartitionsToTxnRequest,
+    EndTxnRequest,
+    TxnOffsetCommitRequest,
+)
+from aiokafka.structs import OffsetAndMetadata
+
+from receiver.backends.kafka.batches import Filled
+from receiver.backends.kafka.connection import Connection, end_producer, persistently
+from receiver.backends.kafka.known import Known, known_to
+from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, Limits, Refused
+from receiver.backends.kafka.standing import MARK
+from receiver.core.errors import Unavailable
+
+#: Below the time after which aiokafka would send the end of a transaction a second time, which could end a later one
+#: (KAFKA-17754).
+COMMIT_SECONDS_MAX = 10.0
+
+#: While a transaction is open, nothing behind it is visible to others; a process that died leaves it open this long.
+_TIMEOUT_MILLIS = 15_000
+_REQUEST_TIMEOUT_MILLIS = 20_000
+
+#: Markers are written after a commit is confirmed, most of them within milliseconds. A partition whose leader moves may
+#: take seconds; one that missed its marker takes for ever, and is settled by whoever opens the lane next.
+_VISIBLE_SECONDS_MAX = 15.0
+_LOOK_SECONDS_FIRST = 0.002
+_LOOK_SECONDS_MAX = 0.1
+
+#: Of ListOffsets: the newest offset, and what of it (kafka.apache.org/protocol).
+_LATEST = -1
+_UNCOMMITTED, _COMMITTED = 0, 1
+
+_REQUESTS = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
+
+
+class Ends(NamedTuple):
+    """Where a partition ends: for readers of what is committed, and for all. Between the two a transaction is open."""
+
+    stable: int
+    end: int
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a transaction is open."""
+        return self.stable < self.end
+
+
+class Transactional:
+    """Transactions under a name. `went_astray` once a request of one of them may still be on its way.
+
+    `waits_for` says what of the last commit can't be read yet, and `waits_since` (of the monotonic clock) since when;
+    it is empty while nothing is waited for.
+    """
+
+    def __init__(self, connection: Connection, name: str, limits: Limits) -> None:
+        self.went_astray = False
+        self.waits_for = ""
+        self.waits_since = 0.0
+        self._transactions_count = 0
+        self._producer = connection.producer(
+            transactional_id=name,
+            transaction_timeout_ms=_TIMEOUT_MILLIS,
+            request_timeout_ms=_REQUEST_TIMEOUT_MILLIS,
+            max_batch_size=BATCH_BYTES_MAX,
+            max_request_size=2 * BATCH_BYTES_MAX,
+            retry_backoff_ms=20,
+        )
+        limits.watch(self._producer.client)
+        send = self._producer.client.send
+
+        async def watched(node_id: int, request: Any, **options: Any) -> Any:  # noqa: ANN401  # aiokafka's
+            try:
+                return await send(node_id, request, **options)
+            except BaseException:
+                self.went_astray |= isinstance(request, _REQUESTS)
+                raise
+
+        self._producer.client.send = watched
+
+    async def start(self) -> None:
+        """End what was left open under this name, and let nobody else go on with it."""
+        await self._producer.start()
+
+    async def close(self) -> None:
+        """What was not committed is nowhere."""
+        await end_producer(self._producer)
+
+    async def partitions_count(self, topic: str) -> int:
+        """How many partitions a topic has."""
+        return len(await self._producer.partitions_for(topic))
+
+    async def known(self, names: Sequence[str]) -> dict[str, Known]:
+        """See `known`."""
+        return await known_to(self._producer.client, names)
+
+    async def commit(
+        self,
+        batches: Sequence[Filled],
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        group: str,
+    ) -> None:
+        """Write the batches and the group's offsets, or neither, and see both. Raises Unavailable, and much else:
+        Refused where a batch is one that the brokers would refuse again.
+        """
+        producer = self._producer
+        offsets = self._marked(offsets)
+        async with asyncio.timeout(COMMIT_SECONDS_MAX):
+            await producer.begin_transaction()
+            sending = [
+                _retrieved(await producer.send_batch(each.builder, each.where.topic, partition=each.where.partition))
+                for each in batches
+            ]
+            # Produced before the offsets, which alone would be waited for five times as long (BACKOFF_OVERRIDE).
+            written = _taken(await asyncio.gather(*sending, return_exceptions=True))
+            await producer.send_offsets_to_transaction(dict(offsets), group)
+            await producer.commit_transaction()
+        ends: dict[TopicPartition, int] = {}
+        for each, metadata in zip(batches, written, strict=True):
+            # A broker that was sent a batch twice may not know any more where it stands.
+            ends[each.where] = metadata.offset + len(each.marks) if metadata.offset >= 0 else -1
+        await self._wait_until_visible(ends, offsets, group)
+
+    async def end(
+        self,
+        partitions: Sequence[TopicPartition],
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        group: str,
+        *,
+        commits: bool,
+    ) -> None:
+        """End what hangs on partitions, by a transaction that writes no records, and wait until nothing does.
+
+        Offsets are committed with it; there are none where it aborts. Raises Unavailable, and much else.
+        """
+        producer = self._producer
+        async with asyncio.timeout(COMMIT_SECONDS_MAX):
+            await producer.begin_transaction()
+            for each in partitions:
+                producer._txn_manager.maybe_add_partition_to_txn(each)  # noqa: SLF001  # aiokafka adds where it sends
+            if offsets:
+                await producer.send_offsets_to_transaction(dict(self._marked(offsets)), group)
+            await (producer.commit_transaction() if commits else producer.abort_transaction())
+        await self._wait(lambda: self._still_open(partitions))
+
+    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Ends]:
+        """Where partitions end. Raises KafkaError; asks until it is answered, so the caller limits the time."""
+        for topic in {each.topic for each in partitions}:
+            await self._producer.partitions_for(topic)  # makes the client ask who leads them
+        return await persistently(partial(self._both_ends, partitions))
+
+    async def _both_ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Ends]:
+        # In this order: an end that was read first can't be beyond a stable offset that has passed it since.
+        ends = await self._ends(partitions, _UNCOMMITTED)
+        stable = await self._ends(partitions, _COMMITTED)
+        return {each: Ends(stable[each], end) for each, end in ends.items()}
+
+    async def committed(self, partition: TopicPartition, group: str) -> OffsetAndMetadata:
+        """A group's offset, -1 where there is none. Raises KafkaError."""
+        sender, client = self._producer._sender, self._producer.client  # noqa: SLF001
+        coordinator = await sender._find_coordinator(CoordinationType.GROUP, group)  # noqa: SLF001
+        request = OffsetFetchRequest(group, [(partition.topic, [partition.partition])])
+        try:
+            answer = await client.send(coordinator, request, group=ConnectionGroup.COORDINATION)
+            if code := getattr(answer, "error_code", 0):
+                raise for_code(code)
+            ((_, ((_, offset, metadata, code),)),) = answer.topics
+            if code:
+                raise for_code(code)
+        except KafkaError:
+            sender._coordinator_dead(CoordinationType.GROUP)  # noqa: SLF001
+            raise
+        return OffsetAndMetadata(offset, metadata)
+
+    def _marked(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> dict[TopicPartition, OffsetAndMetadata]:
+        """The offsets as no other transaction has them: only what is unlike all before can be seen to have arrived."""
+        self._transactions_count += 1
+        producer_id, epoch = self._producer._txn_manager._pid_and_epoch  # noqa: SLF001
+        mark = f"{producer_id}.{epoch}.{self._transactions_count}"
+        return {
+            each: OffsetAndMetadata(offset.offset, f"{offset.metadata}{MARK}{mark}") for each, offset in offsets.items()
+        }
+
+    async def _wait_until_visible(
+        self, ends: Mapping[TopicPartition, int], offsets: Mapping[TopicPartition, OffsetAndMetadata], group: str
+    ) -> None:
+        unknown = [each for each, end in ends.items() if end < 0]
+        if unknown:
+            ends = {**ends, **await self._ends(unknown, _UNCOMMITTED)}
+        await self._wait(lambda: self._not_visible(ends, offsets, group))
+
+    async def _wait(self, missing: Callable[[], Awaitable[str]]) -> None:
+        """Look again and again until nothing is missing. Raises Unavailable."""
+        self.waits_since = time.monotonic()
+        look_seconds = _LOOK_SECONDS_FIRST
+        try:
+            async with asyncio.timeout(_VISIBLE_SECONDS_MAX):
+                while True:
+                    try:
+                        self.waits_for = await missing()
+                    except KafkaError as error:
+                        self.waits_for = f"no answer about it: {type(error).__name__}"
+                    if not self.waits_for:
+                        return
+                    await asyncio.sleep(look_seconds)
+                    look_seconds = min(2 * look_seconds, _LOOK_SECONDS_MAX)
+        except TimeoutError:
+            raise Unavailable(f"after {_VISIBLE_SECONDS_MAX:g} s, {self.waits_for}", reason="kafka") from None
+        finally:
+            self.waits_for = ""
+
+    async def _not_visible(
+        self, ends: Mapping[TopicPartition, int], offsets: Mapping[TopicPartition, OffsetAndMetadata], group: str
+    ) -> str:
+        stable, *committed = await asyncio.gather(
+            self._ends(list(ends), _COMMITTED), *(self.committed(each, group) for each in offsets)
+        )
+        for where, end in ends.items():
+            if stable[where] < end:
+                told = f"is committed to {stable[where]} only, of {end}"
+                return f"{where.topic} of partition {where.partition} {told}"
+        for (where, wanted), found in zip(offsets.items(), committed, strict=True):
+            if found != wanted:
+                return f"the position of {where.topic}, partition {where.partition}, is {found.offset} still"
+        return ""
+
+    async def _still_open(self, partitions: Sequence[TopicPartition]) -> str:
+        for where, ends in (await self._both_ends(partitions)).items():
+            if ends.hangs:
+                from_to = f"from {ends.stable} to {ends.end}"
+                return f"{where.topic} has an open transaction in partition {where.partition}, {from_to}"
+        return ""
+
+    async def _ends(self, partitions: Sequence[TopicPartition], isolation: int) -> dict[TopicPartition, int]:
+        """Where partitions end, for readers of an isolation level, in one request to each leader. Raises KafkaError."""
+        try:
+            return await self._asked_ends(partitions, isolation)
+        except KafkaError:
+            self._producer.client.force_metadata_update()  # the next one to be asked may be another
+            raise
+
+    async def _asked_ends(self, partitions: Sequence[TopicPartition], isolation: int) -> dict[TopicPartition, int]:
+        client = self._producer.client
+        asked: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for each in partitions:
+            leader = client.cluster.leader_for_partition(each)
+            if leader is None or leader < 0:
+                raise LeaderNotAvailableError(each)
+            asked[leader][each.topic].append((each.partition, _LATEST))
+        requests = [(leader, OffsetRequest(-1, isolation, list(topics.items()))) for leader, topics in asked.items()]
+        answers = await asyncio.gather(*(client.send(leader, request) for leader, request in requests))
+        found = {}
+        for answer in answers:
+            for topic, told in answer.topics:
+                for partition, code, _, offset, *_ in told:
+                    if code:
+                        raise for_code(code)
+                    found[TopicPartition(topic, partition)] = offset
+        return found
+
+
+def _taken(outcomes: Sequence[Any]) -> Sequence[Any]:
+    """The outcomes of batches. Raises a refusal before all else: what is behind it fails for that alone."""
+    failures = [(number, each) for number, each in enumerate(outcomes) if isinstance(each, BaseException)]
+    for number, failure in failures:
+        if isinstance(failure, REFUSALS):
+            raise Refused(number, failure) from failure
+    for _, failure in failures:
+        raise failure
+    return outcomes
+
+
+def _retrieved(sent: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """The same; that it failed is no news to anybody where the transaction did already."""
+    sent.add_done_callback(lambda future: future.cancelled() or future.exception())
+    return sent

@@ -1,0 +1,162 @@
+"""Records and how far their writer came, in one transaction; and what Kafka knows of a group.
+
+It is for writers that are no lane. The name of one is its transactional id, and the group that keeps its positions, one
+for each topic that it writes to. Starting under the same name ends what was left open, and shuts out a writer that is
+at work still. So a writer first starts, then asks where it stood, settles what hangs (see `settlement.py`), and then
+goes on from there.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import for_code
+from aiokafka.structs import OffsetAndMetadata
+
+from receiver.backends.kafka.batches import Batches
+from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.limits import Lessons, Limits, Refused
+from receiver.backends.kafka.producer import Transactional
+from receiver.backends.kafka.records import output_records, partition_of
+from receiver.backends.kafka.scan import tails
+from receiver.backends.kafka.settlement import Tail
+from receiver.core.dead_letter import fitting
+from receiver.core.errors import Unavailable
+from receiver.core.message import Message
+
+T = TypeVar("T")
+
+_ANSWER_SECONDS_MAX = 30.0
+#: Beyond the limits of a transaction's own, which tell more.
+_TRANSACTION_SECONDS_MAX = 60.0
+#: A position is a writer's own, and of the whole topic; but a group keeps it for a partition.
+_PARTITION = 0
+
+
+class Writer:
+    """Transactions under a name. After anything failed it is not used again, but for `close`.
+
+    What it learns of records that the cluster does not take is kept in `lessons`, for the next writer. A dead letter is
+    made shorter; another record is left out, by its topic and where it came from, see `left_out` there.
+    """
+
+    def __init__(self, connection: Connection, name: str, dead_letters: str, limits: Limits, lessons: Lessons) -> None:
+        self._connection = connection
+        self._name = name
+        self._dead_letters = dead_letters
+        self._limits, self._lessons = limits, lessons
+        self._producer = Transactional(connection, name, limits)
+
+    async def start(self) -> None:
+        """End what was left open under this name, and let nobody else go on with it. Raises Unavailable."""
+        await limited(self._producer.start(), _ANSWER_SECONDS_MAX, "Kafka does not answer")
+
+    async def close(self) -> None:
+        """What was not committed is nowhere."""
+        await self._producer.close()
+
+    async def hanging(self, topic: str, behind: Callable[[Any], int]) -> Sequence[Tail]:
+        """How the partitions of a topic end, where something hangs on any of them, else none. Raises Unavailable.
+
+        `behind` is a position of this writer's behind what caused a record, 0 for a record that is not this writer's.
+        """
+        partitions = await self._partitions(topic)
+        ends = await limited(self._producer.ends(partitions), _ANSWER_SECONDS_MAX, f"no ends of {topic}")
+        if not any(each.hangs for each in ends.values()):
+            return ()
+        return list((await tails(self._connection, ends, behind)).values())
+
+    async def settle(self, topic: str, next_position: int, *, commits: bool) -> None:
+        """End what hangs on a topic, if anything does, and go on from a position. Raises Unavailable."""
+        partitions = await self._partitions(topic)
+        offsets = _offsets(topic, next_position)
+        ending = self._producer.end(partitions, offsets if commits else {}, self._name, commits=commits)
+        await self._known(ending, topic)
+        await self._known(self._producer.commit((), offsets, self._name), topic)
+
+    async def commit(self, topic: str, messages: Sequence[Message], next_position: int) -> None:
+        """Write messages to a topic, and the position behind what they came from, or neither.
+
+        Raises Unavailable; nobody can tell then whether it was done.
+        """
+        partitions_count = len(await self._partitions(topic))
+        await self._limits.read([topic])
+        batches, written = self._batched(messages, partitions_count)
+        began = time.monotonic()
+        try:
+            call = self._producer.commit(batches.filled, _offsets(topic, next_position), self._name)
+            await self._known(call, topic)
+        except Unavailable as error:
+            await self._learn(error.__cause__, batches, written)
+            raise
+        self._lessons.effort.took(batches.bytes, time.monotonic() - began)
+
+    async def _known(self, transaction: Awaitable[None], topic: str) -> None:
+        await limited(transaction, _TRANSACTION_SECONDS_MAX, f"a transaction of {topic} failed")
+        if self._producer.went_astray:
+            raise Unavailable(f"a transaction of {topic} went astray", reason="kafka")
+
+    def _batched(self, messages: Sequence[Message], partitions_count: int) -> tuple[Batches, Sequence[Message]]:
+        """What can be written, in batches, marked by their places among the messages returned."""
+        batches = Batches(self._limits, self._lessons)
+        written = [self._fitting(each) for each in messages if origin_of(each) not in self._lessons.left_out]
+        for mark, (message, record) in enumerate(zip(written, output_records(written), strict=True)):
+            where = TopicPartition(message.topic, partition_of(message.key, partitions_count))
+            if not batches.add(where, record, mark):
+                self._lessons.leave_out(*origin_of(message))
+        return batches, written
+
+    def _fitting(self, message: Message) -> Message:
+        if message.topic != self._dead_letters:
+            return message
+        return fitting(message, self._limits.batch_bytes_max(message.topic))
+
+    async def _learn(self, error: BaseException | None, batches: Batches, written: Sequence[Message]) -> None:
+        if isinstance(error, TimeoutError):
+            self._lessons.too_slow()
+        elif isinstance(error, Refused):
+            mark = await batches.learn(error)
+            if mark is not None:
+                self._lessons.leave_out(*origin_of(written[mark]))
+
+    async def _partitions(self, topic: str) -> Sequence[TopicPartition]:
+        count = await limited(self._producer.partitions_count(topic), _ANSWER_SECONDS_MAX, f"no partitions of {topic}")
+        return [TopicPartition(topic, each) for each in range(count)]
+
+
+def _offsets(topic: str, next_position: int) -> Mapping[TopicPartition, OffsetAndMetadata]:
+    return {TopicPartition(topic, _PARTITION): OffsetAndMetadata(next_position, "")}
+
+
+def origin_of(message: Message) -> tuple[str, str]:
+    """What a record is known by: its topic, and which notification it came of."""
+    return message.topic, dict(message.headers).get("inbox", message.key)
+
+
+async def positions(connection: Connection, name: str, topics: Sequence[str]) -> Mapping[str, int]:
+    """Where a writer stands, by topic, as far as Kafka knows. Raises Unavailable."""
+    partitions = [TopicPartition(topic, _PARTITION) for topic in topics]
+    async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
+        told = await _asked(partial(admin.list_consumer_group_offsets, name, partitions=partitions), name)
+    return {each.topic: committed.offset for each, committed in told.items() if committed.offset >= 0}
+
+
+async def members_count(connection: Connection, group: str) -> int:
+    """How many consumers are members of a group now. Raises Unavailable."""
+    async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
+        return await _asked(partial(_members_count, admin, group), group)
+
+
+async def _members_count(admin: AIOKafkaAdminClient, group: str) -> int:
+    (answer,) = await admin.describe_consumer_groups([group])
+    ((code, _, _, _, _, members),) = answer.groups
+    if code:
+        raise for_code(code)
+    return len(members)
+
+
+async def _asked(ask: Callable[[], Awaitable[T]], group: str) -> T:
+    return await limited(persistently(ask), _ANSWER_SECONDS_MAX, f"the group {group} can't be asked")

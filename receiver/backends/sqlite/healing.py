@@ -1,0 +1,51 @@
+"""What a file is mended by when it is opened: what it lacks and once had, and what would stop all that follows."""
+
+import time
+from collections.abc import Mapping
+
+import apsw
+
+from receiver.backends.packing import Damaged, unpack_notifications
+from receiver.backends.sqlite.salvage import fill, tell_lost
+from receiver.backends.sqlite.schema import PARTITION, only_row, row_end
+from receiver.reader import PassedOver
+
+#: No clock that is right runs so far ahead of ours: twenty years.
+_CLOCK_AHEAD_MICROS_MAX = 20 * 366 * 86_400 * 1_000_000
+
+
+def inbox_end(connection: apsw.Connection, inbox: str, mark: int, tell: PassedOver) -> int:
+    """Where the inbox ends, at `mark` at least. What is missing before that, and was kept, gets a row that tells so."""
+    position, clock_micros, inbox_position = only_row(
+        connection, "SELECT position, clock_micros, inbox_position FROM lane"
+    )
+    last = connection.execute("SELECT position, count, crc, pack FROM inbox ORDER BY position DESC LIMIT 1").get
+    there: int = inbox_position if last is None else _end_of(connection, *last)
+    end = max(there, inbox_position, mark)
+    now_micros = time.time_ns() // 1000
+    if position > end or clock_micros > now_micros + _CLOCK_AHEAD_MICROS_MAX:
+        (position,) = only_row(connection, "SELECT coalesce(min(position), ?) FROM inbox", (end,))
+        tell(f"{inbox}-{PARTITION}-{position}", "damaged: how far routing was; it begins here again")
+        connection.execute("UPDATE lane SET position = ?, clock_micros = 0", (position,))
+    if end > (begin := max(there, position)):
+        tell_lost(tell, inbox, begin, end)
+        fill(connection, begin, end, now_micros)
+    return int(end)
+
+
+def heal(connection: apsw.Connection, topics: Mapping[str, int], sessions_topic: str) -> None:
+    """Have no topic end before its records do: new ones would be refused for ever. `topics` has their numbers."""
+    for name, number in topics.items():
+        sql = "SELECT position + max(1, count) FROM messages WHERE topic = ? ORDER BY position DESC LIMIT 1"
+        if name == sessions_topic:
+            sql = "SELECT max(position) + 1 FROM sessions WHERE ? NOTNULL"
+        end = connection.execute(sql, (number,)).get
+        connection.execute("UPDATE topics SET position = ? WHERE topic = ? AND position < ?", (end, number, end))
+
+
+def _end_of(connection: apsw.Connection, first: int, count: object, crc: int, blob: bytes) -> int:
+    """The position behind the last row of the inbox."""
+    try:
+        return first + len(unpack_notifications(blob, crc))
+    except Damaged:
+        return row_end(connection, first, count)

@@ -1,0 +1,274 @@
+"""What is left of a damaged file: every row that can be read, and what can't, with its place.
+
+SQLite stops at the first page that it can't make sense of, and refuses to write near it. So what can be read is copied
+into a new file, which takes the old one's place; the old one is set aside.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+
+from receiver.backends.directory import make_private
+from receiver.backends.packing import Damaged, unpack_messages, unpack_notifications
+from receiver.backends.sqlite.schema import (
+    BUSY_TIMEOUT_MILLIS,
+    LOST_CRC,
+    PARTITION,
+    SCHEMA,
+    SCHEMA_VERSION,
+    checkpoint,
+    close,
+    inbox_name,
+    only_row,
+    row_end,
+    state_crc,
+)
+from receiver.reader import PassedOver
+
+#: So many damaged files are set aside; the latest takes the last one's place.
+_SET_ASIDE_MAX = 3
+#: So many positions behind a row that can't be read are tried one by one, then in longer and longer steps.
+_STEPS_OF_ONE = 4_096
+_POSITION_MAX = (1 << 63) - 1
+
+#: The columns of each table, with the one that orders it first; texts as they are, valid or not.
+_TABLES = {
+    "inbox": "position, count, written_micros, crc, pack",
+    "messages": "rowid, topic, position, count, written_micros, crc, pack",
+    "sessions": "position, CAST(key AS BLOB), timestamp_millis, headers, CAST(value AS BLOB), {crc}",
+}
+
+
+class Hole(NamedTuple):
+    """Rows that can't be read: they stood at `first` or behind it, and before `behind`."""
+
+    first: int
+    behind: int
+
+
+def rows(connection: apsw.Connection, table: str) -> Iterator[tuple[Any, ...] | Hole]:
+    """All rows of a table, in order, and what is between them that can't be read."""
+    has_crc = connection.pragma("user_version") == SCHEMA_VERSION
+    columns = _TABLES[table].format(crc="crc" if has_crc else "NULL")
+    by = columns.partition(",")[0]
+    at: int | None = -_POSITION_MAX
+    while at is not None:
+        began = at
+        try:
+            for row in connection.execute(
+                f"SELECT {columns} FROM {table} NOT INDEXED WHERE {by} >= ? ORDER BY {by}",  # noqa: S608  # of this module
+                (at,),
+            ):
+                began = row[0] + 1
+                yield row
+        except (apsw.CorruptError, apsw.IOError):
+            at = _behind(connection, table, by, began)
+            yield Hole(began, _POSITION_MAX if at is None else at)
+        else:
+            return
+
+
+def _behind(connection: apsw.Connection, table: str, by: str, at: int) -> int | None:
+    """From where on rows can be read again, None for nowhere."""
+
+    def found(position: int) -> int | None:
+        try:
+            row = connection.execute(
+                f"SELECT {by} FROM {table} NOT INDEXED WHERE {by} >= ? ORDER BY {by} LIMIT 1",  # noqa: S608  # of this module
+                (position,),
+            ).fetchone()
+        except (apsw.CorruptError, apsw.IOError):
+            return None
+        return _POSITION_MAX if row is None else int(row[0])
+
+    first = found(at)
+    if first is not None:  # a row whose content alone can't be read
+        return None if first == _POSITION_MAX else first + 1
+    low, step = at, 1
+    while found(high := min(low + step, _POSITION_MAX)) is None:
+        if high == _POSITION_MAX:
+            return None
+        low, step = high, 1 if high - at < _STEPS_OF_ONE else 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if found(middle) is None else (low, middle)
+    behind = found(high)
+    return None if behind is None or behind == _POSITION_MAX else behind
+
+
+class Standing(NamedTuple):
+    """The row of `lane`."""
+
+    position: int
+    clock_micros: int
+    inbox_position: int
+
+
+def standing(connection: apsw.Connection) -> Standing | None:
+    """The row of `lane`, None where it can't be read."""
+    try:
+        return Standing(*only_row(connection, "SELECT position, clock_micros, inbox_position FROM lane"))
+    except (apsw.CorruptError, apsw.IOError):
+        return None
+
+
+def salvage(path: str, sessions_topic: str, end: int, tell: PassedOver) -> None:
+    """Make a file anew from what can be read of it, set the old one aside, and tell of each loss.
+
+    `end` is where the inbox ends at least. Raises apsw.Error where next to nothing can be read; the file is as it was.
+    """
+    made = f"{path}-salvage"
+    for leftover in (made, f"{made}-journal"):
+        Path(leftover).unlink(missing_ok=True)
+    old = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        old.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        old.set_busy_timeout(BUSY_TIMEOUT_MILLIS)
+        checkpoint(old)
+        make_private(made)
+        new = apsw.Connection(made, flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            new.execute("PRAGMA auto_vacuum = incremental; PRAGMA synchronous = full")
+            _copy(old, new, sessions_topic, end, tell)
+        finally:
+            close(new)
+    finally:
+        close(old)
+    tell(_set_aside(path, made), "the file was damaged: it is set aside, and what can be read goes on")
+
+
+def _set_aside(path: str, made: str) -> str:
+    """Put the new file into the old one's place; at every moment one of them is there. The old one's name."""
+    names = [f"{path}-damaged-{number}" for number in range(1, _SET_ASIDE_MAX + 1)]
+    aside = next((name for name in names if not Path(name).exists()), names[-1])
+    Path(aside).unlink(missing_ok=True)
+    Path(aside).hardlink_to(path)
+    for companion in ("-wal", "-shm"):  # of the old file, which looks into its own no more
+        Path(path + companion).unlink(missing_ok=True)
+    Path(made).replace(path)
+    directory = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return Path(aside).name
+
+
+def _copy(old: apsw.Connection, new: apsw.Connection, sessions_topic: str, end: int, tell: PassedOver) -> None:
+    """Make `new`, which is empty, what can be read of `old`.
+
+    `end` is where the inbox ends at least. Each loss is told, with its place. Raises apsw.CorruptError where not even
+    the names of the topics can be read.
+    """
+    topics: list[Any] = old.execute("SELECT topic, CAST(name AS BLOB), position FROM topics").fetchall()
+    names = {number: name.decode(errors="replace") for number, name, _ in topics}
+    lane = standing(old)
+    new.execute("BEGIN IMMEDIATE")
+    new.execute(SCHEMA)
+    inbox = inbox_name(sessions_topic)
+    position, end = _copy_inbox(old, new, lane, end, inbox, tell)
+    new.execute(
+        "INSERT INTO lane VALUES (?, ?, ?, ?)", (PARTITION, position, 0 if lane is None else lane.clock_micros, end)
+    )
+    ends = _copy_messages(old, new, names, tell) | {sessions_topic: _copy_states(old, new, sessions_topic, tell)}
+    for number, _, position in topics:
+        name = names[number]
+        new.execute("INSERT INTO topics VALUES (?, ?, ?)", (number, name, max(position, ends.get(name, 0))))
+    new.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    new.execute("COMMIT")
+
+
+def fill(connection: apsw.Connection, begin: int, end: int, written_micros: int) -> None:
+    """Put a row in the place of notifications that are lost: it is read as damaged, and so becomes a dead letter."""
+    connection.execute(
+        "INSERT OR IGNORE INTO inbox VALUES (?, ?, ?, ?, x'')", (begin, end - begin, written_micros, LOST_CRC)
+    )
+
+
+def tell_lost(tell: PassedOver, inbox: str, begin: int, end: int) -> None:
+    """Tell of notifications that were kept, and are not there."""
+    lost = end - begin
+    tell(f"{inbox}-{PARTITION}-{begin}", f"lost: {lost} notification{'' if lost == 1 else 's'} that had been kept")
+
+
+def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and whom to tell
+    old: apsw.Connection, new: apsw.Connection, lane: Standing | None, end: int, inbox: str, tell: PassedOver
+) -> tuple[int, int]:
+    """The rows of the inbox, those that are damaged too; returns where routing stands, and where the inbox ends."""
+    at: int | None = None if lane is None else lane.position
+    routed = 0 if lane is None else lane.position
+    written_micros = 0
+    for row in rows(old, "inbox"):
+        if isinstance(row, Hole):
+            continue
+        first, count, written_micros, crc, blob = row
+        if at is None or (first < routed and at == routed):
+            at = first
+        if first > max(at, routed):
+            tell_lost(tell, inbox, max(at, routed), first)
+            fill(new, max(at, routed), first, written_micros)
+        new.execute("INSERT OR IGNORE INTO inbox VALUES (?, ?, ?, ?, ?)", (first, count, written_micros, crc, blob))
+        try:
+            at = first + len(unpack_notifications(blob, crc))
+        except Damaged:
+            at = row_end(old, first, count)
+    beginning = at = at or 0
+    end = max(end, at, 0 if lane is None else lane.inbox_position)
+    if end > max(at, routed):
+        tell_lost(tell, inbox, max(at, routed), end)
+        fill(new, max(at, routed), end, written_micros)
+    if lane is not None:
+        return lane.position, end
+    beginning = only_row(new, "SELECT coalesce(min(position), ?) FROM inbox", (end,))[0]
+    tell(f"{inbox}-{PARTITION}-{beginning}", "unreadable: how far routing was; it begins here again")
+    return beginning, end
+
+
+def _copy_messages(
+    old: apsw.Connection, new: apsw.Connection, names: Mapping[int, str], tell: PassedOver
+) -> dict[str, int]:
+    """The rows of all topics but the sessions'; returns where each topic ends."""
+    ends: dict[str, int] = {}
+    for row in rows(old, "messages"):
+        if isinstance(row, Hole):
+            continue
+        _, number, first, _, written_micros, crc, blob = row
+        name = names.get(number, "")
+        try:
+            count = len(unpack_messages(name, blob, crc))
+        except Damaged:
+            tell(f"{name}-{PARTITION}-{first}", "damaged, with all records of its row")
+            continue
+        if name in ends and first > ends[name]:
+            tell(f"{name}-{PARTITION}-{ends[name]}", f"unreadable, up to position {first - 1}")
+        ends[name] = first + count
+        new.execute(
+            "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?, ?, ?)",
+            (number, first, count, written_micros, crc, blob),
+        )
+    return ends
+
+
+def _copy_states(old: apsw.Connection, new: apsw.Connection, sessions_topic: str, tell: PassedOver) -> int:
+    """The records of the sessions; returns where their topic ends."""
+    end = 0
+    for row in rows(old, "sessions"):
+        if isinstance(row, Hole):
+            tell(f"{sessions_topic}-{PARTITION}-{max(end, row.first)}", "unreadable, and what is beside it")
+            continue
+        position, key, millis, headers, value, crc = row
+        end = position + 1
+        with suppress(TypeError, ValueError):
+            known = state_crc(key, millis, headers, value)
+            if crc is None or crc == known:
+                new.execute(
+                    "INSERT OR IGNORE INTO sessions VALUES (?, ?, ?, ?, ?, ?)",
+                    (position, key.decode(), millis, headers, None if value is None else value.decode(), known),
+                )
+                continue
+        tell(f"{sessions_topic}-{PARTITION}-{position}", "damaged: its checksum is wrong")
+    return end

@@ -1,0 +1,103 @@
+"""`export`: from one directory to a Kafka cluster."""
+
+import shlex
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from receiver.cli.options import ConfigOption, DataOption, s, settings_of
+from receiver.console import console, data_option, place_option, program
+from receiver.core.session_record import SESSIONS
+from receiver.export import Carried
+from receiver.export import export as carry
+from receiver.process import build
+from receiver.secret_file import FILE_NAME as SECRET_NAME
+from receiver.secret_file import is_made
+from receiver.settings import Settings
+from receiver.telemetry import Telemetry, configure_log, log_format_of
+
+
+def export(
+    *,
+    kafka: Annotated[
+        str | None,
+        typer.Option(help="Brokers of the Kafka cluster to carry it into.", show_default=False, metavar="HOST:PORT,…"),
+    ] = None,
+    data: DataOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Carry topics and sessions of a data directory to Kafka, once each; what waits in its inbox is routed first."""
+    settings = settings_of(config, kafka=kafka, data=data)
+    if not settings.kafka.bootstrap_servers:
+        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
+    log_format = log_format_of(settings.log.format)
+    configure_log("warning", log_format)
+    telemetry = Telemetry(log_format=log_format)
+    with closing(_Bars()) as bars:
+        carried = uvloop.run(carry(settings, build.build_router(settings), telemetry, bars))
+    for each in carried:
+        typer.echo(_line(each, settings))
+    typer.echo(_next_steps(settings, config))
+
+
+class _Bars:
+    """`receiver.export.Progress`: a bar for each topic where somebody looks, else nothing."""
+
+    def __init__(self) -> None:
+        out = console()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=out,
+            disable=not out.is_terminal or out.is_dumb_terminal,
+        )
+        self._bars.start()
+        self._tasks: dict[str, TaskID] = {}
+
+    def moved(self, what: str, done: int, total: int) -> None:
+        """See the contract."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+
+    def waiting(self, why: str) -> None:
+        """See the contract."""
+        typer.echo(f"{why}; it is tried again", err=True)
+
+    def left_out(self, topic: str, what: str) -> None:
+        """See the contract."""
+        typer.echo(f"left out, the cluster does not take it: {topic} {what}", err=True)
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        self._bars.stop()
+
+
+def _line(carried: Carried, settings: Settings) -> str:
+    noun = "session" if carried.topic == f"{settings.prefix}.{SESSIONS}" else "record"
+    count, there = carried.now_count, carried.before_count
+    return f"{carried.topic}: {count} {noun}{s(count)} carried, {there} {'was' if there == 1 else 'were'} there already"
+
+
+def _next_steps(settings: Settings, config: Path | None) -> str:
+    options = f"{place_option(settings)}{data_option(settings.data)}"
+    options += f" --config {shlex.quote(str(config))}" if config else ""
+    lines = [
+        "",
+        "All of it is in the cluster. Go on there, with the configuration that this directory was served with:",
+        f"{program()} serve{options}",
+    ]
+    if settings.auth.mint_secret is None and is_made(settings):
+        lines += [
+            "",
+            f"Tokens that were minted stay good: their secret stays in {settings.data / SECRET_NAME}. Processes",
+            "with another directory need it too, as auth.mint_secret.",
+        ]
+    lines += ["", "Should the directory be served again, another export carries what is new, and no more."]
+    return "\n".join(lines)

@@ -1,0 +1,216 @@
+"""Body: the bytes that were posted, as JSON. Pure.
+
+Nearly all bodies are JSON as we would write it, and are read at once. Beside that we read what can be read in one way
+only, though not every reader takes it: a coding that was not undone on the way, a member that stands twice with one
+value, a byte order mark, UTF-16, half of a surrogate pair. What could be read in two ways is Malformed.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+
+from receiver.core.errors import Malformed
+
+GZIP = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+
+#: What a body may be inflated to, whoever asks: the router reads what other programs put into its inbox, too. A
+#: notification has a thousandth of this.
+INFLATED_BYTES_MAX = 1024 * 1024
+#: Two are what a proxy makes of a body that its sender compressed. Each costs as much as the first.
+_CODINGS_MAX = 2
+_MEMBERS_MAX = 16
+_GZIP_WINDOW, _ZLIB_WINDOW, _RAW_WINDOW = 31, 15, -15
+
+#: A batch of more is kept as it came.
+BATCH_MAX = 1_000
+
+#: orjson writes 254 levels. How many the slower reader below takes depends on who calls it.
+_LEVELS_MAX = 254
+_STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
+#: More digits are beyond 64 bits, which readers round in their own ways.
+_DIGITS_MAX = 20
+
+
+def tree_of(body: bytes) -> tuple[Any, bool]:
+    """The JSON of a body, and whether it is written oddly. Raises Malformed."""
+    try:
+        tree = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        return _odd_tree(body, _not_json(body, error)), True
+    try:
+        # What we would write for it is what was sent: then no name stands twice, nor is anything spelled oddly.
+        if orjson.dumps(tree) == body:
+            return tree, False
+    except orjson.JSONEncodeError:
+        raise _too_deep() from None
+    try:
+        json.loads(body, object_pairs_hook=_once_each)
+    except ValueError:
+        return _odd_tree(body, "the body is not JSON that every reader reads alike"), True
+    return tree, False
+
+
+def decoded(body: bytes, codings: str, bytes_max: int) -> bytes:
+    """The body without its content codings (RFC 9110, 8.4), `codings` being the header's value.
+
+    What is gzip is known by its first bytes, since headers get lost on the way, and outlive the coding. Raises
+    Malformed: 415 for a coding that we don't know, 413 for more than `bytes_max` bytes.
+    """
+    names = [name for each in codings.lower().split(",") if (name := each.strip()) not in {"", "identity"}]
+    if not names and body.startswith(GZIP):
+        names = ["gzip"]
+    if len(names) > _CODINGS_MAX:
+        raise _unknown_coding()
+    for name in reversed(names):
+        if name in {"gzip", "x-gzip"}:
+            if body.startswith(GZIP):
+                body = _inflated(body, _GZIP_WINDOW, bytes_max)
+        elif name == "deflate":
+            body = _deflated(body, bytes_max)
+        elif not _is_json(body):
+            raise _unknown_coding()
+    return body
+
+
+def elements(body: bytes) -> Sequence[bytes] | None:
+    """The elements of a JSON array, each as it is written; None for any other body. Raises Malformed for too many."""
+    array = body.removeprefix(_BOM).strip()
+    if not array.startswith(b"[") or not _is_json(array):
+        return None
+    found: list[bytes] = []
+    level, begin = 0, 1
+    for token in _STRUCTURE.finditer(array):
+        match token[0]:
+            case b"[" | b"{":
+                level += 1
+            case b"]" | b"}":
+                level -= 1
+        if (token[0] == b"," and level == 1) or level == 0:
+            found.append(array[begin : token.start()].strip())
+            begin = token.end()
+            if len(found) > BATCH_MAX:
+                raise Malformed(f"a batch has at most {BATCH_MAX} events")
+    return found if found != [b""] else []
+
+
+def _odd_tree(body: bytes, fault: str) -> Any:  # noqa: ANN401  # what JSON is
+    """The JSON of a body that is written oddly. Raises Malformed, with `fault` where it is none at all."""
+    try:
+        # What is no character of its encoding becomes half of a pair, which is in no text that we take.
+        text = body.decode(json.detect_encoding(body), "surrogateescape")
+        tree = json.loads(text, object_pairs_hook=_alike, parse_int=_number, strict=False)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:
+        raise Malformed(fault) from None
+    level = 0
+    for token in _STRUCTURE.finditer(text.encode("utf-8", "surrogatepass")):
+        level += (token[0] in {b"[", b"{"}) - (token[0] in {b"]", b"}"})
+        if level > _LEVELS_MAX:
+            raise _too_deep()
+    return tree
+
+
+def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
+    if not body.strip():
+        return "the body is empty"
+    return f"the body is not JSON: {error}"
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> None:
+    """Raise ValueError where a name stands twice."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError
+
+
+def _alike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Of two readers each could take another of two values for the session's id; of equal ones neither."""
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members and not _is_same(members[name], value):
+            raise Malformed("a member stands twice in one object, with two values")
+        members[name] = value
+    return members
+
+
+def _is_same(one: Any, other: Any) -> bool:  # noqa: ANN401  # what JSON is
+    """Whether two values are written alike: to Python 1, 1.0 and true are equal."""
+    if type(one) is not type(other):
+        return False
+    if type(one) is dict:
+        return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
+    if type(one) is list:
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other)
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _DIGITS_MAX else float(digits)
+
+
+def _too_deep() -> Malformed:
+    return Malformed("the body is nested too deeply")
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        with suppress(Malformed):
+            _odd_tree(body, "")
+            return True
+        return False
+    return True
+
+
+def _unknown_coding() -> Malformed:
+    return Malformed(
+        "the body has a Content-Encoding that is not understood: use gzip, deflate or none",
+        status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        code="UNSUPPORTED_MEDIA_TYPE",
+        reason="unsupported",
+    )
+
+
+def _deflated(body: bytes, bytes_max: int) -> bytes:
+    """RFC 9110 means zlib's format by deflate, and many send the raw one (8.4.1.2)."""
+    for window in (_ZLIB_WINDOW, _RAW_WINDOW):
+        try:
+            return _inflated(body, window, bytes_max)
+        except Malformed as error:
+            if error.status is not HTTPStatus.BAD_REQUEST:
+                raise
+    return body
+
+
+def _inflated(body: bytes, window: int, bytes_max: int) -> bytes:
+    parts: list[bytes] = []
+    left = bytes_max
+    for _ in range(_MEMBERS_MAX):
+        inflater = zlib.decompressobj(window)
+        try:
+            part = inflater.decompress(body, left + 1)
+        except zlib.error:
+            raise Malformed("the body is compressed, and broken") from None
+        if len(part) > left:
+            raise Malformed(
+                f"a body has at most {bytes_max} bytes, uncompressed",
+                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                code="PAYLOAD_TOO_LARGE",
+                reason="too_large",
+            )
+        if not inflater.eof:
+            raise Malformed("the body is compressed, and cut off")
+        parts.append(part)
+        left -= len(part)
+        body = inflater.unused_data
+        if not body.startswith(GZIP):
+            break
+    return b"".join(parts)

@@ -1,0 +1,93 @@
+"""Facts: what the operator's API knows of a session beside its status. Pure.
+
+They come with the notifications that we make ourselves of the API's answers, in `data`, beside `sessionId` and
+`qosStatus`. The same members, with the same names, are in the values of the topics.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed
+
+
+class Facts(NamedTuple):
+    """None where the API did not tell. `device` is the API's own object, only where the configuration allows it.
+
+    `device_hash` stands for the device: equal for equal devices, and of no use to who has not the key.
+    """
+
+    qos_profile: str | None = None
+    duration_seconds: int | None = None
+    expires_micros: int | None = None
+    device_hash: str | None = None
+    device: Mapping[str, Any] | None = None
+
+
+NO_FACTS = Facts()
+
+_MEMBERS = frozenset({"qosProfile", "duration", "expiresAt", "deviceHash", "device"})
+
+#: A server may round its times one way today and another tomorrow.
+_SAME_WITHIN_MICROS = 2_000_000
+
+
+def members(facts: Facts) -> dict[str, Any]:
+    """The facts as members of a JSON object; only those that are known."""
+    qos_profile, duration_seconds, expires_micros, device_hash, device = facts
+    expires_at = None if expires_micros is None else rfc3339.render(expires_micros)
+    found = (
+        ("qosProfile", qos_profile),
+        ("duration", duration_seconds),
+        ("expiresAt", expires_at),
+        ("deviceHash", device_hash),
+        ("device", device),
+    )
+    return {name: value for name, value in found if value is not None}
+
+
+def facts_of(tree: Mapping[str, Any]) -> Facts:
+    """The inverse of `members`, which passes over all other members; NO_FACTS itself for none. Raises Malformed."""
+    if not _MEMBERS & tree.keys():
+        return NO_FACTS
+    return Facts(
+        _member(tree, "qosProfile", str),
+        _member(tree, "duration", int),
+        _micros(_member(tree, "expiresAt", str)),
+        _member(tree, "deviceHash", str),
+        _member(tree, "device", dict),
+    )
+
+
+def merged(before: Facts, after: Facts) -> Facts:
+    """What is known then: the latest word on each.
+
+    But for what could alternate for ever: a device that goes by another identifier stays the same one, and so does a
+    time that differs by a rounding.
+    """
+    told = {name: value for name, value in after._asdict().items() if value is not None}
+    for name in "device_hash", "device":
+        if getattr(before, name) is not None:
+            told.pop(name, None)
+    if before.expires_micros is not None and after.expires_micros is not None:
+        rounded = abs(after.expires_micros - before.expires_micros) <= _SAME_WITHIN_MICROS
+        told["expires_micros"] = before.expires_micros if rounded else after.expires_micros
+    return before._replace(**told)
+
+
+def _micros(text: str | None) -> int | None:
+    if text is None:
+        return None
+    with suppress(ValueError, OverflowError):
+        micros = rfc3339.micros(text)
+        if micros in rfc3339.WRITABLE_MICROS:
+            return micros
+    raise Malformed("expiresAt is no RFC 3339 time")
+
+
+def _member(tree: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401  # of that kind, or None
+    value = tree.get(name)
+    if value is not None and type(value) is not kind:
+        raise Malformed(f"{name} is not of its type")
+    return value

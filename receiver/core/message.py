@@ -1,0 +1,69 @@
+"""Message: a record on its way to a topic. Pure."""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import orjson
+
+from receiver.core import rfc3339
+
+#: orjson reads deeper trees than it writes.
+_NESTED_MAX = 100
+_text = itemgetter(1)
+
+
+class Message(NamedTuple):
+    """A record of an output topic, in the CloudEvents Kafka binding's binary mode.
+
+    `value` is UTF-8 JSON, or None for a tombstone. Header values are text, UTF-8 on the wire.
+    """
+
+    topic: str
+    key: str
+    value: bytes | None
+    headers: Sequence[tuple[str, str]]
+    timestamp_millis: int
+
+
+class Record(NamedTuple):
+    """A message as it stands on its topic."""
+
+    partition: int
+    position: int
+    message: Message
+
+    def fields(self) -> dict[str, Any]:
+        """The record as `tail` and the operations port show it: a JSON object, its value parsed, None a tombstone.
+
+        A value that another program wrote may be no JSON: then it is in `valueBase64`, and `value` is None.
+        """
+        topic, key, value, headers, timestamp_millis = self.message
+        micros = min(max(rfc3339.WRITABLE_MICROS[0], timestamp_millis * 1000), rfc3339.WRITABLE_MICROS[-1])
+        shown = {"value": None} if value is None else _shown(value)
+        return {
+            "topic": topic,
+            "partition": self.partition,
+            "position": self.position,
+            "key": key,
+            "timestamp": rfc3339.render(micros),
+            "headers": dict(headers),
+            **shown,
+        }
+
+
+def _shown(value: bytes) -> dict[str, Any]:
+    try:
+        tree = orjson.loads(value)
+        if value.count(b"[") + value.count(b"{") > _NESTED_MAX:
+            orjson.dumps(tree)  # whoever shows it would fail on what is nested too deeply
+    except (ValueError, TypeError):
+        return {"value": None, "valueBase64": b64encode(value).decode()}
+    return {"value": tree}
+
+
+def bytes_of(message: Message) -> int:
+    """About how many bytes a message takes on its topic, its headers' names left out."""
+    _, key, value, headers, _ = message
+    return len(key) + len(value or b"") + sum(map(len, map(_text, headers)))

@@ -1,0 +1,410 @@
+"""Notification: what a sender posted, verbatim, and how it is read. Pure.
+
+CAMARA's releases come down to three dialects (see `Dialect`), told apart by the shape of the body, never by its path or
+content type: senders mix these up. Within a dialect we are lenient, because hardly any sender posts again: a body that
+tells which session changed to what is an event. What is odd beside that is None, and noted in `Event.oddities`; what is
+unknown is passed over. A body is malformed only where it could be read in two ways, or where it doesn't tell that.
+"""
+
+import re
+from base64 import b64decode
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from receiver.core import rfc3339
+from receiver.core.body import GZIP, INFLATED_BYTES_MAX, decoded, elements, tree_of
+from receiver.core.errors import Malformed
+from receiver.core.event import Dialect, Event, Oddity, QosStatus, Unrecognized, canonical
+
+Envelope = tuple[tuple[str, str], ...]
+"""Headers that a body is read with: names in lower case, and values."""
+
+CONTENT_ENCODING = "content-encoding"
+#: CloudEvents' HTTP binding in binary mode: the attributes are headers (http-protocol-binding.md, 3.1).
+_ATTRIBUTE = "ce-"
+
+
+class Notification(NamedTuple):
+    """A posted body, and what the edge knew of it.
+
+    `key` is the session id where the body names one, else the sender. `content_type`, `correlator` and `traceparent`
+    are empty where the sender gave none. `origin` is empty for what was posted, `replay:0-17` for the dead letter that
+    lies at that partition and position, `beside:/a` for what was posted to /a, where nothing is served, and one of
+    API_ORIGINS for what the operator's API told. `envelope` has what else the body is read with, see `envelope_of`; of
+    nearly all it is empty.
+    """
+
+    body: bytes
+    key: str
+    sender: str
+    received_micros: int
+    content_type: str
+    correlator: str
+    traceparent: str
+    origin: str = ""
+    envelope: Envelope = ()
+
+
+#: Of a Content-Encoding and the attributes that we read. Others are kept for a later release while there is room.
+_ENVELOPE_TEXT_CHARS_MAX = 2_048
+_ENVELOPE_CHARS_MAX = 8_192
+_ENVELOPE_FIRST = (CONTENT_ENCODING, "ce-specversion", "ce-type", "ce-id", "ce-source", "ce-time")
+
+
+def is_of_envelope(name: str) -> bool:
+    """Whether a header of this name, in lower case, is one that a body is read with."""
+    return name == CONTENT_ENCODING or name.startswith(_ATTRIBUTE)
+
+
+def envelope_of(headers: Mapping[str, str]) -> Envelope:
+    """What of some headers, named in lower case, a body is read with beside its content type, in bounded length.
+
+    It is kept beside the body, so that a later release can read what this one can't.
+    """
+    names = sorted(filter(is_of_envelope, headers), key=lambda name: (name not in _ENVELOPE_FIRST, name))
+    found: list[tuple[str, str]] = []
+    left = _ENVELOPE_CHARS_MAX
+    for name in names:
+        value = headers[name][:_ENVELOPE_TEXT_CHARS_MAX]
+        if value and len(name) + len(value) <= left:
+            found.append((name, value))
+            left -= len(name) + len(value)
+    return tuple(found)
+
+
+def envelope_again(told: Iterable[tuple[str, str]]) -> Envelope:
+    """An envelope that was kept as JSON, which has no tuples. Raises TypeError and ValueError for what is none."""
+    return tuple((name, value) for name, value in told)
+
+
+#: What the answer to a request of our own told, and what was found by comparing the API's sessions with ours. Such a
+#: notification may have facts (see `facts.py`), and its word counts whoever the session's sender is.
+CLIENT = "client"
+RECONCILE = "reconcile"
+API_ORIGINS = frozenset({CLIENT, RECONCILE})
+
+
+#: What the origin begins with of a notification that was posted beside our paths.
+BESIDE = "beside:"
+
+
+#: What a sender is called in a configuration.
+SENDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+class Kind(NamedTuple):
+    """A kind of event that this release understands: the types that it goes by, and the members that tell its facts."""
+
+    types: re.Pattern[str]
+    #: What else it is called, once what is no letter was left out.
+    names: re.Pattern[str]
+    #: What its type is where the sender told none.
+    type: str
+    id_members: tuple[str, ...]
+    status_members: tuple[str, ...]
+
+
+#: Another API's events become a row here, once they have a place in `Event`; until then they are unrecognized.
+KINDS = (
+    Kind(
+        re.compile(
+            # 0.10 and Telefónica's 1.1 say qod.v0, 0.11 and 1.x quality-on-demand.v0 and .v1, the test plan of 1.x says
+            # qod.v1, and the guidelines leave out the version, or append -event, or write api. before it.
+            r"org\.camaraproject\.(api\.)?(qod|quality-on-demand)(\.v[0-9]+)?\.qos-status-changed(-event)?"
+            r"|QOS_STATUS_CHANGED"
+        ),
+        # Models that were generated from CAMARA's files have the schema's name there: QosStatusChangedEvent (0.9),
+        # EventQosStatusChanged (from 0.10 on).
+        re.compile(r"(event|notification)?qosstatuschanged(event|notification)?"),
+        "org.camaraproject.quality-on-demand.v1.qos-status-changed",
+        ("sessionId",),
+        ("qosStatus", "status"),
+    ),
+)
+
+#: QualityOnDemand v0.8.1, qod-api.yaml; documentation/API_documentation/Notifications.md spells it the other way.
+_BARE_EVENTS = frozenset({"SESSION_TERMINATED", "SESSION_TERMINATION"})
+
+#: QualityOnDemand r4.1 limits a session id to 36 characters and an id to 256; other senders' are longer. These bounds
+#: keep a record's key and headers small.
+_KEY_CHARS_MAX = 256
+_TEXT_CHARS_MAX = 2_048
+_INTEGERS = range(-(2**63), 2**64)
+
+
+class _Members(NamedTuple):
+    """What an envelope calls its members, None where it has no such. Of several ids the first that is told counts."""
+
+    type: str
+    time: str | None
+    source: str | None
+    ids: tuple[str, ...]
+
+
+_CLOUDEVENTS = _Members("type", "time", "source", ("id",))
+#: v0.9.0-rc spells it eventid.
+_EVENT = _Members("eventType", "eventTime", None, ("eventId", "eventid"))
+_BARE = _Members("event", None, None, ())
+
+# An enum's member takes ten times as long to find as a name.
+_CLOUD, _UNAVAILABLE = Dialect.CLOUDEVENTS, QosStatus.UNAVAILABLE
+_ODD_TYPE, _ODD_ID, _ODD_SOURCE, _ODD_TIME = Oddity.TYPE, Oddity.ID, Oddity.SOURCE, Oddity.TIME
+_ODD_STATUS_INFO, _ODD_JSON = Oddity.STATUS_INFO, Oddity.JSON
+
+#: The edge parses, and so does the router, which on a node that does both is soon after. Larger bodies are rare.
+_REMEMBERED_MAX = 2_048
+_REMEMBERED_BYTES_MAX = 2_048
+
+
+def parse(body: bytes, envelope: Envelope = (), inflated_bytes_max: int = INFLATED_BYTES_MAX) -> Event | Unrecognized:
+    """The event that a body tells of, `envelope` being what was posted beside it.
+
+    A compressed body may have `inflated_bytes_max` bytes. Raises Malformed, with a message for the sender.
+    """
+    if not envelope and not body.startswith(GZIP):
+        return _parse_small(body) if len(body) <= _REMEMBERED_BYTES_MAX else _parse(body)
+    headers = dict(envelope)
+    codings = headers.pop(CONTENT_ENCODING, "")
+    attributes = {name.removeprefix(_ATTRIBUTE): unquote(value) for name, value in headers.items()}
+    return _parse(decoded(body, codings, inflated_bytes_max), attributes)
+
+
+def split(
+    body: bytes, envelope: Envelope = (), inflated_bytes_max: int = INFLATED_BYTES_MAX
+) -> Sequence[tuple[bytes, Event | Unrecognized | None]]:
+    """The events of a batch (CloudEvents, JSON format, 4; or any array of notifications), each verbatim, and what it
+    tells, None where it is malformed.
+
+    It is empty for a body that is no batch, or one that nothing can be read of. Raises Malformed as `parse` does.
+    """
+    told = [
+        (each, _told_or_none(each))
+        for each in elements(decoded(body, dict(envelope).get(CONTENT_ENCODING, ""), inflated_bytes_max)) or ()
+    ]
+    return told if any(each is not None for _, each in told) else ()
+
+
+def _told_or_none(body: bytes) -> Event | Unrecognized | None:
+    with suppress(Malformed):
+        return parse(body)
+    return None
+
+
+def _parse(body: bytes, attributes: Mapping[str, Any] | None = None) -> Event | Unrecognized:
+    tree, is_odd = tree_of(body)
+    oddities = [_ODD_JSON] if is_odd else []
+    if type(tree) is str:  # written as JSON twice
+        tree = _inner_tree(tree.encode(errors="surrogatepass"))
+    if type(tree) is list:
+        raise Malformed("the body is an array that no notification can be read of")
+    if type(tree) is not dict:
+        raise Malformed("the body is not a JSON object")
+    if "specversion" in tree and (detail := _object(tree, "data", "data_base64")) is not None:
+        return _event(_CLOUD, _CLOUDEVENTS, tree, detail, oddities)
+    inner = tree.get("event")
+    is_bare = type(inner) is str and inner in _BARE_EVENTS
+    if attributes and not is_bare and type(inner) is not dict and "eventDetail" not in tree:
+        return _event(_CLOUD, _CLOUDEVENTS, attributes, tree, oddities)
+    if type(inner) is str:
+        return _bare(tree, inner, oddities)
+    flat = inner if type(inner) is dict else tree
+    if (detail := _object(flat, "eventDetail")) is not None:
+        return _event(Dialect.EVENT, _EVENT, flat, detail, oddities)
+    # No release has these shapes, but what they tell is all there.
+    if (detail := _object(tree, "data", "data_base64")) is not None and _is_whole(detail):
+        return _event(_CLOUD, _CLOUDEVENTS, tree, detail, oddities)
+    if _is_whole(flat):
+        is_event = "eventType" in flat
+        dialect, members = (Dialect.EVENT, _EVENT) if is_event else (_CLOUD, _CLOUDEVENTS)
+        return _event(dialect, members, flat, flat, oddities)
+    raise Malformed(_what_is_missing(tree, flat))
+
+
+def _what_is_missing(tree: Mapping[str, Any], flat: Mapping[str, Any]) -> str:
+    if "specversion" in tree:
+        return "data must be an object"
+    if "eventType" in flat or "eventDetail" in flat:
+        return "eventDetail must be an object"
+    return "no known notification: neither specversion (CloudEvents) nor event, eventType or eventDetail"
+
+
+_parse_small = lru_cache(_REMEMBERED_MAX)(_parse)
+
+_STATUSES: dict[str, QosStatus] = {str(status): status for status in QosStatus}
+
+
+def _event(
+    dialect: Dialect,
+    members: _Members,
+    envelope: Mapping[str, Any],
+    detail: Mapping[str, Any],
+    oddities: list[Oddity],
+) -> Event | Unrecognized:
+    kind_name = _optional(envelope, members.type, [], _ODD_TYPE)  # noted below, where it is none that we know
+    kind = None if kind_name is None else _kind(kind_name)
+    if kind is None:
+        kind = _kind_by_content(kind_name, detail)
+        if kind is None:
+            kind_name = _needed(envelope, members.type)
+            return Unrecognized(kind_name, _any_session_id(detail), f"unknown event type {_quoted(kind_name)}")
+        oddities.append(_ODD_TYPE)
+    session_id = _session_id(detail, kind.id_members)
+    status = _first(detail, kind.status_members)
+    if status is None:
+        raise Malformed(f"{kind.status_members[0]} is missing")
+    qos_status = _STATUSES.get(status)
+    if qos_status is None:
+        name = kind_name or kind.type
+        return Unrecognized(name, session_id, f"unknown {kind.status_members[0]} {_quoted(status)}")
+    status_info = None
+    if qos_status is _UNAVAILABLE:  # CAMARA: it applies to that alone; some senders repeat an old one
+        status_info = _optional(detail, "statusInfo", oddities, _ODD_STATUS_INFO)
+    identifier = None
+    for member in members.ids:
+        if (identifier := _optional(envelope, member, oddities, _ODD_ID)) is not None:
+            break
+    return Event(
+        session_id,
+        qos_status,
+        status_info,
+        None if members.time is None else _time_micros(envelope, members.time, oddities),
+        identifier,
+        None if members.source is None else _optional(envelope, members.source, oddities, _ODD_SOURCE),
+        kind_name or kind.type,
+        dialect,
+        tuple(oddities),
+    )
+
+
+def _bare(tree: Mapping[str, Any], name: str, oddities: list[Oddity]) -> Event | Unrecognized:
+    """0.8 tells only that a session ended: not why, not when, and without an id."""
+    if name in _BARE_EVENTS:
+        session_id = _session_id(tree, ("sessionId",))
+        return Event(session_id, _UNAVAILABLE, None, None, None, None, name, Dialect.BARE, tuple(oddities))
+    if _is_whole(tree):
+        return _event(Dialect.BARE, _BARE, tree, tree, oddities)
+    return Unrecognized(name[:_TEXT_CHARS_MAX], _any_session_id(tree), f"unknown event {_quoted(name)}")
+
+
+@lru_cache(1024)
+def _kind(name: str) -> Kind | None:
+    return next((kind for kind in KINDS if kind.types.fullmatch(name)), None)
+
+
+def _kind_by_content(name: str | None, detail: Mapping[str, Any]) -> Kind | None:
+    """The kind of an event whose type is none that we know, but that has all that an event has.
+
+    What has a type of CloudEvents' form may be another API's event, which only looks the same, unless its last part is
+    the name of a kind. What has none is no other API's.
+    """
+    if not _is_whole(detail):
+        return None
+    if name is None:
+        return KINDS[0]
+    *before, last = re.split(r"[./:#]", name)
+    letters = re.sub(r"[^a-z]", "", last.lower())
+    return next((kind for kind in KINDS if kind.names.fullmatch(letters)), None if before else KINDS[0])
+
+
+def _is_whole(detail: Mapping[str, Any]) -> bool:
+    """Whether it tells which session changed to what, in the very words of the QoD API."""
+    status = detail.get("qosStatus")
+    return type(status) is str and status in _STATUSES and _any_session_id(detail) is not None
+
+
+def _object(tree: Mapping[str, Any], *names: str) -> Mapping[str, Any] | None:
+    """The first member that is an object, or text that is one's JSON, as it is or (CloudEvents, 3.1.2) in Base64."""
+    for name in names:
+        value = tree.get(name)
+        if type(value) is dict:
+            return value
+        if type(value) is str and value:
+            with suppress(ValueError, Malformed):
+                inner = _inner_tree(b64decode(value) if name.endswith("_base64") else value.encode())
+                if type(inner) is dict:
+                    return inner
+    return None
+
+
+def _inner_tree(text: bytes) -> Any:  # noqa: ANN401  # what JSON is
+    return tree_of(text)[0]
+
+
+def _needed(tree: Mapping[str, Any], member: str) -> str:
+    value = _text(tree, member)
+    if value is None:
+        raise Malformed(f"{member} is missing")
+    return value
+
+
+def _text(tree: Mapping[str, Any], member: str) -> str | None:
+    """A member that is text, or was meant to be; None where it is absent, null or empty, which senders mix up."""
+    value = tree.get(member)
+    if type(value) is not str:
+        if value is None:
+            return None
+        # The guidelines' own example has a number for an id. One of more than 64 bits was rounded to a float, as many
+        # others may be: two ids would become one.
+        if type(value) is not int or value not in _INTEGERS:
+            raise Malformed(f"{member} must be a string")
+        return str(value)
+    if len(value) > _TEXT_CHARS_MAX or not value.isprintable():
+        raise Malformed(f"{member} must be at most {_TEXT_CHARS_MAX} printable characters")
+    return value or None
+
+
+def _optional(tree: Mapping[str, Any], member: str, oddities: list[Oddity], oddity: Oddity) -> str | None:
+    """A member that an event can do without."""
+    value = tree.get(member)
+    if value is None or (type(value) is str and len(value) <= _TEXT_CHARS_MAX and value.isprintable()):
+        return value or None
+    try:
+        return _text(tree, member)
+    except Malformed:
+        oddities.append(oddity)
+        return None
+
+
+def _first(tree: Mapping[str, Any], members: tuple[str, ...]) -> str | None:
+    for member in members:
+        if (value := _text(tree, member)) is not None:
+            return value
+    return None
+
+
+def _session_id(detail: Mapping[str, Any], members: tuple[str, ...]) -> str:
+    session_id = _first(detail, members)
+    if session_id is None:
+        raise Malformed(f"{members[0]} is missing")
+    if len(session_id) > _KEY_CHARS_MAX:
+        raise Malformed(f"{members[0]} must be at most {_KEY_CHARS_MAX} characters")
+    return canonical(session_id)
+
+
+def _any_session_id(detail: Mapping[str, Any]) -> str | None:
+    """The session that an event which we don't know may be about, so that it lies beside that session's others."""
+    session_id = detail.get("sessionId")
+    if type(session_id) is str and 0 < len(session_id) <= _KEY_CHARS_MAX and session_id.isprintable():
+        return canonical(session_id)
+    return None
+
+
+def _time_micros(envelope: Mapping[str, Any], member: str, oddities: list[Oddity]) -> int | None:
+    """When it happened, None where that is not told in a way that `rfc3339` knows: a guess could change the order."""
+    time = envelope.get(member)
+    if time is None or time == "":
+        return None
+    if type(time) is str:
+        with suppress(ValueError, OverflowError):
+            micros = rfc3339.micros(time)
+            if micros in rfc3339.WRITABLE_MICROS:
+                return micros
+    oddities.append(_ODD_TIME)
+    return None
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")  # noqa: PLR2004  # enough to know it by

@@ -1,0 +1,151 @@
+"""The record of a session on the sessions topic: how it is written, and how it is read again. Pure.
+
+The value is a row for everybody, as schemas/README.md says; what a router remembers beside it stands in headers. All
+who write or read such records, routers, lanes, readers and the export, do it here: so what one of them writes is what
+another remembers.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed
+from receiver.core.event import QosStatus
+from receiver.core.facts import NO_FACTS, facts_of, members
+from receiver.core.message import Message
+from receiver.core.session import Session
+
+#: The topic of these records, without the common prefix.
+SESSIONS = "sessions"
+
+#: The headers that have a router's memory.
+MARKS = "marks"
+MARKS_CUT = "marks-cut"
+TOUCHED = "touched"
+LEARNED = "learned"
+_MEMORY = frozenset({MARKS, MARKS_CUT, TOUCHED, LEARNED})
+
+_MARK = r"(?:[0-9a-f]{16}|-{16})\|[RAU]\.(?:-?[0-9]{1,18})?\.[0-9a-f]{8}\|-?[0-9]{1,18}"
+_MARKS = re.compile(f"{_MARK}(?:,{_MARK})*")
+_MICROS = re.compile(r"-?[0-9]{1,18}")
+_LEARNED = re.compile(r"[RAUM]{0,4}")
+
+#: What a router writes has a tenth of this. Twice as much still fits into a record that brokers take.
+_TEXT_BYTES_MAX = 256 * 1024
+_SECONDS_MAX = 1e12
+
+
+class NoSession(Exception):
+    """The record does not tell of a session, or not of all that a router wrote; the message says why."""
+
+
+def session_message(topic: str, session: Session, headers: Sequence[tuple[str, str]], timestamp_millis: int) -> Message:
+    """The record that tells of a session; `headers` trace it back to what caused it."""
+    memory = [*headers, *_memory(session)]
+    return Message(topic, session.session_id, session_value(session), memory, timestamp_millis)
+
+
+def traced(message: Message) -> list[tuple[str, str]]:
+    """The headers that `message`, a session's record, was written with: all but the router's memory."""
+    return [header for header in message.headers if header[0] not in _MEMORY]
+
+
+def session_of(message: Message) -> Session | None:
+    """The session that a record tells of, None for the end of the one that is its key. Raises NoSession."""
+    if message.value is None:
+        return None
+    session = session_from(message.value, dict(message.headers))
+    if session.session_id != message.key:
+        raise NoSession("the record's key is not its session's id")
+    return session
+
+
+def session_value(session: Session) -> bytes:
+    """The session as the flat JSON of the sessions topic."""
+    value: dict[str, Any] = {
+        "sessionId": session.session_id,
+        "qosStatus": session.qos_status,
+        "time": rfc3339.render(session.time_micros),
+        "sender": session.sender,
+    }
+    if session.status_info is not None:
+        value["statusInfo"] = session.status_info
+    if session.available_micros is not None:
+        value["availableSince"] = rfc3339.render(session.available_micros)
+    if session.available_seconds is not None:
+        value["availableSeconds"] = session.available_seconds
+    return orjson.dumps(value if session.facts is NO_FACTS else value | members(session.facts))
+
+
+def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:
+    """The session that the value and the headers of a record tell of. Raises NoSession."""
+    try:
+        if len(value) + len(headers[MARKS]) > _TEXT_BYTES_MAX:
+            raise NoSession(f"longer than {_TEXT_BYTES_MAX} bytes")
+        return _session(orjson.loads(value), headers)
+    except KeyError as error:
+        raise NoSession(f"{error.args[0]} is missing") from None
+    except (ValueError, TypeError, AttributeError, OverflowError, Malformed) as error:
+        raise NoSession(str(error)) from None
+
+
+def _session(told: Mapping[str, Any], headers: Mapping[str, str]) -> Session:
+    since, seconds, cut = told.get("availableSince"), told.get("availableSeconds"), headers.get(MARKS_CUT)
+    marks = headers[MARKS]
+    if _MARKS.fullmatch(marks) is None:
+        raise NoSession(f"{MARKS} is damaged")
+    if seconds is not None and not (type(seconds) in {float, int} and 0 <= seconds <= _SECONDS_MAX):
+        raise NoSession("availableSeconds is no time")
+    return Session(
+        _text(told, "sessionId"),
+        _text(told, "sender"),
+        QosStatus(told["qosStatus"]),
+        _text(told, "statusInfo") if "statusInfo" in told else None,
+        _micros(told["time"]),
+        _number(headers, TOUCHED),
+        None if since is None else _micros(since),
+        None if seconds is None else float(seconds),
+        tuple(marks.split(",")),
+        None if cut is None else _number(headers, MARKS_CUT),
+        facts_of(told),
+        _learned(headers.get(LEARNED, "")),
+    )
+
+
+def _memory(session: Session) -> list[tuple[str, str]]:
+    memory = [(MARKS, ",".join(session.marks)), (TOUCHED, str(session.touched_micros))]
+    if session.marks_cut_micros is not None:
+        memory.append((MARKS_CUT, str(session.marks_cut_micros)))
+    if session.learned:
+        memory.append((LEARNED, session.learned))
+    return memory
+
+
+def _text(told: Mapping[str, Any], member: str) -> str:
+    text = told[member]
+    if type(text) is not str:
+        raise NoSession(f"{member} is no text")
+    return text
+
+
+def _micros(text: str) -> int:
+    micros = rfc3339.micros(text)
+    if micros not in rfc3339.WRITABLE_MICROS:
+        raise NoSession("a time is out of bounds")
+    return micros
+
+
+def _number(headers: Mapping[str, str], name: str) -> int:
+    text = headers[name]
+    if _MICROS.fullmatch(text) is None or int(text) not in rfc3339.WRITABLE_MICROS:
+        raise NoSession(f"{name} is no time")
+    return int(text)
+
+
+def _learned(text: str) -> str:
+    if _LEARNED.fullmatch(text) is None:
+        raise NoSession(f"{LEARNED} is damaged")
+    return text

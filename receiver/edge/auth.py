@@ -1,0 +1,333 @@
+"""Who sends: authenticate(Authorization, credentials, now) → the sender's name. Pure.
+
+Three kinds of tokens are told apart by what they are. A token of the configuration is known by its SHA-256, which is
+all that is kept of it. A minted one is a JWT signed with our own secret, so no store is asked. Any other JWT is its
+issuer's, checked with the issuer's keys.
+
+A wrong 401 can end a feed for good: a provider may take it for an expired token and stop (Commonalities, event guide,
+sinkCredential). So it is given only for a token that is known to be wrong. Where we can't know, because an issuer's
+keys are not at hand, it is 503.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from hmac import compare_digest
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import jwt
+
+from receiver.core.errors import Refused
+
+MINT_ISSUER = "qod-receiver"
+_MINT_ALGORITHM = "HS256"
+#: CAMARA's limit for a notificationAuthToken (QualityOnDemand v0.9.0 to v0.10.1).
+MINTED_CHARS_MAX = 256
+#: CAMARA's limit for an access token is 4,096 (QualityOnDemand r4.1); a longer one isn't worth hashing.
+_TOKEN_BYTES_MAX = 8_192
+
+ANONYMOUS = "anonymous"
+
+#: Names become metric labels, record values and URI references.
+_SENDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+/-]{0,127}")
+
+_VERIFIED_MAX = 10_000
+
+#: A token that names no key is tried with each; a check costs 30 µs and more.
+_KEYS_TRIED_MAX = 8
+
+
+class StaticToken(NamedTuple):
+    """A token of the configuration. Times are seconds since 1970; None is no limit."""
+
+    sender: str
+    sha256: bytes
+    not_before: float | None = None
+    not_after: float | None = None
+
+
+class Issuer(NamedTuple):
+    """An authorization server whose tokens are accepted.
+
+    `sender` names every bearer, else the claim `sender_claim` behind `sender_prefix` does. Without an `audience` a
+    token may be for anybody; where it is optional a token may leave `aud` out.
+    """
+
+    issuer: str
+    audience: str | None
+    algorithms: Sequence[str]
+    sender: str | None = None
+    sender_claim: str = "sub"
+    leeway_seconds: float = 30
+    sender_prefix: str = ""
+    audience_optional: bool = False
+
+
+class KeysWanted(Exception):
+    """The token is signed with a key of its issuer that is not at hand: fetch the issuer's keys, then try again."""
+
+    def __init__(self, issuer: str) -> None:
+        super().__init__(issuer)
+        self.issuer = issuer
+
+
+class Credentials:
+    """What tokens are accepted; `keys` may be exchanged at any time."""
+
+    def __init__(
+        self,
+        *,
+        tokens: Sequence[StaticToken] = (),
+        mint_secret: bytes | None = None,
+        issuers: Sequence[Issuer] = (),
+        anonymous: bool = False,
+    ) -> None:
+        self.tokens = {token.sha256: token for token in tokens}
+        self.mint_secret = mint_secret
+        self.issuers = {issuer.issuer: issuer for issuer in issuers}
+        self.anonymous = anonymous
+        self.keys: dict[str, Mapping[str, Any]] = {}  # by issuer, then by key id
+        # Verifying a signature costs 30 µs and more. What was verified once is known by its SHA-256 until it expires.
+        self.verified: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+
+    def replace_keys(self, issuer: str, keys: Mapping[str, Any]) -> None:
+        """Use these keys of an issuer from now on; what older ones verified is verified again."""
+        self.keys[issuer] = keys
+        self.verified.clear()
+
+
+def authenticate(
+    authorization: bytes | None,
+    credentials: Credentials,
+    now: float,
+    *,
+    others: Sequence[bytes] = (),
+    keys_current: bool = False,
+) -> str:
+    """The sender's name. Raises Refused, and KeysWanted where the issuer's keys should be fetched.
+
+    A right token counts wherever it stands: in any spelling of Authorization, and in `others`, the values of the
+    further headers that may have one. `keys_current` tells that the keys have just been fetched: then a key that is not
+    among them does not exist.
+    """
+    if authorization is None and not others and credentials.anonymous:
+        return ANONYMOUS
+    failures: list[Refused | KeysWanted] = []
+    for value in (authorization, *others):
+        if value is None:
+            continue
+        if len(value) > _TOKEN_BYTES_MAX:
+            failures.append(_unauthenticated("the token is too long", why="long_token"))
+            continue
+        for token in spellings(value):
+            try:
+                return _sender_of(token, credentials, now, keys_current=keys_current)
+            except (Refused, KeysWanted) as error:
+                failures.append(error)
+    raise max(failures, key=_told_by, default=_unauthenticated("a bearer token is wanted", why="no_token"))
+
+
+def _sender_of(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> str:
+    digest = sha256(token).digest()
+    known = credentials.tokens.get(digest)
+    if known is not None and compare_digest(known.sha256, digest):
+        if known.not_before is not None and now < known.not_before:
+            raise _unauthenticated("the token is not valid yet", why="early_token", sender=known.sender)
+        if known.not_after is not None and now >= known.not_after:
+            raise _unauthenticated("the token has expired", why="expired_token", sender=known.sender)
+        return known.sender
+    verified = credentials.verified.get(digest)
+    if verified is not None and now < verified[1]:
+        return verified[0]
+    sender, expires = _verify(token, credentials, now, keys_current=keys_current)
+    credentials.verified[digest] = sender, expires
+    if len(credentials.verified) > _VERIFIED_MAX:
+        credentials.verified.popitem(last=False)
+    return sender
+
+
+def _told_by(failure: Refused | KeysWanted) -> int:
+    """How much a failure tells: of several spellings of one token, most are of no token at all."""
+    if isinstance(failure, KeysWanted):
+        return 3
+    return 1 if failure.why == "unknown_token" else 2
+
+
+def spellings(authorization: bytes) -> Iterator[bytes]:
+    """The tokens that a value of Authorization may stand for, the likeliest first, each once.
+
+    `Bearer x` in any case; then `Bearer: x`, `Bearer Bearer x`, `Bearerx`, `x` alone, `Token x`, `Bearer "x"`, and
+    `Bearer x, Bearer x`, as a proxy merges two equal headers.
+    """
+    value = authorization.strip()
+    scheme, _, rest = value.partition(b" ")
+    likeliest = b""
+    if scheme.rstrip(b":").lower() == b"bearer":
+        rest = rest.strip()
+        likeliest = rest[7:].strip() if rest[:7].lower() == b"bearer " else rest
+        if likeliest:
+            yield likeliest
+    found = {likeliest}
+    bare = value
+    while bare[:6].lower() == b"bearer":
+        bare = bare[6:].lstrip(b" :=")
+    parts = {part.strip() for part in value.split(b",")} - {b""}
+    others = [value, bare, rest, value.split(b" ")[-1]]
+    if len(parts) == 1 and parts != {value}:
+        others += spellings(parts.pop())
+    others += [other.strip(b"\"'<>") for other in others]
+    for token in (other.strip() for other in others):
+        if token not in found and token.rstrip(b":").lower() != b"bearer":
+            found.add(token)
+            yield token
+
+
+def mint(secret: bytes, sender: str, ttl_seconds: float, now: float) -> str:
+    """A token for `sender` that is valid for `ttl_seconds`. Raises ValueError for a name that doesn't fit into it."""
+    if not _SENDER.fullmatch(sender):
+        raise ValueError("a sender's name has letters, digits and ._@:+/- only, and begins with a letter or digit")
+    claims = {"iss": MINT_ISSUER, "sub": sender, "exp": int(now + ttl_seconds)}
+    token = jwt.encode(claims, secret, algorithm=_MINT_ALGORITHM)
+    if len(token) > MINTED_CHARS_MAX:
+        raise ValueError(f"the sender's name is too long for a token of {MINTED_CHARS_MAX} characters")
+    return token
+
+
+def _verify(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> tuple[str, float]:
+    """The sender of a signed token, and when it expires."""
+    try:
+        text = token.decode("ascii")
+        header = jwt.get_unverified_header(text)
+        claimed = jwt.decode(text, options={"verify_signature": False})
+    except (UnicodeDecodeError, jwt.InvalidTokenError):
+        raise _unauthenticated("the token is not known", why="unknown_token") from None
+    issuer = claimed.get("iss")
+    if issuer == MINT_ISSUER and credentials.mint_secret is not None:
+        minted = _Wanted(MINT_ISSUER, [_MINT_ALGORITHM], {}, 0, _name_in(claimed.get("sub")))
+        claims = _decode(text, credentials.mint_secret, minted, now)
+        if claims is None:
+            raise _unauthenticated("the token is not valid", why="wrong_signature")
+        return _named(claims.get("sub")), float(claims["exp"])
+    known = credentials.issuers.get(issuer) if isinstance(issuer, str) else None
+    if known is None:
+        raise _unauthenticated("the token is not known", why="unknown_token")
+    name = known.sender or _prefixed(known.sender_prefix, claimed.get(known.sender_claim))
+    wanted = _Wanted(known.issuer, known.algorithms, _audience(known, claimed), known.leeway_seconds, _name_in(name))
+    key_id = header.get("kid")
+    candidates = _candidates(credentials.keys.get(known.issuer, {}), key_id)
+    for key in candidates:
+        claims = _decode(text, key, wanted, now)
+        if claims is not None:
+            sender = _named(name)
+            if not known.sender and _is_anothers(sender, known, credentials.issuers.values()):
+                raise _forbidden("the token's sender has a name that is another issuer's", why="foreign_name")
+            return sender, float(claims["exp"]) + known.leeway_seconds
+    if candidates and key_id is not None:
+        raise _unauthenticated("the token is not valid", why="wrong_signature")
+    if not keys_current:
+        raise KeysWanted(known.issuer)
+    raise _unauthenticated("the token is signed with a key that its issuer doesn't have", why="unknown_key")
+
+
+def _candidates(keys: Mapping[str, Any], key_id: object) -> Sequence[Any]:
+    """The keys that a token may be signed with: the one that it names, or any where it names none."""
+    if key_id is None:
+        return list(keys.values())[:_KEYS_TRIED_MAX]
+    return [keys[key_id]] if isinstance(key_id, str) and key_id in keys else ()
+
+
+def _prefixed(prefix: str, name: object) -> object:
+    return prefix + name if isinstance(name, str) and name else name
+
+
+def _is_anothers(sender: str, issuer: Issuer, issuers: Iterable[Issuer]) -> bool:
+    """Whether a name that an issuer's token tells belongs to another issuer: is its fixed one, or has its prefix.
+
+    Of two prefixes, one of which begins with the other, the longer one takes its names from the shorter one's issuer.
+    """
+    return any(
+        sender == other.sender
+        if other.sender
+        else len(other.sender_prefix) > len(issuer.sender_prefix) and sender.startswith(other.sender_prefix)
+        for other in issuers
+        if other is not issuer
+    )
+
+
+def _audience(issuer: Issuer, claimed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the library is told of `aud`."""
+    if issuer.audience is None or (issuer.audience_optional and "aud" not in claimed):
+        return {"options": {"verify_aud": False}}
+    return {"audience": issuer.audience}
+
+
+def _named(sender: object) -> str:
+    name = _name_in(sender)
+    if not name:
+        raise _forbidden("the token names no sender", why="no_name")
+    return name
+
+
+def _name_in(sender: object) -> str:
+    """A sender's name that fits; empty for what does not."""
+    return sender if isinstance(sender, str) and _SENDER.fullmatch(sender) else ""
+
+
+class _Wanted(NamedTuple):
+    """What a token must be; `sender` is the name that it claims, told once its signature was found right."""
+
+    issuer: str
+    algorithms: Sequence[str]
+    audience: Mapping[str, Any]
+    leeway_seconds: float
+    sender: str
+
+
+def _decode(
+    text: str,
+    key: Any,  # noqa: ANN401  # each algorithm has its own kind
+    wanted: _Wanted,
+    now: float,
+) -> dict[str, Any] | None:
+    """What the token claims, None where it was not signed with this key."""
+    options = {
+        "require": ["exp", "iss"],
+        "verify_exp": False,
+        "verify_nbf": False,
+        "verify_iat": False,
+        "verify_sub": False,
+        **wanted.audience.get("options", {}),
+    }
+    try:
+        claims = jwt.decode(
+            text,
+            key,
+            algorithms=list(wanted.algorithms),
+            options=options,  # type: ignore[arg-type]  # a typed dict that is put together
+            issuer=wanted.issuer,
+            audience=wanted.audience.get("audience"),
+        )
+        begins, expires = float(claims.get("nbf", 0)), float(claims["exp"])
+    except (jwt.InvalidSignatureError, jwt.InvalidKeyError):
+        return None
+    except jwt.InvalidAudienceError:
+        raise _unauthenticated("the token is not valid", why="wrong_audience", sender=wanted.sender) from None
+    except (jwt.PyJWTError, OverflowError, TypeError, ValueError):
+        raise _unauthenticated("the token is not valid", why="invalid_token") from None
+    # The library looks at its own clock; ours comes in as `now`.
+    if not begins - wanted.leeway_seconds <= now < expires + wanted.leeway_seconds:
+        message = "the token has expired or is not valid yet"
+        raise _unauthenticated(message, why="expired_token", sender=wanted.sender)
+    return claims
+
+
+def _unauthenticated(message: str, *, why: str, sender: str = "") -> Refused:
+    return Refused(
+        HTTPStatus.UNAUTHORIZED, "UNAUTHENTICATED", message, reason="unauthenticated", why=why, sender=sender
+    )
+
+
+def _forbidden(message: str, *, why: str) -> Refused:
+    return Refused(HTTPStatus.FORBIDDEN, "PERMISSION_DENIED", message, reason="forbidden", why=why)

@@ -1,0 +1,362 @@
+"""What a process is made of where a Kafka cluster keeps everything: an edge with its spool, routers' lanes, or both."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from aiokafka.errors import GroupAuthorizationFailedError
+
+from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.inbox import KafkaInbox
+from receiver.backends.kafka.known import known, places
+from receiver.backends.kafka.lane import KafkaLane, Topics
+from receiver.backends.kafka.limits import Limits
+from receiver.backends.kafka.membership import Membership
+from receiver.backends.kafka.reader import KafkaReader
+from receiver.backends.kafka.standing import expect_partitions
+from receiver.backends.kafka.tokens import ClientCredentials
+from receiver.backends.kafka.topics import Difference, Plan, check, create
+from receiver.backends.shared_spool import DistantSpool, SharedSpool
+from receiver.backends.spool import Spool
+from receiver.core.errors import Unavailable
+from receiver.core.event import QosStatus
+from receiver.core.router import Router
+from receiver.core.session import Session
+from receiver.dispatcher import Dispatcher
+from receiver.inbox import Inbox
+from receiver.reader import is_asked_for
+from receiver.settings import Settings
+from receiver.telemetry import Telemetry
+from receiver.tls import client_context
+
+SPOOL = "spool"
+_OWN_SPOOL = "0"
+
+#: At the start the cluster has so long to answer; after that the edge takes notifications without it.
+_FIRST_SECONDS_MAX = 3.0
+_AGAIN_SECONDS = 2.0
+_PREPARE_SECONDS_MAX = 60.0
+_CONNECT_SECONDS_MAX = 15.0
+
+#: How far apart a lane's transactions are at most.
+_PACE_SECONDS_MAX = 0.25
+
+#: So many sessions are looked through before others have their turn.
+_SLICE = 5_000
+
+
+class Part(NamedTuple):
+    """What of the whole a process is: its role, and which of several edges that share a spool.
+
+    A router may be started together with edges, which it must not take with it.
+    """
+
+    role: Literal["all", "edge", "router"] = "all"
+    worker: int = 0
+    shared: SharedSpool | None = None
+    beside_edges: bool = False
+
+    @property
+    def receives(self) -> bool:
+        """Whether senders can post here."""
+        return self.role != "router"
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether it may end at its start for the cluster's sake: senders that find no edge never post again."""
+        return not self.receives and not self.beside_edges
+
+    @property
+    def routes(self) -> bool:
+        """Whether it decides on what was received."""
+        return self.role != "edge"
+
+
+WHOLE = Part()
+
+
+def connection_of(settings: Settings) -> Connection:
+    """How to reach the cluster of the settings. Raises Unavailable where a certificate can't be used."""
+    kafka = settings.kafka
+    tls = None
+    if kafka.security_protocol in {"SSL", "SASL_SSL"}:
+        try:
+            tls = client_context(kafka.tls_ca_file, kafka.tls_certificate_file, kafka.tls_key_file)
+        except ValueError as error:  # what was there when the settings were read
+            raise Unavailable(f"kafka's certificates can't be used, wanted is {error}", reason="kafka") from None
+    mechanism, tokens = None, None
+    if kafka.security_protocol.startswith("SASL"):
+        mechanism = kafka.sasl_mechanism
+        if kafka.sasl_mechanism == "OAUTHBEARER":
+            tokens = ClientCredentials(
+                kafka.oauth_token_url or "",
+                kafka.oauth_client_id or "",
+                kafka.oauth_client_secret.get_secret_value() if kafka.oauth_client_secret else "",
+                kafka.oauth_scope,
+            )
+    password = None if kafka.sasl_password is None else kafka.sasl_password.get_secret_value()
+    security = Security(kafka.security_protocol, tls, mechanism, kafka.sasl_username, password, tokens)
+    return Connection(kafka.bootstrap_servers, security.options())
+
+
+def plan_of(settings: Settings, router: Router) -> Plan:
+    """What the settings want of the topics."""
+    return Plan(
+        settings.prefix,
+        router.topics,
+        settings.kafka.partitions,
+        settings.kafka.replication_factor,
+        settings.retention.inbox_hours,
+        settings.retention.topics_hours,
+        settings.edge.body_bytes_max + settings.edge.header_bytes_max,
+    )
+
+
+def group_of(settings: Settings) -> str:
+    """The name of the routers' group."""
+    return f"{settings.prefix}.{settings.kafka.group}"
+
+
+class ClusteredNode:
+    """`receiver.service.Node`, over a cluster, which may be away. Raises Unavailable where the spool can't be had."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry, router: Router, part: Part) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._connection = connection_of(settings)
+        self._limits = Limits(self._connection)
+        self._plan = plan_of(settings, router)
+        self._prepared = False
+        self._kafka_inbox = KafkaInbox(
+            self._connection,
+            self._plan.inbox,
+            append_timeout_seconds=settings.kafka.append_timeout_seconds,
+            appended=telemetry.appended,
+            limits=self._limits,
+        )
+        self._membership = self._member(router) if part.routes else None
+        self._shared = part.shared
+        self._spool: Spool | DistantSpool | None = None
+        self._left: list[Spool] = []
+        if part.receives:
+            self._spool = self._distant(part.shared) if part.worker and part.shared else self._own()
+        self.inbox: Inbox = self._spool or self._kafka_inbox
+        self.reader = KafkaReader(self._connection, settings.prefix, telemetry.passed_over)
+
+    async def prepare(self, seconds_max: float) -> None:
+        """Make sure of the topics. Raises Unavailable, with the reason `topics` where these are at fault."""
+        try:
+            async with asyncio.timeout(seconds_max):
+                creates, group = self._settings.kafka.create_topics, group_of(self._settings)
+                differences = await prepare(self._connection, self._plan, create_missing=creates, group=group)
+        except TimeoutError:
+            raise Unavailable(f"Kafka did not answer within {seconds_max:g} s", reason="kafka") from None
+        self._prepared = True
+        for each in differences:
+            self._telemetry.topic_differs(each.topic, each.what)
+
+    def wait_for_cluster(self, why: str) -> None:
+        """Go on without the cluster, and tell why."""
+        self._telemetry.cluster_failed(why)
+        self._kafka_inbox.trouble = why
+        if self._membership is not None:
+            self._membership.failed(why)
+
+    def jobs(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """See Node."""
+        match self._spool:
+            case None:
+                return (self._connect(),)
+            case DistantSpool():
+                return self._connect(), self._spool.run()
+            case Spool() if self._shared is not None:
+                return self._connect(), self._drain(self._spool), self._shared.serve(self._spool)
+            case Spool():
+                return self._connect(), self._drain(self._spool)
+
+    def troubles(self) -> Mapping[str, str]:
+        """See Node. What an edge answers 204 for is kept, be it in the spool; so it is ready without Kafka."""
+        return {"inbox": self.inbox.trouble} if self._spool else self._router_trouble()
+
+    def notices(self) -> Mapping[str, str]:
+        """See Node."""
+        told: dict[str, str] = {}
+        if self._membership is not None:
+            told["lanes"] = "; ".join(filter(None, (self._membership.notice, self._limits.notice)))
+        if passed_over := self._telemetry.passed_over_notice:
+            told["records"] = passed_over
+        if self._spool is None:
+            return told
+        return {"kafka": self._kafka_inbox.trouble, "spool": self._spool.notice, **self._router_trouble(), **told}
+
+    async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
+        """See Node: those of the lanes that this process owns."""
+        wanted, found = frozenset(session_ids), []
+        for lane in list(self._lanes().values()):
+            for count, session in enumerate(list(lane.sessions.values())):
+                if is_asked_for(session, sender, wanted):
+                    found.append(session)
+                if count % _SLICE == _SLICE - 1:
+                    await asyncio.sleep(0)
+        return found
+
+    def owns(self, session_id: str) -> bool:
+        """See Node."""
+        return self._kafka_inbox.partition_of(session_id) in self._lanes()
+
+    async def session_counts(self) -> Mapping[QosStatus, int]:
+        """See Node: those of the lanes that this process owns."""
+        counts = Counter(dict.fromkeys(QosStatus, 0))
+        for lane in self._lanes().values():
+            counts.update(lane.session_counts)
+        return counts
+
+    async def close(self) -> None:
+        """Close what is open. What waits in a spool is sent after the next start."""
+        self._close_spools()
+        await self.reader.close()
+
+    async def _connect(self) -> None:
+        """Make sure of the topics, however long that takes; then keep inbox and lanes connected, for ever."""
+        while not self._prepared:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            try:
+                await self.prepare(_PREPARE_SECONDS_MAX)
+            except Unavailable as error:
+                self.wait_for_cluster(error.message)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._kafka_inbox.run())
+            if self._membership is not None:
+                tasks.create_task(self._membership.run())
+
+    def _lanes(self) -> Mapping[int, KafkaLane]:
+        return {} if self._membership is None else self._membership.lanes
+
+    def _router_trouble(self) -> Mapping[str, str]:
+        return {} if self._membership is None else {"router": self._membership.trouble}
+
+    def _member(self, router: Router) -> Membership:
+        settings = self._settings
+
+        def dispatcher(lane: KafkaLane) -> Dispatcher:
+            batch_max = settings.router.batch_max
+            return Dispatcher(lane, router, self._telemetry, batch_max=batch_max, pace_seconds_max=_PACE_SECONDS_MAX)
+
+        remembered_seconds = settings.retention.session_hours * 3600
+        topics = Topics.of(settings.prefix, settings.kafka.group, router.topics, remembered_seconds)
+        return Membership(self._connection, topics, self._telemetry, dispatcher, self._limits)
+
+    def _distant(self, shared: SharedSpool) -> DistantSpool:
+        return DistantSpool(
+            shared, self._kafka_inbox, append_timeout_seconds=self._settings.edge.append_timeout_seconds
+        )
+
+    def _own(self) -> Spool:
+        directory = self._settings.data / SPOOL
+        try:
+            for path in sorted(directory.glob("*")):
+                if path.name.isdecimal() and path.name != _OWN_SPOOL:
+                    self._left.append(self._opened(path))
+            opened = (lambda _: None) if self._shared is None else self._shared.set_open
+            return self._opened(directory / _OWN_SPOOL, opened, is_open=any(spool.count for spool in self._left))
+        except BaseException:
+            self._close_spools()
+            raise
+
+    def _opened(
+        self, directory: Path, opened: Callable[[bool], None] = lambda _: None, *, is_open: bool = False
+    ) -> Spool:
+        return Spool(
+            directory,
+            self._kafka_inbox,
+            self._telemetry,
+            bytes_max=self._settings.kafka.spool_bytes_max,
+            append_timeout_seconds=self._settings.edge.append_timeout_seconds,
+            opened=opened,
+            is_open=is_open,
+            passed_over=self._telemetry.passed_over,
+        )
+
+    async def _drain(self, spool: Spool) -> None:
+        """Drain, for ever; first what an earlier release left, when each edge had a spool of its own: it is older."""
+        for each in self._left:
+            await each.empty()
+        await spool.run()
+
+    def _close_spools(self) -> None:
+        for spool in (*self._left, self._spool):
+            if isinstance(spool, Spool):
+                spool.close()
+
+
+@asynccontextmanager
+async def clustered(
+    settings: Settings, telemetry: Telemetry, router: Router, part: Part
+) -> AsyncIterator[ClusteredNode]:
+    """A node of the settings' cluster, for as long as the block lasts.
+
+    A cluster that is away, or whose topics can't be used as they are, is waited for beside the rest. Raises Unavailable
+    where the spool can't be had; and where the topics can't be used, if nothing is received here.
+    """
+    node = ClusteredNode(settings, telemetry, router, part)
+    try:
+        try:
+            await node.prepare(_FIRST_SECONDS_MAX)
+        except Unavailable as error:
+            if error.reason == "topics" and part.may_refuse:
+                raise
+            node.wait_for_cluster(error.message)
+        yield node
+    finally:
+        await node.close()
+
+
+@asynccontextmanager
+async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[KafkaInbox]:
+    """The inbox of the settings' cluster, connected, without a spool. Raises Unavailable where that fails."""
+    connection, plan = connection_of(settings), plan_of(settings, router)
+    await prepare(connection, plan, create_missing=False, group=group_of(settings))
+    inbox = KafkaInbox(connection, plan.inbox, append_timeout_seconds=settings.kafka.append_timeout_seconds)
+    running = asyncio.create_task(inbox.run())
+    try:
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS_MAX):
+                await inbox.connected.wait()
+        except TimeoutError:
+            raise Unavailable(inbox.trouble, reason="kafka") from None
+        yield inbox
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, group: str = "") -> Sequence[Difference]:
+    """Make the topics that are missing, where that is allowed, and refuse what nothing may run on: with the routers'
+    `group`, another number of partitions than they decided with.
+
+    Returns what differs from the plan all the same. Raises Unavailable, with the reason `topics` where one is at fault.
+    """
+    if create_missing:
+        await create(connection, plan)
+    differences = await check(connection, plan, made=create_missing)
+    fatal = [f"{each.topic} {each.what}" for each in differences if each.fatal]
+    if fatal:
+        raise Unavailable("; ".join(fatal), reason="topics")
+    if group:
+        await expect_same_partitions(connection, plan.inbox, group)
+    return differences
+
+
+async def expect_same_partitions(connection: Connection, inbox: str, group: str) -> None:
+    """Raises Unavailable where the routers of a group decided with another number of partitions than the inbox has."""
+    count = (await known(connection, [inbox]))[inbox].partitions_count
+    try:
+        found = await places(connection, group, inbox, count)
+    except Unavailable as error:
+        if isinstance(error.__cause__, GroupAuthorizationFailedError):
+            return  # an edge need not have this right; a router is told when it joins
+        raise
+    expect_partitions(inbox, count, found.values())
