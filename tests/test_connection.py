@@ -440,6 +440,7 @@ async def test_trailers_are_no_headers(patient: Served) -> None:
         [post(BODY, "Host: localhost", "Content-Type: application/cloudevents+json", f"authorization: Bearer {TOKEN}")],
         [post().replace(b"POST /n", b"POST //n").replace(b"ns HTTP", b"ns// HTTP")],
         [post(chunked(BODY), "Connection: upgrade", "Upgrade: h2c", framing="Transfer-Encoding: chunked")],
+        [post().replace(b"\r\n", b" \t\r\n").replace(b"1.1 \t", b"1.1").replace(b"\r\n \t", b"\r\n")],
     ],
     ids=[
         "whole",
@@ -457,6 +458,7 @@ async def test_trailers_are_no_headers(patient: Served) -> None:
         "doubled headers",
         "slashes",
         "chunks and upgrade",
+        "blanks behind",
     ],
 )
 async def test_what_is_sound_is_kept(patient: Served, pieces: list[bytes]) -> None:
