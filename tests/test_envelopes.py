@@ -174,13 +174,34 @@ async def test_a_batch_is_its_events(edge: Door, router: Router) -> None:
     assert [value["sessionId"] for value in await told_on(edge, router, "status")] == [SESSION_ID, "other"]
 
 
-async def test_a_batch_keeps_what_it_cannot_read(edge: Door, router: Router) -> None:
-    """What is no notification in a batch is a dead letter of its own; the others have their effect."""
-    content = b"[" + b",".join([b"{}", BODY, b"17", b'{"a": 1, "a": 2}', bare("s-3")]) + b"]"
+UNREAD = {
+    "no notification": b"{}",
+    "a number": b"17",
+    "two values": b'{"a": 1, "a": 2}',
+    "nested too deeply": b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}",
+    "nested far too deeply": b"[" * 1_500 + b"]" * 1_500,
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+@pytest.mark.parametrize("odd", [b"", b'"x": NaN, ', b'"x": "\xff", ', b'"x": "\\ud800", '])
+async def test_a_batch_keeps_what_it_cannot_read(edge: Door, router: Router, name: str, odd: bytes) -> None:
+    """What is no notification in a batch is a dead letter of its own; the others have their effect, odd ones too."""
+    content = b"[" + b",".join([UNREAD[name], b"{" + odd + BODY[1:], b"[]", bare("s-3")]) + b"]"
     assert await answered(edge, content, {}) == 204
     assert [value["sessionId"] for value in await told_on(edge, router, "status")] == [SESSION_ID, "s-3"]
     letters = await told_on(edge, router, "dead-letter")
-    assert [b64decode(letter["body"]) for letter in letters] == [b"{}", b"17", b'{"a": 1, "a": 2}']
+    assert [b64decode(letter["body"]) for letter in letters] == [UNREAD[name], b"[]"]
+
+
+@pytest.mark.parametrize("end", [b"", b"]]", b"[]", b"],", b"]" + BODY, b"," + b"[" * 2_000])
+async def test_a_batch_that_does_not_end_so_is_kept_as_it_came(edge: Door, router: Router, end: bytes) -> None:
+    """What begins as an array and is none is one dead letter, whole."""
+    content = b"[" + BODY + b"," + bare("s-3") + end
+    assert await answered(edge, content, {}) == 400
+    (letter,) = await told_on(edge, router, "dead-letter")
+    assert b64decode(letter["body"]) == content
+    assert not await told_on(edge, router, "status")
 
 
 async def test_a_batch_is_answered_once_all_of_it_is_kept(node: Node, telemetry: Telemetry) -> None:
