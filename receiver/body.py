@@ -202,6 +202,9 @@ def _unknown_coding() -> Malformed:
 
 def _deflated(body: bytes, bytes_max: int) -> bytes:
     """RFC 9110 means zlib's format by deflate, and many send the raw one (8.4.1.2)."""
+    # Much JSON can be taken for the raw one: it has no first bytes of its own.
+    if _is_json(body):
+        return body
     for window in (_ZLIB_WINDOW, _RAW_WINDOW):
         try:
             return _inflated(body, window, bytes_max)

@@ -82,6 +82,8 @@ READ: dict[str, tuple[bytes, dict[str, str | None]]] = {
     "deflate": (zlib.compress(BODY), {"content-encoding": "deflate"}),
     "deflate without zlib's head": (RAW_DEFLATED, {"content-encoding": "deflate"}),
     "deflate undone on the way": (BODY, {"content-encoding": "deflate"}),
+    "deflate undone, with blanks": (b'{\n  "' + BODY[2:], {"content-encoding": "deflate"}),
+    "deflate undone, of a batch": (b'[{ "' + BODY[2:] + b"]", {"content-encoding": "deflate"}),
     "deflate and gzip": (gzip.compress(zlib.compress(BODY)), {"content-encoding": "deflate, gzip"}),
     "identity": (BODY, {"content-encoding": "identity"}),
     "a charset in its place": (BODY, {"content-encoding": "UTF-8"}),
