@@ -6,6 +6,7 @@ sent again as it was. All else that goes wrong is a failure of the cluster, whic
 What is learned here is kept for as long as the process runs, whatever becomes of connections and lanes.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -82,11 +83,15 @@ _NOTHING_LEARNED = 0, 0.0
 
 
 class Bounds(NamedTuple):
-    """What a topic takes: bytes of a batch, and how far times may lie before and after the broker's (None: anyhow)."""
+    """What a topic takes: bytes of a batch, and how far times may lie before and after the broker's (None: anyhow).
+
+    `kept_millis` is for how long after its time it keeps a record, None where it keeps it for ever.
+    """
 
     batch_bytes_max: int
     before_millis: int | None
     after_millis: int | None
+    kept_millis: int | None = None
 
 
 #: Of a topic whose settings we may not read: what brokers of 4.0 do.
@@ -99,11 +104,13 @@ def bounds_of(configs: Mapping[str, str]) -> Bounds:
     batch_bytes_max = int(told) if told.isdecimal() else _BOUNDS.batch_bytes_max
     if configs.get("message.timestamp.type") == "LogAppendTime":
         return Bounds(batch_bytes_max, None, None)
+    removes = "delete" in configs.get("cleanup.policy", "")
+    kept = _millis(configs.get("retention.ms")) if removes else None
     # Before 3.6 there was one bound for both; until 4.0 it stood in for those that were not set.
     either = _millis(configs.get("message.timestamp.difference.max.ms"))
     before = _millis(configs.get("message.timestamp.before.max.ms"))
     after = _millis(configs.get("message.timestamp.after.max.ms"))
-    return Bounds(batch_bytes_max, either if before is None else before, either if after is None else after)
+    return Bounds(batch_bytes_max, either if before is None else before, either if after is None else after, kept)
 
 
 def _millis(told: str | None) -> int | None:
@@ -154,6 +161,7 @@ class Limits:
         self._now_millis = now_millis
         self._bounds: dict[str, Bounds] = {}
         self._read_at: dict[str, float] = {}
+        self._reading = asyncio.Lock()
         self._bytes_learned: dict[str, tuple[int, float]] = {}  # and until when
         self._lessons: dict[int, Lessons] = {}
         # How far our clock is ahead of the brokers', as far as refusals tell: Kafka has no way to ask.
@@ -176,6 +184,10 @@ class Limits:
 
     async def read(self, topics: Collection[str], *, age_seconds_max: float = _AGE_SECONDS_MAX) -> None:
         """Ask the brokers, unless that was done a moment ago. What can't be had stays as it is known."""
+        async with self._reading:  # who comes while it is read goes by what is read
+            await self._read(topics, age_seconds_max)
+
+    async def _read(self, topics: Collection[str], age_seconds_max: float) -> None:
         now = time.monotonic()
         old = [each for each in topics if now - self._read_at.get(each, -age_seconds_max) >= age_seconds_max]
         if not old:
@@ -203,10 +215,12 @@ class Limits:
         return bytes_max if time.monotonic() < until else self.of(topic).batch_bytes_max
 
     def window(self, topic: str) -> Window:
-        """When records of a topic may be from, now."""
-        before, after = self.of(topic)[1:]
+        """When records of a topic may be from, now: they are taken, and are to be had for half of its retention."""
+        _, before, after, kept = self.of(topic)
         now = self._now_millis() - self._ahead_millis
         begin = 0 if before is None else now - before + min(before // 2, _SLACK_MILLIS)
+        if kept is not None:
+            begin = max(begin, now - kept // 2)
         end = _END_MILLIS if after is None else now + after - min(after // 2, _SLACK_MILLIS)
         return Window(max(0, begin), max(0, end), self._shift)
 
@@ -232,7 +246,7 @@ class Limits:
         for topic, partitions in answer.topics:
             for _, code, *told in partitions:
                 if code == InvalidTimestampError.errno and (found := _TIMES.search(str(told))):
-                    _, before, after = self.of(topic)
+                    _, before, after, _ = self.of(topic)
                     if after is not None:
                         self._ahead_told = self._now_millis() - (int(found[2]) - after)
                     elif before is not None:
@@ -262,7 +276,7 @@ class Limits:
         if self._shifts_count > _SHIFTS_MAX:
             self._shifts_count = self._ahead_millis = 0
             return False
-        _, before, after = self.of(topic)
+        _, before, after, _ = self.of(topic)
         if before is None:
             self._ahead_millis = max(after or _HOUR_MILLIS, 1_000) << self._shifts_count - 1
         elif after is None:

@@ -77,6 +77,10 @@ class Plan(NamedTuple):
         for name in (self.inbox, *self.names):
             hours = self.inbox_hours if name == self.inbox else self.topics_hours
             configs = {"cleanup.policy": "delete", "retention.ms": str(round(hours * _HOUR_MILLIS))}
+            if name == self.inbox:
+                # Retention counts from when the broker got it: neither a spool that waited for long nor an edge's clock
+                # has it removed before it is routed. When it was received stands in its headers.
+                configs["message.timestamp.type"] = "LogAppendTime"
             if name == f"{self.prefix}.{SESSIONS}":
                 configs = {"cleanup.policy": "compact", "delete.retention.ms": str(_DELETE_RETENTION_MILLIS)}
                 configs |= {"segment.bytes": str(_SEGMENT_BYTES), "segment.ms": str(_HOUR_MILLIS)}
@@ -178,7 +182,7 @@ async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Dif
 
 def _narrownesses(plan: Plan, name: str, configs: Mapping[str, str]) -> Iterator[str]:
     """What a topic does not take as it is, of all that edges let in, and what it may lose."""
-    batch_bytes_max, before_millis, after_millis = bounds_of(configs)
+    batch_bytes_max, before_millis, after_millis, _ = bounds_of(configs)
     wanted = plan.bytes_wanted(name)
     if batch_bytes_max < wanted:
         instead = plan.instead(name)

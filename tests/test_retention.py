@@ -1,0 +1,97 @@
+"""What was received long ago, or by a clock that is behind, is kept for as long as what comes now."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from receiver.backends.kafka.topics import create
+from receiver.core import rfc3339
+from receiver.telemetry import Telemetry
+from tests.kafka_cluster import Cluster
+from tests.kafka_fixtures import need_kafka
+from tests.limits import SECONDS_MAX
+from tests.samples import HOUR, body, posted, told
+from tests.test_kafka import PARTITIONS, Site
+
+DAY_MILLIS = 24 * 3_600_000
+#: Longer ago than topics keep records.
+LONG_AGO_MICROS = 10 * 24 * HOUR
+
+
+@pytest.fixture(scope="module")
+def sweeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A broker that removes what is too old twice a second."""
+    need_kafka()
+    properties = {"log.retention.check.interval.ms": "500", "log.initial.task.delay.ms": "100"}
+    with Cluster(tmp_path_factory.mktemp("sweeping"), properties=properties) as cluster:
+        yield cluster
+
+
+async def _made(bootstrap: str, topic: str, partitions_count: int) -> None:
+    """A topic that takes the times of its records from those who write them, and keeps them for a week."""
+    configs = {"retention.ms": str(7 * DAY_MILLIS), "cleanup.policy": "delete"}
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, partitions_count, 1, topic_configs=configs)])
+    finally:
+        await admin.close()
+
+
+async def _swept(bootstrap: str, topic: str) -> None:
+    """Wait until the broker has looked through all its logs once, as its removal of two old records tells.
+
+    It goes round them. The second record is written once the first is gone, so a whole round lies between.
+    """
+    where = TopicPartition(topic, 0)
+    await _made(bootstrap, topic, 1)
+    async with (
+        AIOKafkaProducer(bootstrap_servers=bootstrap) as producer,
+        AIOKafkaConsumer(bootstrap_servers=bootstrap) as consumer,
+        asyncio.timeout(SECONDS_MAX),
+    ):
+        for _ in range(2):
+            millis = time.time_ns() // 1_000_000 - 10 * DAY_MILLIS
+            sent = await producer.send_and_wait(topic, b"old", partition=0, timestamp_ms=millis)
+            while (await consumer.beginning_offsets([where]))[where] <= sent.offset:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.05)
+
+
+async def _begins(bootstrap: str, topics: Sequence[str]) -> Mapping[str, int]:
+    """How many records were removed from each topic."""
+    async with AIOKafkaConsumer(bootstrap_servers=bootstrap) as consumer:
+        partitions = [TopicPartition(topic, each) for topic in topics for each in range(PARTITIONS)]
+        begins = await consumer.beginning_offsets(partitions)
+    return {topic: sum(at for where, at in begins.items() if where.topic == topic) for topic in topics}
+
+
+@pytest.mark.parametrize("stamps", ["the broker", "the edge"])
+async def test_what_was_received_long_ago_is_not_removed(
+    sweeping: Cluster, topic_prefix: str, telemetry: Telemetry, stamps: str
+) -> None:
+    """Twenty notifications received before the topics' retention lie in the inbox until they are routed, and then on
+    the topics, each with the time of its receipt, whoever gives the inbox's records their times.
+    """
+    site = Site(sweeping, topic_prefix)
+    if stamps == "the edge":  # as in a topic that an earlier release made
+        await _made(sweeping.bootstrap, site.plan.inbox, PARTITIONS)
+    await create(site.connection, site.plan)
+    received_micros = time.time_ns() // 1000 - LONG_AGO_MICROS
+    contents = {f"s{number}": body(told("U1:N", f"s{number}")[0]) for number in range(20)}
+    async with site.inbox() as inbox:
+        for session_id, content in contents.items():
+            await inbox.append(posted(content, session_id=session_id, received_micros=received_micros))
+    await _swept(sweeping.bootstrap, f"{topic_prefix}-old")
+    assert await _begins(sweeping.bootstrap, [site.plan.inbox]) == {site.plan.inbox: 0}
+    async with site.routing(telemetry):
+        await site.records("status", lambda found: len(found) >= len(contents))
+    await _swept(sweeping.bootstrap, f"{topic_prefix}-older")
+    written = [f"{topic_prefix}.{name}" for name in ("status", "unavailable", "sessions")]
+    assert await _begins(sweeping.bootstrap, written) == dict.fromkeys(written, 0)
+    records = await site.records("status", lambda found: len(found) >= len(contents))
+    receipt = f'"receivedAt":"{rfc3339.render(received_micros)}"'.encode()
+    assert [receipt in (each.message.value or b"") for each in records] == [True] * len(contents)
