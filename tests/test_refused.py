@@ -37,8 +37,9 @@ from tests.kafka_fixtures import need_kafka
 from tests.kafka_process import KafkaReceiver, records, told_on, until
 from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND
-from tests.samples import HOUR, SECOND, body, posted, told
+from tests.samples import HOUR, SECOND, SESSION_ID, body, posted, told
 from tests.test_export import Directory
+from tests.test_kafka import PARTITIONS, Site
 
 BATCH_BYTES_MAX = 100_000
 
@@ -238,6 +239,21 @@ def test_an_edges_clock_was_wrong(narrow: Cluster, prefix: str, tmp_path: Path, 
         assert _inbox_end(narrow, prefix) == 301
 
 
+async def _forgotten(membership: Membership, inbox: KafkaInbox, now_micros: int) -> None:
+    """Wait until no lane has a session: they look for those to forget when something comes."""
+    lanes = membership.lanes
+    async with asyncio.timeout(SECONDS_MAX):
+        while len(lanes) < PARTITIONS or any(each.sessions for each in lanes.values()):
+            await inbox.append(posted(b"moves the clock", key=SESSION_ID, received_micros=now_micros))
+            await asyncio.sleep(0.1)
+
+
+async def _told_again(inbox: KafkaInbox, notification: Notification) -> None:
+    while True:
+        await inbox.append(notification)
+        await asyncio.sleep(0.2)
+
+
 async def _kept(inbox: KafkaInbox, notification: Notification) -> None:
     """Append it, again where a broker that has only just made the topic did not know it yet."""
     while True:
@@ -310,6 +326,27 @@ def test_what_a_notification_came_to_is_refused(narrow: Cluster, prefix: str, tm
         _set(narrow, f"{prefix}.status", max_message_bytes="100000")
         assert receiver.post(contents[50])[0].status == 204
         assert len(_routed(narrow, prefix, 101)["s50"]) == 1
+
+
+async def test_a_sessions_end_is_refused(narrow: Cluster, prefix: str, telemetry: Telemetry) -> None:
+    """Where the sessions topic did not take the record that ends a session, the session's next one is there."""
+    site = Site(narrow, prefix)
+    await create(site.connection, site.plan)
+    now_micros = _now_micros()
+    async with site.inbox() as inbox, site.routing(telemetry) as membership:
+        # A broker that has only just made the topic may not know it yet.
+        await _kept(inbox, posted("A1#a", received_micros=now_micros - 98 * HOUR))
+        await site.records("sessions", lambda found: len(found) == 1)
+        # Less than a tombstone of this key takes, and enough for the mark of a transaction.
+        await asyncio.to_thread(_set, narrow, f"{prefix}.sessions", max_message_bytes="90", cleanup_policy="compact")
+        await _forgotten(membership, inbox, now_micros)
+        await asyncio.to_thread(_set, narrow, f"{prefix}.sessions", max_message_bytes="9000", cleanup_policy="compact")
+        # Again while it becomes a dead letter: the router learns within a second that the topic takes more.
+        telling = asyncio.create_task(_told_again(inbox, posted("U2:N#u", received_micros=now_micros)))
+        await site.records("unavailable", lambda found: len(found) == 1)
+        telling.cancel()
+        found = await site.records("sessions", lambda found: len(found) >= 1)
+    assert [b"UNAVAILABLE" in (each.message.value or b"") for each in found] == [False, True]
 
 
 def test_narrow_topics_are_told_of(narrow: Cluster, prefix: str, tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ class Writing:
         """
         topics = {message.topic for message in messages}
         await self._limits.read(topics, age_seconds_max=_AGE_SECONDS_MAX)
-        if left_out := self._lessons.left_out:
-            messages = [each for each in messages if (each.topic, each.key) not in left_out]
+        if self._lessons.left_out:
+            messages = [each for each in messages if not self._is_left_out(each)]
         written = list(map(self._fitting, messages)) if self._dead_letters in topics else messages
         batches, unfit = self._filled(written)
         if unfit:  # unless there is more room since a moment ago
@@ -109,6 +109,16 @@ class Writing:
         if self._position_of(message) in self._lessons.bare:
             return shortened(message, 0)
         return fitting(message, self._limits.batch_bytes_max(message.topic))
+
+    def _is_left_out(self, message: Message) -> bool:
+        """Whether a record is one that can't be written. What a notification came to never is, see `unwritable`;
+        and as its session lives on, the record that ends it is tried again.
+        """
+        record = message.topic, message.key
+        if self._position_of(message) is None:
+            return record in self._lessons.left_out
+        self._lessons.left_out.discard(record)
+        return False
 
     def _cannot_write(self, message: Message, why: str) -> None:
         """Its topic takes no such message: another is written in its place, or none where it is no notification's."""
