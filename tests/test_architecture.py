@@ -98,6 +98,7 @@ LAYERS = (
     {"backends.kafka.inbox", "backends.kafka.writing"},
     {"backends.kafka.producer"},
     {"backends.kafka.scan"},
+    {"backends.kafka.repeats"},
     {"backends.kafka.lane", "backends.kafka.writer"},
     {"backends.kafka.membership"},
     {"backends.directory", "backends.reserve", "backends.sqlite.schema"},

@@ -196,6 +196,14 @@ async def test_a_batch_keeps_what_it_cannot_read(edge: Door, router: Router, nam
     assert [b64decode(letter["body"]) for letter in letters] == [UNREAD[name], b"[]"]
 
 
+async def test_equal_elements_of_a_batch_are_one(edge: Door) -> None:
+    """What stands twice in a batch, byte for byte, is kept once, be it an event, of an unknown type or none at all."""
+    unknown = BODY.replace(b"qos-status-changed", b"unknown-thing")
+    content = b"[" + b",".join([b"{}", BODY, unknown, b"{}", BODY, unknown, b"{ }"]) + b"]"
+    assert await answered(edge, content, {}) == 204
+    assert [each.body for each in await edge.kept()] == [b"{}", BODY, unknown, b"{ }"]
+
+
 @pytest.mark.parametrize("end", [b"", b"]]", b"[]", b"],", b"]" + BODY, b"," + b"[" * 2_000])
 async def test_a_batch_that_does_not_end_so_is_kept_as_it_came(edge: Door, router: Router, end: bytes) -> None:
     """What begins as an array and is none is one dead letter, whole."""

@@ -3,26 +3,31 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from aiokafka import TopicPartition
 
 from receiver.backends.kafka.connection import Connection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.reader import KafkaReader
+from receiver.backends.kafka.scan import reading
 from receiver.backends.kafka.topics import Plan, create
 from receiver.backends.spool import Spool
 from receiver.core.errors import Unavailable
 from receiver.core.message import Record
+from receiver.core.notification import Notification
 from receiver.core.router import Router
 from receiver.dispatcher import Dispatcher
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster
 from tests.limits import SECONDS_MAX
 from tests.nodes import COUNT_MAX
+from tests.proxy import Proxy
 from tests.samples import posted
 
 PARTITIONS = 4
@@ -38,6 +43,18 @@ class Site:
         self.plan = Plan(prefix, self.router.topics, PARTITIONS, None, 168, 168)
         self.topics = Topics.of(prefix, "router", self.router.topics)
         self.prefix = prefix
+
+    def through(self, bootstrap: str) -> Self:
+        """The same on another way to the brokers."""
+        other = copy(self)
+        other.connection = Connection([bootstrap], Security().options())
+        return other
+
+    async def ends(self) -> int:
+        """How many records the inbox has."""
+        async with reading(self.connection, "read_uncommitted") as consumer:
+            places = [TopicPartition(self.plan.inbox, each) for each in range(PARTITIONS)]
+            return sum((await consumer.end_offsets(places)).values())
 
     @asynccontextmanager
     async def inbox(self, append_timeout_seconds: float = 30) -> AsyncIterator[KafkaInbox]:
@@ -189,6 +206,62 @@ async def test_a_spool_is_drained_after_a_restart(
             assert record.message.key == "s"
         finally:
             spool.close()
+
+
+@pytest.mark.parametrize("between", ["nothing", "another router"])
+async def test_a_batch_is_appended_twice(
+    site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path, between: str
+) -> None:
+    """Where Kafka's answer to a batch is lost, all of it is in the inbox twice and has its effects once: 400 changes of
+    one session, more than it remembers, and 3,000 dead letters, whatever router decides on the second ones.
+    """
+    times = range(400)
+    flaps = [posted(f"{'AU'[second % 2]}{second}#{second}", session_id="flaps") for second in times]
+    broken = [posted(b'{"n":%d}' % number, key="acme") for number in range(3_000)]
+    way = kafka_cluster.way()
+    ((listen, target),) = way.proxies
+    through = site.through(way.bootstrap)
+    async with Proxy(listen, target) as proxy, through.inbox(append_timeout_seconds=2) as inbox:
+        spool = _spool(tmp_path, inbox, telemetry)
+        try:
+            await _kept(inbox, posted("A1", session_id="first"))
+            before = await site.ends()
+            proxy.lose_answers()
+            await asyncio.gather(*map(spool.append, [*flaps, *broken]))
+            assert spool.count == len(flaps) + len(broken)
+            assert await site.ends() - before == spool.count, "the broker took none of it"
+            if between == "another router":
+                async with site.routing(telemetry):
+                    await site.records("status", lambda found: len(found) > len(flaps))
+                    await site.records("dead-letter", lambda found: len(found) >= len(broken))
+            await proxy.heal()
+            async with _running(spool.run()):
+                await until(lambda: not spool.notice)
+            await _kept(inbox, posted("U2:N", session_id="flaps"))
+            await _kept(inbox, posted(b"last", key="acme"))
+        finally:
+            spool.close()
+    assert await site.ends() - before >= 2 * (len(flaps) + len(broken))
+    async with site.routing(telemetry):
+        letters = await site.records("dead-letter", lambda found: any(b"bGFzdA==" in _value(each) for each in found))
+        statuses = await site.records("status", lambda found: any(b"NETWORK" in _value(each) for each in found))
+    assert len(letters) == len(broken) + 1
+    assert [record.message.key for record in statuses].count("flaps") == len(flaps) + 1
+
+
+def _value(record: Record) -> bytes:
+    return record.message.value or b""
+
+
+async def _kept(inbox: KafkaInbox, notification: Notification) -> None:
+    """Append it, again where a broker that has only just made the topic did not know it yet."""
+    while True:
+        async with asyncio.timeout(SECONDS_MAX):
+            await inbox.connected.wait()
+        try:
+            return await inbox.append(notification)
+        except Unavailable:
+            await asyncio.sleep(0.1)
 
 
 async def test_a_full_spool_refuses(site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path) -> None:

@@ -251,8 +251,8 @@ class Edge:
         try:
             if not body.startswith(b"{") or envelope:
                 plain = {**headers, b"content-type": content_type.replace(b"cloudevents-batch", b"cloudevents")}
-                batch = split(body, envelope, limit)
-                notifications = [_notification(line, plain, part, event) for part, event in batch]
+                batch = dict(split(body, envelope, limit))  # equal elements are one: they tell the same
+                notifications = [_notification(line, plain, part, event) for part, event in batch.items()]
                 if len(batch) > 1:  # its line is about all of them
                     line["session_id"] = ""
                     line["outcome"] = "kept"

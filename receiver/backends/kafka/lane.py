@@ -43,6 +43,7 @@ from receiver.backends.kafka.records import (
     record_of,
     trace_of,
 )
+from receiver.backends.kafka.repeats import Repeats, recalled
 from receiver.backends.kafka.scan import STUCK_SECONDS, between, range_of, reading, tails
 from receiver.backends.kafka.settlement import Settlement, settlement
 from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
@@ -51,7 +52,6 @@ from receiver.backends.kafka.writing import LETTERS_MAX, Letters, Writing
 from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.message import Message
-from receiver.core.notification import Notification
 from receiver.core.router import DEAD_LETTER
 from receiver.core.session import Session
 from receiver.core.session_record import SESSIONS, NoSession, session_of
@@ -69,7 +69,6 @@ _ASK_SECONDS = 0.5
 #: another one; a few may have been written by somebody else.
 _PLACED_MAX = 1_000
 _MISPLACED_SHARE = 0.25
-#: Header of sessions and dead letters: the id of the topic that its `inbox` is a place in.
 
 
 class Topics(NamedTuple):
@@ -129,6 +128,7 @@ class KafkaLane:
         self._letters = TopicPartition(topics.dead_letters, partition)
         self._outputs = [TopicPartition(topic, partition) for topic in topics.outputs]
         self._letters_known = Letters(topics.dead_letters)
+        self._repeats = Repeats()
         self._connection = connection
         self._producer: Transactional | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -155,6 +155,7 @@ class KafkaLane:
             await self._settle()
             await self._restore()
             await self._stand()
+            self._repeats = await recalled(self._opened(self._consumer), self._inbox, self._committed)
         except KAFKA_FAILURES as error:
             raise Unavailable(
                 f"lane {self.partition} can't be opened: {type(error).__name__}", reason="kafka"
@@ -223,9 +224,8 @@ class KafkaLane:
                 raise LaneLost(self._lost)
             if consumer.assignment() and (await self._soon(consumer.position(self._inbox))) != position:
                 consumer.seek(self._inbox, position)
-            found = await self._soon(
-                consumer.getmany(self._inbox, timeout_ms=_POLL_MILLIS, max_records=count_max), "read"
-            )
+            call = consumer.getmany(self._inbox, timeout_ms=_POLL_MILLIS, max_records=count_max)
+            found = await self._soon(call, "read")
             records = [each for each in found.get(self._inbox, ()) if each.offset >= position]
             if position < self._rebuilt_up_to:  # no batch has both, what was decided before and what was not
                 records = [each for each in records if each.offset < self._rebuilt_up_to]
@@ -238,9 +238,10 @@ class KafkaLane:
         for each in records:
             if each.key is None and (why := unreadable(each)):
                 self._passed_over(place_of(each), why)  # a letter comes of it
-        notifications: list[Notification] = list(map(notification_of, records))
-        keys = {each.key for each in notifications}
         self._read_up_to = records[-1].offset + 1
+        records = [each for each in records if not self._repeats.has(each)]
+        notifications = [notification_of(each) for each in records]
+        keys = {each.key for each in notifications}
         return Batch(
             position,
             self._read_up_to,
