@@ -207,7 +207,9 @@ class KafkaSettings(Section):
     bootstrap_servers: Annotated[tuple[HostPort, ...], BeforeValidator(_comma_separated)] = Field(
         default=(), description="Brokers to begin with"
     )
-    group: Topic = Field(default="router", description="Name of the routers' consumer group, behind the prefix")
+    group: Topic = Field(
+        default="router", description="Name of the routers' consumer group, behind the prefix: one for all of them"
+    )
     append_timeout_seconds: float = Field(
         default=2, ge=0.1, le=60, description="Time for Kafka to keep a notification before the disk does"
     )

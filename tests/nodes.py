@@ -128,7 +128,8 @@ class KafkaBackend:
     async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
         """Take the lane, with an inbox and a reader beside."""
         names = [f"{self.prefix}.{name}" for name in ("dead-letter", "sessions", "status", "unavailable")]
-        plan = Plan(self.prefix, names, 1, None, 168, 168)
+        # Records of our samples, which are from 2026, keep their times for ten years.
+        plan = Plan(self.prefix, names, 1, None, 168, 10 * 365 * 24)
         if not self._made:
             await create(self._connection, plan)
             self._made = True

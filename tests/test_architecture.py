@@ -100,6 +100,7 @@ LAYERS = (
     {"backends.kafka.scan"},
     {"backends.kafka.repeats"},
     {"backends.kafka.lane", "backends.kafka.writer"},
+    {"backends.kafka.rivals"},
     {"backends.kafka.membership"},
     {"backends.directory", "backends.reserve", "backends.sqlite.schema"},
     {"backends.sqlite.mark", "backends.sqlite.salvage"},

@@ -279,7 +279,8 @@ async def test_sessions_are_restored(backend: Backend, router: Router) -> None:
         await append(node, posted("A1#x"), posted("A1", session_id="other"))
         made = await route(node, router)
     async with backend.opened() as node:
-        await append(node, posted("A1#x"), posted("A1", session_id="new"))
+        again = posted("A1#x", received_micros=START + 61 * SECOND)
+        await append(node, again, posted("A1", session_id="new"))
         batch = await node.lane.read(COUNT_MAX)
         assert batch.sessions == {SESSION_ID: made[0].session}
         assert [decision.verdict for decision in await commit(node.lane, router, batch)] == ["duplicate", "accepted"]

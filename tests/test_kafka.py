@@ -208,6 +208,20 @@ async def test_a_spool_is_drained_after_a_restart(
             spool.close()
 
 
+async def test_routers_of_two_groups(site: Site, telemetry: Telemetry) -> None:
+    """Where routers have different names for their group, each event has its effect once, and both say so."""
+    other = copy(site)
+    other.topics = Topics.of(site.prefix, "router-b", site.router.topics)
+    sessions = [f"s{number:02}" for number in range(40)]
+    async with site.inbox() as inbox, site.routing(telemetry) as first, other.routing(Telemetry()) as second:
+        for what in ("A1", "U2:N"):
+            await asyncio.gather(*(_kept(inbox, posted(what, session_id=each)) for each in sessions))
+            await until(lambda: all(map(_is_done, (first, second))))
+        ends = await site.records("unavailable", lambda found: len(found) >= len(sessions))
+        await until(lambda: "router-b" in first.notice and f"{site.prefix}.router" in second.notice)
+    assert sorted(record.message.key for record in ends) == sessions
+
+
 @pytest.mark.parametrize("between", ["nothing", "another router"])
 async def test_a_batch_is_appended_twice(
     site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path, between: str
@@ -247,6 +261,11 @@ async def test_a_batch_is_appended_twice(
         statuses = await site.records("status", lambda found: any(b"NETWORK" in _value(each) for each in found))
     assert len(letters) == len(broken) + 1
     assert [record.message.key for record in statuses].count("flaps") == len(flaps) + 1
+
+
+def _is_done(router: Membership) -> bool:
+    """Whether it has committed all that it knows of, on each partition."""
+    return len(router.lanes) == PARTITIONS and not any(lane.lag for lane in router.lanes.values())
 
 
 def _value(record: Record) -> bytes:

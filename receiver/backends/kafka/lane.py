@@ -34,7 +34,7 @@ from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_c
 from receiver.backends.kafka.fetching import unreadable
 from receiver.backends.kafka.known import Known, expect_topics, places
 from receiver.backends.kafka.limits import Limits
-from receiver.backends.kafka.producer import Transactional
+from receiver.backends.kafka.producer import Transactional, fence_of
 from receiver.backends.kafka.records import (
     INBOX_ID,
     notification_of,
@@ -308,8 +308,8 @@ class KafkaLane:
         return message._replace(headers=[*message.headers, (INBOX_ID, inbox_id)])
 
     async def _take(self) -> None:
-        self._producer = Transactional(self._connection, f"{self._topics.group}-{self.partition}", self._limits)
-        call = self._producer.start()
+        self._producer = Transactional(self._connection, fence_of(self._inbox), self._limits)
+        call = self._producer.start(f"{self._topics.group}-{self.partition}")  # what earlier releases call the fence
         await limited(call, _OPEN_SECONDS_MAX, f"the lane of partition {self.partition} can't be taken")
 
     async def _settle(self) -> None:

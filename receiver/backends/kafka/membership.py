@@ -17,6 +17,7 @@ from receiver.backends.kafka.connection import Connection, ended, limited
 from receiver.backends.kafka.known import Known, expect_topics, watch
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Limits
+from receiver.backends.kafka.rivals import watch_rivals
 from receiver.core.errors import Unavailable
 from receiver.dispatcher import Dispatcher
 from receiver.inbox import LaneLost
@@ -50,6 +51,7 @@ class Membership:
         self._topics_trouble = ""
         self._lane_troubles: dict[int, str] = {}
         self._doubts: dict[int, str] = {}
+        self._rivalry = ""
         self._connection = connection
         self._limits = limits or Limits(connection)
         self._topics = topics
@@ -71,10 +73,14 @@ class Membership:
 
     @property
     def notice(self) -> str:
-        """What did not fit when its lanes were opened, and how it was settled, in words for an operator."""
+        """What did not fit when its lanes were opened, and how it was settled; and what other group has routers.
+
+        In words for an operator.
+        """
         told = dict.fromkeys(self._doubts.values())
         where = {what: [str(each) for each, doubt in sorted(self._doubts.items()) if doubt == what] for what in told}
-        return "; ".join(f"partition {', '.join(some)}: {what}" for what, some in where.items())
+        doubts = [f"partition {', '.join(some)}: {what}" for what, some in where.items()]
+        return "; ".join([*doubts, *filter(None, [self._rivalry])])
 
     def failed(self, why: str) -> None:
         """It can't be a member now."""
@@ -84,6 +90,8 @@ class Membership:
         """Be a member, for ever: a membership that fails is begun anew."""
         # The lanes only wait, and so does the group for a long while: whether Kafka is there is found out beside them.
         watching = asyncio.create_task(watch(self._connection, self._topics.names, self._look))
+        group, inbox = self._topics.group, self._topics.inbox
+        guarding = asyncio.create_task(watch_rivals(self._connection, group, inbox, self._meet))
         try:
             while True:
                 try:
@@ -94,8 +102,9 @@ class Membership:
                 await asyncio.sleep(random.uniform(0.5, 2))  # noqa: S311  # so that not all come back at once
         finally:
             watching.cancel()
+            guarding.cancel()
             await self._share(())
-            await asyncio.wait({watching})
+            await asyncio.wait({watching, guarding})
 
     async def _be_member(self) -> None:
         consumer = self._connection.consumer(
@@ -122,6 +131,15 @@ class Membership:
                 await limited(consumer.getmany(timeout_ms=0), _JOIN_SECONDS_MAX, "the routers' group was left")
         finally:
             await ended(consumer.stop())
+
+    def _meet(self, groups: Sequence[str]) -> None:
+        """These groups have routers of the same inbox."""
+        told = (
+            f"routers of another group decide on {self._topics.inbox} too, set kafka.group alike: {', '.join(groups)}"
+        )
+        if groups and not self._rivalry:
+            self._telemetry.membership_failed(told)
+        self._rivalry = told if groups else ""
 
     def _look(self, found: dict[str, Known] | str) -> None:
         """What is known of the topics now, or why it is not known."""

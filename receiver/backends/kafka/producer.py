@@ -33,6 +33,7 @@ from receiver.backends.kafka.connection import Connection, end_producer, persist
 from receiver.backends.kafka.known import Known, known_to
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, Limits, Refused
 from receiver.backends.kafka.standing import MARK
+from receiver.backends.kafka.topics import INBOX
 from receiver.core.errors import Unavailable
 
 #: Below the time after which aiokafka would send the end of a transaction a second time, which could end a later one
@@ -56,6 +57,11 @@ _UNCOMMITTED, _COMMITTED = 0, 1
 _REQUESTS = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
 
 
+def fence_of(inbox: TopicPartition) -> str:
+    """The transactional id that is the right to decide on a partition of the inbox, whatever the routers' group."""
+    return f"{inbox.topic.removesuffix(f'.{INBOX}')}.router-{inbox.partition}"
+
+
 class Ends(NamedTuple):
     """Where a partition ends: for readers of what is committed, and for all. Between the two a transaction is open."""
 
@@ -76,6 +82,7 @@ class Transactional:
     """
 
     def __init__(self, connection: Connection, name: str, limits: Limits) -> None:
+        self._connection, self._name, self._limits = connection, name, limits
         self.went_astray = False
         self.waits_for = ""
         self.waits_since = 0.0
@@ -100,8 +107,14 @@ class Transactional:
 
         self._producer.client.send = watched
 
-    async def start(self) -> None:
-        """End what was left open under this name, and let nobody else go on with it."""
+    async def start(self, former_name: str = "") -> None:
+        """End what was left open under this name, or a former one, and let nobody else go on with either."""
+        if former_name and former_name != self._name:
+            former = Transactional(self._connection, former_name, self._limits)
+            try:
+                await former.start()
+            finally:
+                await former.close()
         await self._producer.start()
 
     async def close(self) -> None:

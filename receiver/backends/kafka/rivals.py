@@ -1,0 +1,56 @@
+"""Routers that are members of another group than ours, and decide on the same inbox.
+
+The fence is the partition's own, so no notification has its effect twice for that; but the groups take the lanes from
+each other all the time.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupAuthorizationFailedError
+
+from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.known import known
+from receiver.backends.kafka.standing import MARK
+from receiver.backends.kafka.writer import members_count
+from receiver.core.errors import Unavailable
+
+_ANSWER_SECONDS_MAX = 30.0
+_WATCH_SECONDS = 30.0
+
+
+async def rivals(connection: Connection, group: str, inbox: str) -> Sequence[str]:
+    """The other groups of this prefix that have members, and positions in the inbox such as routers commit.
+
+    Groups that we may not ask about are left out. Raises Unavailable.
+    """
+    topics = await known(connection, [inbox])
+    prefix, _, _ = inbox.rpartition(".")
+    async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
+        listing = persistently(admin.list_consumer_groups)
+        groups = {each[0] for each in await limited(listing, _ANSWER_SECONDS_MAX, "no list of groups")}
+        others = sorted(each for each in groups - {group} if each.startswith(f"{prefix}."))
+        routing = [each for each in others if inbox in topics and await _routes(admin, each, inbox)]
+    return [each for each in routing if await members_count(connection, each)]
+
+
+async def watch_rivals(connection: Connection, group: str, inbox: str, tell: Callable[[Sequence[str]], None]) -> None:
+    """Ask again and again, for ever, and tell the answer where there is one."""
+    while True:
+        with suppress(Unavailable):  # whether Kafka is there is told by others
+            tell(await rivals(connection, group, inbox))
+        await asyncio.sleep(_WATCH_SECONDS)
+
+
+async def _routes(admin: AIOKafkaAdminClient, group: str, inbox: str) -> bool:
+    try:
+        asked = persistently(partial(admin.list_consumer_group_offsets, group))
+        told = await limited(asked, _ANSWER_SECONDS_MAX, f"the group {group} can't be asked")
+    except Unavailable as error:
+        if isinstance(error.__cause__, GroupAuthorizationFailedError):
+            return False
+        raise
+    return any(at.topic == inbox and MARK in (each.metadata or "") for at, each in told.items())
