@@ -32,8 +32,9 @@ def sweeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 async def _made(bootstrap: str, topic: str, partitions_count: int) -> None:
-    """A topic that takes the times of its records from those who write them, and keeps them for a week."""
+    """A topic that takes any times of its records from those who write them, and keeps them for a week."""
     configs = {"retention.ms": str(7 * DAY_MILLIS), "cleanup.policy": "delete"}
+    configs["message.timestamp.after.max.ms"] = str(2**63 - 1)
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
@@ -95,3 +96,32 @@ async def test_what_was_received_long_ago_is_not_removed(
     records = await site.records("status", lambda found: len(found) >= len(contents))
     receipt = f'"receivedAt":"{rfc3339.render(received_micros)}"'.encode()
     assert [receipt in (each.message.value or b"") for each in records] == [True] * len(contents)
+
+
+@pytest.mark.parametrize("stamps", ["the broker", "the edge"])
+async def test_a_clock_ahead_forgets_no_session(
+    sweeping: Cluster, topic_prefix: str, telemetry: Telemetry, stamps: str
+) -> None:
+    """After notifications of a clock that is 200 hours ahead each session is remembered still, and what is repeated has no
+    effect; where the broker gives the inbox no times of its own, that clock is told of.
+    """
+    site = Site(sweeping, topic_prefix)
+    if stamps == "the edge":
+        await _made(sweeping.bootstrap, site.plan.inbox, PARTITIONS)
+    await create(site.connection, site.plan)
+    now_micros = time.time_ns() // 1000
+    keys = [f"s{number}" for number in range(20)]
+    ends = [posted(f"U1:N#{key}", session_id=key, received_micros=now_micros) for key in keys]
+    async with site.inbox() as inbox, site.routing(telemetry) as membership:
+        await asyncio.gather(*map(inbox.append, ends))
+        await site.records("unavailable", lambda found: len(found) >= len(keys))
+        ahead = [posted("R1", session_id=f"{key}-", received_micros=now_micros + 200 * HOUR) for key in keys]
+        await asyncio.gather(*map(inbox.append, ahead))
+        await site.records("status", lambda found: len(found) >= 2 * len(keys))
+        again = [each._replace(received_micros=now_micros + HOUR // 3600) for each in ends]
+        last = [posted("U2:N", session_id=f"{key}-", received_micros=now_micros + HOUR // 3600) for key in keys]
+        await asyncio.gather(*map(inbox.append, [*again, *last]))
+        found = await site.records("unavailable", lambda found: len(found) >= 2 * len(keys))
+        counts = [sum(len(lane.sessions) for lane in membership.lanes.values()), "ahead" in membership._limits.notice]  # noqa: SLF001
+    assert sorted(each.message.key for each in found) == sorted([*keys, *(f"{key}-" for key in keys)])
+    assert counts == [2 * len(keys), stamps == "the edge"]

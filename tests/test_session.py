@@ -103,6 +103,12 @@ def heard(events: Sequence[tuple[Event, str]], *, resumes: bool = False) -> Outc
         ("A?", "A1", UNCHANGED),
         ("A?", "U1", LATE),
         ("A?", "U1001", ACCEPTED),
+        # By a few seconds of a receipt no end is older.
+        ("A1010", "U?", ACCEPTED),
+        ("A1011", "U?", ACCEPTED),
+        ("A1012", "U?", LATE),
+        ("U1010", "A?", LATE),
+        ("U?", "A999", LATE),
         # A sender that posts again may put another time on it: the id, the status and the reason tell.
         ("A1#x", "A2#x", DUPLICATE),
         ("A2#x", "A1#x", DUPLICATE),
@@ -136,6 +142,18 @@ def heard(events: Sequence[tuple[Event, str]], *, resumes: bool = False) -> Outc
 def test_verdict(before: str, event: str, verdict: Verdict) -> None:
     """The verdict on an event follows from the events that its session was told before."""
     assert after(*before.split(), event)[1] is verdict
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict", "lasted"),
+    [(1, ACCEPTED, 1.0), (0, ACCEPTED, 0.0), (-5, ACCEPTED, 0.0), (-10, ACCEPTED, 0.0), (-11, LATE, None)],
+)
+def test_two_clocks_differ_by_seconds(seconds: int, verdict: Verdict, lasted: float | None) -> None:
+    """An end without a time counts where it arrives after AVAILABLE, though its edge's clock is some seconds behind."""
+    (granted, sender), (ended, _) = told("A?"), told("U?")
+    session = apply(None, granted, sender, START, START).session
+    outcome = apply(session, ended, sender, START + seconds * SECOND, max(START, START + seconds * SECOND))
+    assert (outcome.verdict, outcome.session.available_seconds) == (verdict, lasted)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +452,7 @@ def test_every_verdict_is_the_oracles(arrivals: list[tuple[Event, str, int]], me
     oracle, session = Oracle(memory_max, resumes=resumes), None
     received_micros = clock_micros = START + 3 * SECOND
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("receiver.session.MARKS_MAX", memory_max)
+        patch.setattr("receiver.core.session.MARKS_MAX", memory_max)
         for event, sender, seconds in arrivals:
             received_micros += seconds * SECOND
             clock_micros = max(clock_micros, received_micros)

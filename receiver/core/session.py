@@ -16,6 +16,11 @@ status orders first and the time only between statuses of one rank:
 An event of a higher rank than the session's is news whatever its clock says. One of a lower rank is late. Between
 equals the older time is late, and equal times count in order of arrival.
 
+Where an event has no time, its receipt stands in for it, by the clock of the machine that received it. Two machines'
+clocks differ by seconds, which are no evidence of order. So an UNAVAILABLE without a time that arrives after what it
+ends is not behind that, unless its receipt was RECEIPTS_DIFFER_SECONDS before: an end is not lost for a clock. The
+other way round a receipt's word counts, for the end may have overtaken an AVAILABLE that waited in a spool.
+
 Some gateways take a session up again after its end. For a sender that the configuration names so, the time decides
 between AVAILABLE and UNAVAILABLE, whatever the reason.
 
@@ -86,6 +91,10 @@ _END = QosStatus.UNAVAILABLE[0]
 _MISSING = "M"
 #: The source of the events that tell of such an end.
 MISSING_SOURCE = "/qod-receiver/reconcile/missing"
+
+#: So far may two machines' clocks differ.
+RECEIPTS_DIFFER_SECONDS = 10
+_RECEIPTS_DIFFER_MICROS = RECEIPTS_DIFFER_SECONDS * 1_000_000
 
 #: A sender's first AVAILABLE may be the one that began the session, told late by a clock that is ahead by just so much.
 _CLEARLY_LATER_MICROS = 2_000_000
@@ -160,7 +169,7 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
     `received_micros` stands in for a time that the event lacks. `clock_micros` is the inbox's clock: the latest time of
     receipt up to and with this event. `resumes` is whether the sender takes sessions up again after their end.
     """
-    event_micros = received_micros if event.time_micros is None else event.time_micros
+    event_micros = _received_micros(session, event, received_micros) if event.time_micros is None else event.time_micros
     mark = _mark(event, event_micros)
     if session is None:
         return Outcome(_begin(event, sender, event_micros, clock_micros, mark), Verdict.ACCEPTED)
@@ -320,6 +329,14 @@ def _find(marks: tuple[str, ...], mark: str) -> tuple[bool, bool]:
 def _is_beyond_belief(session: Session) -> bool:
     """Whether its time can't be true, which earlier releases took as it was told."""
     return is_far(session.time_micros, session.touched_micros)
+
+
+def _received_micros(session: Session | None, event: Event, received_micros: int) -> int:
+    """The time of an event that has none: of its receipt, but for an end not before what it ends, see the module."""
+    if session is None or event.qos_status is not QosStatus.UNAVAILABLE:
+        return received_micros
+    is_within = received_micros >= session.time_micros - _RECEIPTS_DIFFER_MICROS
+    return max(received_micros, session.time_micros) if is_within else received_micros
 
 
 def _takes_back(session: Session, event: Event, received_micros: int) -> bool:

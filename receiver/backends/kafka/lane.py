@@ -37,7 +37,6 @@ from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.producer import Transactional, fence_of
 from receiver.backends.kafka.records import (
     INBOX_ID,
-    notification_of,
     partition_of,
     place_of,
     record_of,
@@ -240,7 +239,7 @@ class KafkaLane:
                 self._passed_over(place_of(each), why)  # a letter comes of it
         self._read_up_to = records[-1].offset + 1
         records = [each for each in records if not self._repeats.has(each)]
-        notifications = [notification_of(each) for each in records]
+        notifications = self._limits.notifications(records)
         keys = {each.key for each in notifications}
         return Batch(
             position,

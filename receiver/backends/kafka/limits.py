@@ -9,7 +9,7 @@ What is learned here is kept for as long as the process runs, whatever becomes o
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -30,7 +30,9 @@ from aiokafka.errors import (
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
 from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.records import notification_of
 from receiver.core.errors import Unavailable
+from receiver.core.notification import Notification
 
 
 class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]  # aiokafka has no types
@@ -63,6 +65,8 @@ BATCH_BYTES_MAX = 900_000
 _ANSWER_SECONDS_MAX = 5.0
 _AGE_SECONDS_MAX = 10.0
 _HOUR_MILLIS = 3_600_000
+#: A record's timestamp type: the broker's time of the append (kafka.apache.org/documentation, message format).
+_APPEND_TIME = 1
 #: A bound beyond this is none: Kafka's own word for "none" is 2^63 - 1.
 _BOUND_MILLIS_MAX = 10 * 365 * 24 * _HOUR_MILLIS
 #: How far our clock and the brokers' may differ, and how long a record may be under way.
@@ -169,13 +173,17 @@ class Limits:
         self._shift = self._shifts_count = 0
         self._shifted_at = 0.0
         self._ahead_told: int | None = None
-        self._unwritable_count, self._why = 0, ""
+        self._unwritable_count, self._why, self._ahead_count = 0, "", 0
 
     @property
     def notice(self) -> str:
-        """What could not be written as it was, in words for an operator; empty where all was."""
-        count = self._unwritable_count
-        return f"{count} notifications are dead letters because of what Kafka refused: {self._why}" if count else ""
+        """What could not be written or taken as it was, in words for an operator; empty where all was."""
+        count, ahead = self._unwritable_count, self._ahead_count
+        refused = f"{count} notifications are dead letters because of what Kafka refused: {self._why}" if count else ""
+        early = (
+            f"{ahead} notifications were received by a clock that is more than an hour ahead of ours" if ahead else ""
+        )
+        return "; ".join(filter(None, (refused, early)))
 
     def unwritable(self, why: str) -> None:
         """What a notification came to can't be written."""
@@ -213,6 +221,22 @@ class Limits:
         """The most bytes that a batch for a topic may have, its own header among them."""
         bytes_max, until = self._bytes_learned.get(topic, _NOTHING_LEARNED)
         return bytes_max if time.monotonic() < until else self.of(topic).batch_bytes_max
+
+    def notifications(self, records: Sequence[Any]) -> list[Notification]:
+        """What fetched records of the inbox bring.
+
+        The inbox's clock is the latest receipt, and by it sessions are forgotten. So no time that an edge gave a record
+        counts that is more than an hour after now, where the topic takes such times; the broker's own always do.
+        """
+        latest_millis = self._now_millis() - self._ahead_millis + _HOUR_MILLIS
+        found = []
+        for each in records:
+            if (each.timestamp or 0) > latest_millis and each.timestamp_type != _APPEND_TIME:
+                self._ahead_count += 1
+                found.append(notification_of(each, latest_millis - _HOUR_MILLIS))
+            else:
+                found.append(notification_of(each))
+        return found
 
     def window(self, topic: str) -> Window:
         """When records of a topic may be from, now: they are taken, and are to be had for half of its retention."""

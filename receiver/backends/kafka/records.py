@@ -84,10 +84,15 @@ def inbox_record(notification: Notification) -> RawRecord:
     return RawRecord(key.encode(), body, received_micros // 1000, headers)
 
 
-def notification_of(record: FetchedRecord) -> Notification:
-    """The inverse. What another program wrote into the inbox is read as well as it can be, to end as a dead letter."""
+def notification_of(record: FetchedRecord, latest_millis: int | None = None) -> Notification:
+    """The inverse. What another program wrote into the inbox is read as well as it can be, to end as a dead letter.
+
+    It was received at `latest_millis` at the latest, if that is given, whatever time the record has.
+    """
     headers = _texts(record.headers)
     received_at, stamped_micros = headers.get("received-at"), _stamped_micros(record)
+    if latest_millis is not None:
+        stamped_micros = min(stamped_micros, latest_millis * 1000)
     try:
         received_micros = stamped_micros if received_at is None else rfc3339.micros(received_at)
     except (ValueError, OverflowError):
