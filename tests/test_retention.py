@@ -102,7 +102,7 @@ async def test_what_was_received_long_ago_is_not_removed(
 async def test_a_clock_ahead_forgets_no_session(
     sweeping: Cluster, topic_prefix: str, telemetry: Telemetry, stamps: str
 ) -> None:
-    """After notifications of a clock that is 200 hours ahead each session is remembered still, and what is repeated has no
+    """After notifications of a clock that is 200 hours ahead each session is remembered still, and a repetition has no
     effect; where the broker gives the inbox no times of its own, that clock is told of.
     """
     site = Site(sweeping, topic_prefix)
