@@ -1,6 +1,7 @@
 """What a broker refuses for a record in it stops nothing else: batches or records too long, times out of bounds."""
 
 import asyncio
+import itertools
 import os
 import secrets
 import subprocess
@@ -249,8 +250,9 @@ async def _forgotten(membership: Membership, inbox: KafkaInbox, now_micros: int)
 
 
 async def _told_again(inbox: KafkaInbox, notification: Notification) -> None:
-    while True:
-        await inbox.append(notification)
+    """As a sender that posts it again and again."""
+    for number in itertools.count():
+        await inbox.append(notification._replace(received_micros=notification.received_micros + number))
         await asyncio.sleep(0.2)
 
 
