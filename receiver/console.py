@@ -25,7 +25,7 @@ from receiver.core.event import EXPECTED_ENDS, QosStatus
 from receiver.core.message import Record
 from receiver.core.session import Session
 from receiver.qod import difference as behind
-from receiver.settings import Settings
+from receiver.settings import Settings, option_of
 from receiver.settings_layers import Layers, SettingPath
 from receiver.shown import HIDDEN, shown_url
 
@@ -173,7 +173,7 @@ def settings_text(settings: Settings, layers: Layers[Settings]) -> Text:
     return text
 
 
-def first_steps(edge_url: str, token: str, settings: Settings, now: float) -> str:
+def first_steps(edge_url: str, token: str, data: Path, options: Mapping[str, str], now: float) -> str:
     """What a newcomer does next: a token, a notification to post, and where to see what became of it."""
     body = json.dumps(
         {
@@ -203,8 +203,8 @@ curl -i {shlex.quote(edge_url)} \\
   -d {shlex.quote(body)}
 
 See what came of it, in another terminal; and mint more tokens:
-{program()} tail status --from beginning{place_option(settings)}
-{program()} token mint --sender NAME{data_option(settings.data)}
+{program()} tail status --from beginning{options_text(options)}
+{program()} token mint --sender NAME{data_option(data)}
 """
 
 
@@ -218,14 +218,12 @@ def program() -> str:
 
 def data_option(data: Path) -> str:
     """The option that another command needs to look at the same directory."""
-    default = Settings.model_fields["data"].default
-    return "" if data == default else f" --data {shlex.quote(str(data))}"
+    return options_text(option_of(data))
 
 
-def place_option(settings: Settings) -> str:
-    """The option that another command needs to see the same topics."""
-    brokers = ",".join(settings.kafka.bootstrap_servers)
-    return f" --kafka {shlex.quote(brokers)}" if brokers else data_option(settings.data)
+def options_text(options: Mapping[str, str]) -> str:
+    """Options and their values as they are typed behind a command."""
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in options.items())
 
 
 def _caption(shown: int, counts: Mapping[QosStatus, int]) -> Text:

@@ -41,8 +41,8 @@ from receiver.core.session import merged
 from receiver.core.session_record import SESSIONS, NoSession, session_message, session_of, traced
 from receiver.dispatcher import Dispatcher
 from receiver.inbox import Lane, LaneLost
-from receiver.process.clustered import connection_of, plan_of, prepare
-from receiver.process.embedded import open_node, open_reader
+from receiver.process.cluster import connection_of, plan_of, prepare
+from receiver.process.directory import open_node, open_reader
 from receiver.reader import PassedOver, Reader
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry

@@ -12,13 +12,17 @@ Failure      `append` raises Unavailable when it is not *known* that the notific
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from receiver.core.message import Message
 from receiver.core.notification import Notification
 from receiver.core.session import Session
+
+#: So many are appended together.
+_APPENDED_AT_ONCE = 256
 
 
 class Batch(NamedTuple):
@@ -102,3 +106,10 @@ class Lane(Protocol):
 
 class LaneLost(Exception):
     """Another process owns the lane now, or nobody can tell: stop, and open it anew before going on."""
+
+
+async def append_all(inbox: Inbox, notifications: Iterable[Notification]) -> None:
+    """Append a few at a time. Raises Unavailable."""
+    waiting = iter(notifications)
+    while some := list(islice(waiting, _APPENDED_AT_ONCE)):
+        await asyncio.gather(*map(inbox.append, some))

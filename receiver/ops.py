@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import contextmanager
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,16 +23,12 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from receiver.core import rfc3339
 from receiver.core.errors import Malformed, Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.notification import Notification
-from receiver.core.session import Session
-from receiver.core.session_record import session_value
-from receiver.inbox import Inbox
+from receiver.operations import Operations
 from receiver.qod.telling import received
-from receiver.reader import Cursor, Reader, cursor_text
-from receiver.replay import DeadLetters
+from receiver.reader import Cursor, Reader, cursor_text, session_fields
 from receiver.telemetry import Telemetry
 
 _PATHS = """\
@@ -71,9 +66,8 @@ class OpsApp(Starlette):
     def __init__(
         self,
         *,
-        inbox: Inbox,
+        operations: Operations,
         reader: Reader,
-        dead_letters: DeadLetters,
         telemetry: Telemetry,
         session_counts: Callable[[], Awaitable[Mapping[QosStatus, int]]],
         troubles: Callable[[], Mapping[str, str]],
@@ -82,9 +76,8 @@ class OpsApp(Starlette):
         prefix: str,
         token_sha256: str | None,
     ) -> None:
-        self._inbox = inbox
+        self._operations = operations
         self._reader = reader
-        self._dead_letters = dead_letters
         self._telemetry = telemetry
         self._session_counts = session_counts
         self._troubles = troubles
@@ -232,7 +225,7 @@ class OpsApp(Starlette):
     async def _replay(self, request: Request) -> Response:
         verdicts, start = _wanted(await request.body())
         try:
-            replayed = await self._dead_letters.replay(verdicts, start)
+            replayed = await self._operations.replay(verdicts, start)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         return _json({"replayed": replayed})
@@ -241,13 +234,8 @@ class OpsApp(Starlette):
         if request.headers.get("content-type") != "application/json":
             raise HTTPException(415, "the content type is application/json")
         notifications = _learned(await request.body(), time.time_ns() // 1000)
-        await asyncio.gather(*map(self._inbox.append, notifications))
+        await self._operations.learn(notifications)
         return _json({"learned": len(notifications)})
-
-
-def session_fields(session: Session) -> dict[str, Any]:
-    """A session as `sessions` and the operations port show it: the record's value, and when it was last touched."""
-    return {**orjson.loads(session_value(session)), "touchedAt": rfc3339.render(session.touched_micros)}
 
 
 class _NoPages:

@@ -29,7 +29,7 @@ from receiver.settings_fields import Address, Section, SenderName, Sha256, text
 from receiver.settings_layers import Layers, Problem, SettingsError
 from receiver.tls import client_context, trusting
 
-__all__ = ["Problem", "Settings", "SettingsError", "layers", "load"]
+__all__ = ["Problem", "Settings", "SettingsError", "layers", "load", "option_of"]
 
 #: Settings that have an option of their own on the command line, by dotted path.
 OPTIONS = {
@@ -433,6 +433,11 @@ class Settings(BaseSettings):
         if value.bootstrap_servers and edge is not None and edge.body_bytes_max > _KAFKA_BODY_BYTES_MAX:
             raise ValueError(f"edge.body_bytes_max of at most {_KAFKA_BODY_BYTES_MAX}: brokers take no longer records")
         return value
+
+
+def option_of(data: Path) -> dict[str, str]:
+    """The option that leads another command to the data directory; none where its default does."""
+    return {} if data == Settings.model_fields["data"].default else {"data": str(data)}
 
 
 def load(config: Path | None, overrides: Mapping[str, object]) -> Settings:

@@ -301,6 +301,10 @@ class Telemetry:
         """Kafka is away, or its topics are not as they must be; asked again in a while."""
         self._log.warning("cluster_failed", reason=reason)
 
+    def addresses_not_written(self, reason: str) -> None:
+        """Other commands won't find this process, whatever else it does."""
+        self._log.warning("addresses_not_written", reason=reason)
+
     def topic_differs(self, topic: str, what: str) -> None:
         """A topic is not as the configuration wants it, though it can be used."""
         self._log.warning("topic_differs", topic=topic, what=what)

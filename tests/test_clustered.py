@@ -19,8 +19,9 @@ from receiver.backends.spool import Spool
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.errors import Unavailable
 from receiver.core.session_record import SESSIONS
-from receiver.process.build import build_router
-from receiver.process.clustered import SPOOL, ClusteredNode, Part, clustered
+from receiver.process.clustered import SPOOL, ClusteredNode, clustered
+from receiver.process.part import Part
+from receiver.process.routing import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster

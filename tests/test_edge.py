@@ -29,7 +29,7 @@ from receiver.edge.admission import Admission
 from receiver.edge.app import Edge, EdgeApp, Limits
 from receiver.edge.auth import Credentials, Issuer, StaticToken
 from receiver.edge.issuers import Authenticator, KeySource
-from receiver.replay import DeadLetters
+from receiver.operations import LocalOperations
 from receiver.telemetry import Telemetry
 from tests.nodes import Node, SqliteBackend, everything, route, until
 from tests.samples import SENDER, SESSION_ID, bare, body, told
@@ -711,7 +711,7 @@ async def test_what_is_posted_beside_has_no_effect_until_it_is_replayed(edge: Do
     assert decision.verdict is Verdict.UNRECOGNIZED
     (letter,) = await everything(edge.node.reader, "qod.dead-letter")
     assert orjson.loads(letter.message.value or b"")["reason"].startswith("posted to /Notifications, where nothing is")
-    assert await DeadLetters(edge.node.reader, edge.node.inbox, "qod").replay() == 1
+    assert await LocalOperations(edge.node.reader, edge.node.inbox, "qod").replay() == 1
     (replayed,) = await route(edge.node, router)
     assert replayed.verdict is Verdict.ACCEPTED
 

@@ -29,9 +29,9 @@ from receiver.core.message import Record
 from receiver.core.notification import RECONCILE, Notification
 from receiver.core.session import MARKS_MAX, Session, apply, merged
 from receiver.export import LEDGER_NAME, Carried, Ledger, export
-from receiver.process.build import build_router
-from receiver.process.clustered import connection_of
-from receiver.process.embedded import open_node, open_reader
+from receiver.process.cluster import connection_of
+from receiver.process.directory import open_node, open_reader
+from receiver.process.routing import build_router
 from receiver.qod import telling
 from receiver.settings import KafkaSettings, RouteSettings, Settings
 from receiver.telemetry import Telemetry

@@ -34,8 +34,10 @@ from receiver.core.message import Record
 from receiver.core.notification import Notification
 from receiver.core.router import Router
 from receiver.core.session import Session
-from receiver.process import build
-from receiver.process.clustered import Part, clustered, plan_of
+from receiver.process.cluster import plan_of
+from receiver.process.clustered import clustered
+from receiver.process.part import Part
+from receiver.process.routing import build_router
 from receiver.reader import Cursor
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
@@ -97,7 +99,7 @@ class Site(NamedTuple):
     @property
     def router(self) -> Router:
         """What the router decides with."""
-        return build.build_router(self.settings)
+        return build_router(self.settings)
 
     @property
     def inbox(self) -> str:

@@ -23,8 +23,10 @@ from receiver.backends.kafka import topics
 from receiver.backends.kafka.tokens import ClientCredentials
 from receiver.core.errors import Unavailable
 from receiver.core.message import Record
-from receiver.process import build
-from receiver.process.clustered import WHOLE, ClusteredNode, clustered, connection_of, plan_of
+from receiver.process.cluster import connection_of, plan_of
+from receiver.process.clustered import ClusteredNode, clustered
+from receiver.process.part import WHOLE
+from receiver.process.routing import build_router
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import HOST, PASSWORD, USER, Cluster, Credentials
@@ -184,7 +186,7 @@ def site(broker: Cluster, stranger: Credentials, tokens: TokenServer, topic_pref
 @asynccontextmanager
 async def serving(settings: Settings, telemetry: Telemetry) -> AsyncIterator[ClusteredNode]:
     """An edge's spool and a router, at work."""
-    async with clustered(settings, telemetry, build.build_router(settings), WHOLE) as node:
+    async with clustered(settings, telemetry, build_router(settings), WHOLE) as node:
         jobs = [asyncio.ensure_future(job) for job in node.jobs()]
         try:
             yield node
@@ -208,7 +210,7 @@ async def statuses(node: ClusteredNode, prefix: str, count: int) -> Sequence[Rec
 
 async def refusal(settings: Settings) -> str:
     """What is told of a cluster that can't be asked."""
-    plan = plan_of(settings, build.build_router(settings))
+    plan = plan_of(settings, build_router(settings))
     with pytest.raises(Unavailable) as caught:
         await topics.check(connection_of(settings), plan)
     return caught.value.message

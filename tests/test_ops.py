@@ -20,8 +20,8 @@ import receiver.telemetry
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.router import Router
 from receiver.core.session import Verdict
+from receiver.operations import LocalOperations
 from receiver.ops import OpsApp
-from receiver.replay import DeadLetters
 from receiver.telemetry import Telemetry
 from tests.limits import SECONDS_MAX
 from tests.nodes import Node, SqliteBackend, append, everything, forget, route, until
@@ -56,9 +56,8 @@ async def serving(node: Node, telemetry: Telemetry, token: str | None = None) ->
     notices: dict[str, str] = {}
     stopping = asyncio.Event()
     app = OpsApp(
-        inbox=node.inbox,
         reader=node.reader,
-        dead_letters=DeadLetters(node.reader, node.inbox, "qod"),
+        operations=LocalOperations(node.reader, node.inbox, "qod"),
         telemetry=telemetry,
         session_counts=node.reader.session_counts,
         troubles=lambda: troubles,

@@ -18,9 +18,10 @@ import httpx2
 import pytest
 
 from receiver.core import rfc3339
-from receiver.process.build import build_router
-from receiver.process.embedded import EmbeddedNode, open_node, open_reader
+from receiver.process.directory import open_node, open_reader
+from receiver.process.embedded import EmbeddedNode
 from receiver.process.reconciling import reconciler
+from receiver.process.routing import build_router
 from receiver.qod.reconciler import Schedule
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry

@@ -17,7 +17,7 @@ from receiver.core.router import Decision, Router
 from receiver.core.routes import DEFAULT_ROUTES, Route, targets
 from receiver.core.session import MARKS_MAX, Verdict
 from receiver.core.session_record import session_from
-from receiver.process.build import build_router
+from receiver.process.routing import build_router
 from receiver.settings import RouterSettings, Settings
 from tests.samples import HOUR, SECOND, SENDER, SESSION_ID, SOURCE, START, TYPE, bare, body, decisions, posted, told
 

@@ -18,8 +18,9 @@ from receiver.backends.kafka.known import known
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.core.errors import Unavailable
 from receiver.core.message import Record
-from receiver.process.build import build_router
-from receiver.process.clustered import WHOLE, ClusteredNode, Part, clustered
+from receiver.process.clustered import ClusteredNode, clustered
+from receiver.process.part import WHOLE, Part
+from receiver.process.routing import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers

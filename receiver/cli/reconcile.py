@@ -13,24 +13,19 @@ from receiver.cli.options import (
     Failed,
     KafkaOption,
     OpsTokenOption,
-    ask_process,
-    reading,
     s,
     settings_of,
 )
 from receiver.console import behind_table, console
 from receiver.core.notification import CLIENT, Notification
 from receiver.core.session import Session
-from receiver.process import build
 from receiver.process.reconciling import api_facts, reconciler
+from receiver.process.store import store_of
 from receiver.qod.difference import Difference
 from receiver.qod.model import ApiSession
-from receiver.qod.telling import notification, sent, told
+from receiver.qod.telling import notification, told
 from receiver.reader import Reader
 from receiver.settings import Settings
-
-#: As many as the operations port takes at once, by far.
-_ASKED_AT_ONCE = 32
 
 
 def reconcile(
@@ -49,14 +44,14 @@ def reconcile(
 
 
 async def learned(settings: Settings, session: ApiSession, ops_token: str) -> None:
-    """Have kept what the API told of a session, so that the topics know of it. Raises Failed and Unavailable."""
+    """Have kept what the API told of a session, so that the topics know of it. Raises Unavailable."""
     now_micros = time.time_ns() // 1000
     telling = told(session, None, now_micros, api_facts(settings)(session))
     await _keep(settings, [notification(telling, CLIENT, settings.api.sender or "", now_micros)], ops_token)
 
 
 async def _reconcile(settings: Settings, ops_token: str, *, dry_run: bool) -> None:
-    async with reading(settings) as reader, reconciler(settings, _All(reader)) as made:
+    async with store_of(settings).reader() as reader, reconciler(settings, _All(reader)) as made:
         found = await made.compare()
     if made.complaint:
         typer.echo(made.complaint, err=True)
@@ -76,14 +71,8 @@ def _counted(found: Sequence[Difference]) -> str:
 
 
 async def _keep(settings: Settings, notifications: Sequence[Notification], ops_token: str) -> None:
-    """Into the cluster; else by the process that serves the directory; else into the directory."""
-    serving = None if settings.kafka.bootstrap_servers else build.served_at(settings.data)
-    if serving is None:
-        await build.learn(settings, notifications)
-        return
-    for first in range(0, len(notifications), _ASKED_AT_ONCE):
-        some = [sent(each) for each in notifications[first : first + _ASKED_AT_ONCE]]
-        await asyncio.to_thread(ask_process, f"{serving.ops_url}/learn", {"notifications": some}, ops_token)
+    async with store_of(settings).operations(ops_token) as operations:
+        await operations.learn(notifications)
 
 
 class _All:
@@ -93,9 +82,9 @@ class _All:
         self._reader = reader
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
-        """See `receiver.qod.reconcile.Ours`."""
+        """See `receiver.qod.reconciler.Ours`."""
         return await self._reader.sessions_of(sender, session_ids)
 
     def owns(self, session_id: str) -> bool:  # noqa: ARG002  # all of them
-        """See `receiver.qod.reconcile.Ours`."""
+        """See `receiver.qod.reconciler.Ours`."""
         return True

@@ -16,14 +16,14 @@ from receiver.cli.options import (
     Failed,
     JsonOption,
     KafkaOption,
-    reading,
     settings_of,
     start_text,
 )
 from receiver.console import console, record_line, sessions_table
 from receiver.core.event import QosStatus
-from receiver.ops import session_fields
-from receiver.process import build
+from receiver.process.routing import build_router
+from receiver.process.store import store_of
+from receiver.reader import session_fields
 from receiver.settings import Settings
 
 _FOLLOW_INTERVAL_SECONDS = 0.2
@@ -87,7 +87,7 @@ def sessions(
 
 async def _tail(settings: Settings, topic: str, start: str, session: str, *, follow: bool, as_json: bool) -> None:
     out = console()
-    async with reading(settings) as reader:
+    async with store_of(settings).reader() as reader:
         while topic not in await reader.topics():
             _expect(settings, topic, await reader.topics())
             if not follow:
@@ -115,13 +115,13 @@ async def _tail(settings: Settings, topic: str, start: str, session: str, *, fol
 
 def _expect(settings: Settings, topic: str, topics: Sequence[str]) -> None:
     """Raises Failed unless the router may still make the topic."""
-    expected = build.build_router(settings).topics
+    expected = build_router(settings).topics
     if topic not in expected:
         raise Failed(f"there is no topic {topic}; there are {', '.join(sorted({*expected, *topics}))}")
 
 
 async def _sessions(settings: Settings, status: QosStatus | None, limit: int, as_json: bool) -> None:
-    async with reading(settings) as reader:
+    async with store_of(settings).reader() as reader:
         found, counts = await reader.sessions(status, limit), await reader.session_counts()
     if as_json:
         for session in found:

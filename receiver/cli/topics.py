@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from receiver.backends.kafka import topics
-from receiver.cli.options import ConfigOption, Failed, KafkaOption, s, settings_of
+from receiver.cli.options import ConfigOption, Failed, KafkaOption, expect_cluster, s, settings_of
 from receiver.console import console, differences_table
-from receiver.process import build
-from receiver.process.clustered import connection_of, expect_same_partitions, group_of, plan_of
+from receiver.process.cluster import connection_of, expect_same_partitions, group_of, plan_of
+from receiver.process.routing import build_router
+from receiver.process.store import store_of
 from receiver.settings import Settings
 
 
@@ -36,7 +37,7 @@ def create(
 ) -> None:
     """Make the topics that are missing in the Kafka cluster; those that exist are left alone."""
     settings = _settings(config, kafka, partitions, replication_factor)
-    made = asyncio.run(topics.create(connection_of(settings), plan_of(settings, build.build_router(settings))))
+    made = asyncio.run(topics.create(connection_of(settings), plan_of(settings, build_router(settings))))
     for name in made:
         typer.echo(name)
     typer.echo(f"{len(made)} topic{s(len(made))} made")
@@ -51,7 +52,7 @@ def check(
     """Name each difference between the topics in the Kafka cluster and what the configuration says."""
     settings = _settings(config, kafka)
     _check(settings)
-    inbox = plan_of(settings, build.build_router(settings)).inbox
+    inbox = plan_of(settings, build_router(settings)).inbox
     asyncio.run(expect_same_partitions(connection_of(settings), inbox, group_of(settings)))
     typer.echo("the topics are as the configuration says")
 
@@ -62,14 +63,13 @@ def _settings(
     settings = settings_of(
         config, kafka=kafka, kafka__partitions=partitions, kafka__replication_factor=replication_factor
     )
-    if not settings.kafka.bootstrap_servers:
-        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
+    expect_cluster(store_of(settings))
     return settings
 
 
 def _check(settings: Settings, *, made: bool = False) -> None:
     """Raises Failed where something differs."""
-    plan = plan_of(settings, build.build_router(settings))
+    plan = plan_of(settings, build_router(settings))
     differences = asyncio.run(topics.check(connection_of(settings), plan, made=made))
     if differences:
         console().print(differences_table(differences))

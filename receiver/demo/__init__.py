@@ -25,8 +25,10 @@ from receiver.demo.ledger import Ledger
 from receiver.demo.screen import Lines, Screen, summary
 from receiver.demo.tally import Tally
 from receiver.edge import auth
-from receiver.process import build, embedded
+from receiver.process.addresses import Addresses
+from receiver.process.directory import open_reader
 from receiver.process.ports import listening, url_of
+from receiver.process.run import run
 from receiver.reader import Cursor, Reader
 from receiver.secret_file import mint_secret
 from receiver.settings import EdgeSettings, LogSettings, OpsSettings, Settings
@@ -72,7 +74,7 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
             await stack.enter_async_context(simulating(options, listener))
             client = httpx2.AsyncClient(timeout=30, trust_env=False, verify=application.TRUST)
             await stack.enter_async_context(client)
-            reader = stack.enter_context(contextlib.closing(embedded.open_reader(settings)))
+            reader = stack.enter_context(contextlib.closing(open_reader(settings)))
             simulator_url = url_of(_HOST, listener)
             tally = Tally(Ledger(client, simulator_url), sessions)
             token = auth.mint(mint_secret(settings), _OPERATOR, _TOKEN_SECONDS, time.time())
@@ -92,10 +94,10 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
     return interrupted or not tally.comparison().faults
 
 
-async def _serve(settings: Settings) -> tuple[asyncio.Task[None], build.Addresses]:
+async def _serve(settings: Settings) -> tuple[asyncio.Task[None], Addresses]:
     """A receiver that listens. Raises what kept it from that."""
-    ready: asyncio.Future[build.Addresses] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(build.run(settings, ready=ready.set_result))
+    ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(run(settings, ready=ready.set_result))
     await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
     if not ready.done():
         await serving

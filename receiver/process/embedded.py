@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
@@ -11,9 +11,8 @@ from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.router import Router
 from receiver.core.session import Session
-from receiver.core.session_record import SESSIONS
 from receiver.dispatcher import Dispatcher
-from receiver.reader import PassedOver, nobody
+from receiver.process.directory import open_node, open_reader
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
@@ -25,30 +24,8 @@ _RETENTION_ROWS_MAX = 2_000
 _HOUR_MICROS = 3600 * 1_000_000
 
 
-def open_node(
-    settings: Settings,
-    appended: Callable[[int, float], None] = lambda _count, _seconds: None,
-    passed_over: PassedOver = nobody,
-) -> SqliteNode:
-    """The directory of the settings, to be served by this process alone. Raises Unavailable."""
-    return SqliteNode(
-        settings.data,
-        sessions_topic=f"{settings.prefix}.{SESSIONS}",
-        append_timeout_seconds=settings.edge.append_timeout_seconds,
-        appended=appended,
-        passed_over=passed_over,
-    )
-
-
-def open_reader(
-    settings: Settings, passed_over: PassedOver = nobody, damaged: Callable[[], None] = lambda: None
-) -> SqliteReader:
-    """A reader of the directory of the settings, beside whoever serves it. Raises Unavailable."""
-    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}", passed_over, damaged)
-
-
 class EmbeddedNode:
-    """`receiver.service.Node`, over one directory."""
+    """`receiver.process.node.Node`, over one directory."""
 
     def __init__(
         self, node: SqliteNode, reader: SqliteReader, settings: Settings, telemetry: Telemetry, router: Router

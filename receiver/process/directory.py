@@ -1,0 +1,30 @@
+"""The directory of the settings, as the process that serves it opens it, and as others do that look on."""
+
+from collections.abc import Callable
+
+from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.core.session_record import SESSIONS
+from receiver.reader import PassedOver, nobody
+from receiver.settings import Settings
+
+
+def open_node(
+    settings: Settings,
+    appended: Callable[[int, float], None] = lambda _count, _seconds: None,
+    passed_over: PassedOver = nobody,
+) -> SqliteNode:
+    """The directory of the settings, to be served by this process alone. Raises Unavailable."""
+    return SqliteNode(
+        settings.data,
+        sessions_topic=f"{settings.prefix}.{SESSIONS}",
+        append_timeout_seconds=settings.edge.append_timeout_seconds,
+        appended=appended,
+        passed_over=passed_over,
+    )
+
+
+def open_reader(
+    settings: Settings, passed_over: PassedOver = nobody, damaged: Callable[[], None] = lambda: None
+) -> SqliteReader:
+    """A reader of the directory of the settings, beside whoever serves it. Raises Unavailable."""
+    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}", passed_over, damaged)
