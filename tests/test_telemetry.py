@@ -17,7 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from receiver.core.event import QosStatus
 from receiver.core.router import Router
 from receiver.core.session import Verdict
-from receiver.telemetry import LINE_DELAY_SECONDS, Fields, Telemetry, configure_log
+from receiver.log import configure_log
+from receiver.request_lines import LINE_DELAY_SECONDS, Fields
+from receiver.telemetry import Telemetry
 from tests.nodes import Node, append, commit, until
 from tests.samples import SESSION_ID, START, posted
 

@@ -14,12 +14,13 @@ from receiver.console import console, data_option, options_text, program
 from receiver.core.session_record import SESSIONS
 from receiver.export import Carried
 from receiver.export import export as carry
+from receiver.log import configure_log, log_format_of
 from receiver.process.routing import build_router
 from receiver.process.store import Store, store_of
 from receiver.secret_file import FILE_NAME as SECRET_NAME
 from receiver.secret_file import is_made
 from receiver.settings import Settings
-from receiver.telemetry import Telemetry, configure_log, log_format_of
+from receiver.telemetry import Telemetry
 
 
 def export(

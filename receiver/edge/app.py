@@ -46,7 +46,8 @@ from receiver.edge.admission import Admission
 from receiver.edge.arriving import Arriving, Disconnected, expect_length
 from receiver.edge.peers import Network, sender_address
 from receiver.inbox import Inbox
-from receiver.telemetry import Fields, Telemetry
+from receiver.request_lines import Fields
+from receiver.telemetry import Telemetry
 
 Authenticate = Callable[..., str | Coroutine[Any, Any, str]]
 """Finds the sender's name by the value of Authorization (None: there is none) and those of the further headers that may

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from receiver.log import configure_log, log_format_of
 from receiver.operations import LocalOperations
 from receiver.ops import OpsApp
 from receiver.process.addresses import Addresses
@@ -28,7 +29,7 @@ from receiver.process.receiving import build_edge, fitted
 from receiver.process.reconciling import reconciling
 from receiver.process.store import store_of
 from receiver.settings import Settings
-from receiver.telemetry import Telemetry, configure_log, log_format_of
+from receiver.telemetry import Telemetry
 
 
 async def run(

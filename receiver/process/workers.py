@@ -22,12 +22,12 @@ import uvloop
 
 from receiver.backends.shared_spool import SharedSpool
 from receiver.core.errors import ReceiverError, Unavailable
+from receiver.log import configure_log, log_format_of
 from receiver.process.addresses import Addresses
 from receiver.process.part import Part
 from receiver.process.ports import listening, url_of
 from receiver.process.run import run as serve_part
 from receiver.settings import Settings
-from receiver.telemetry import configure_log, log_format_of
 
 _AGAIN_SECONDS_FIRST = 0.5
 _AGAIN_SECONDS_MAX = 30.0

@@ -28,12 +28,13 @@ from receiver.backends.sqlite.file import SqliteFile
 from receiver.core.notification import Notification
 from receiver.dispatcher import Dispatcher
 from receiver.edge import auth
+from receiver.log import configure_log
 from receiver.process import ports
 from receiver.process.directory import open_node
 from receiver.process.routing import build_router
 from receiver.secret_file import mint_secret
 from receiver.settings import Settings
-from receiver.telemetry import Telemetry, configure_log
+from receiver.telemetry import Telemetry
 
 _SCRIPT = Path(__file__).with_name("notifications.lua")
 _HOUR_SECONDS = 3600

@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from receiver.log import configure_log
 from receiver.process import ports
 from receiver.process.addresses import Addresses
 from receiver.process.directory import open_node
 from receiver.process.receiving import build_edge
 from receiver.process.run import run
-from receiver.telemetry import Telemetry, configure_log
+from receiver.telemetry import Telemetry
 from tests.benchmarks.__main__ import settings_of
 
 

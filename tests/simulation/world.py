@@ -33,7 +33,8 @@ from receiver.dispatcher import Dispatcher
 from receiver.edge.admission import Admission
 from receiver.edge.app import Edge, Limits
 from receiver.inbox import Batch, Lane
-from receiver.telemetry import Fields, Telemetry
+from receiver.request_lines import Fields
+from receiver.telemetry import Telemetry
 from tests.simulation.checks import (
     FORGET_SECONDS,
     MARKS_MAX,
