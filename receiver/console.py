@@ -19,12 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from receiver.backends.kafka.topics import Difference
 from receiver.core import rfc3339
 from receiver.core.event import EXPECTED_ENDS, QosStatus
 from receiver.core.message import Record
 from receiver.core.session import Session
-from receiver.qod import difference as behind
 from receiver.settings import Settings, option_of
 from receiver.settings_layers import Layers, SettingPath
 from receiver.shown import HIDDEN, shown_url
@@ -129,35 +127,6 @@ def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
             Text(harmless(told.get("sender", ""))),
             Text(harmless(told.get("reason", ""))),
             Text("yes", style="green") if readable else Text("no", style="yellow"),
-        )
-    return table
-
-
-def differences_table(differences: Iterable[Difference]) -> Table:
-    """What differs between the topics and the configuration, in red what nothing may run with."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("topic", no_wrap=True)
-    table.add_column("difference", overflow="fold")
-    for each in differences:
-        table.add_row(Text(each.topic), Text(each.what, style=UNEXPECTED_STYLE if each.fatal else "yellow"))
-    return table
-
-
-def behind_table(found: Iterable[behind.Difference]) -> Table:
-    """Sessions of ours that are behind the operator's API."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("session", no_wrap=True, min_width=36)
-    for name in ("here", "there", "reason"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("since", no_wrap=True, min_width=len("2026-11-24T10:00:00Z"))
-    for ours, told, is_news in found:
-        style = STATUS_STYLES[told.qos_status] if is_news else "dim"
-        table.add_row(
-            Text(harmless(told.session_id)),
-            Text("unknown" if ours is None else ours.qos_status, style="dim"),
-            Text(told.qos_status if is_news else "new facts", style=style),
-            Text(harmless(told.status_info or "") if is_news else "", style=style),
-            f"{rfc3339.render(told.time_micros)[:19]}Z" if is_news else "",
         )
     return table
 

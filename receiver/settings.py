@@ -26,10 +26,8 @@ from receiver.core.event import QosStatus
 from receiver.headers import more_headers
 from receiver.settings_auth import AuthSettings
 from receiver.settings_fields import Address, Section, SenderName, Sha256, text
-from receiver.settings_layers import Layers, Problem, SettingsError
+from receiver.settings_layers import Layers
 from receiver.tls import client_context, trusting
-
-__all__ = ["Problem", "Settings", "SettingsError", "layers", "load", "option_of"]
 
 #: Settings that have an option of their own on the command line, by dotted path.
 OPTIONS = {

@@ -11,11 +11,13 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource
+
+from receiver.settings_problems import Problem, SettingsError
 
 _Tree = TypeVar("_Tree", bound=BaseSettings)
 
@@ -24,25 +26,6 @@ SettingPath = tuple[str | int, ...]
 
 #: Variables with the settings' prefix that are none: they tell the command line where to look.
 _NO_SETTINGS = frozenset({"QOD_RECEIVER_CONFIG"})
-
-
-class Problem(NamedTuple):
-    """A setting that can't be used: its dotted path, where its value came from, and what is allowed there."""
-
-    setting: str
-    place: str
-    allowed: str
-
-    def __str__(self) -> str:
-        return f"{self.setting} ({self.place}): {self.allowed}"
-
-
-class SettingsError(Exception):
-    """The settings are wrong; `problems` has all that is."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = problems
 
 
 class Layers(Generic[_Tree]):

@@ -35,10 +35,6 @@ OpsTokenOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
-class Failed(Exception):
-    """A command can't do what it was asked to; the message says why."""
-
-
 def start_text(text: str) -> str:
     """Where to begin, as it was written; whether there is such a partition is for the reader to tell."""
     if text and not _START.fullmatch(text):
