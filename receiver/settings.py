@@ -20,7 +20,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from receiver.core.event import QosStatus
 from receiver.headers import more_headers
@@ -28,6 +27,8 @@ from receiver.settings_auth import AuthSettings
 from receiver.settings_fields import Address, Section, SenderName, Sha256, text
 from receiver.settings_layers import Layers
 from receiver.tls import client_context, trusting
+
+ENV_PREFIX = "QOD_RECEIVER_"
 
 #: Settings that have an option of their own on the command line, by dotted path.
 OPTIONS = {
@@ -400,17 +401,8 @@ class LogSettings(Section):
     )
 
 
-class Settings(BaseSettings):
-    """All of it. Made directly it takes its arguments and the environment; `load` adds the file and explains faults."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-        env_prefix="QOD_RECEIVER_",
-        env_nested_delimiter="__",
-    )
+class Settings(Section):
+    """All of it. `load` reads it from its places, and explains faults."""
 
     prefix: Topic = Field(default="qod", description="What the topics' names begin with, before a dot")
     data: Path = Field(default=Path("qod-data"), description="Directory of the inbox, the topics and the sessions")
@@ -448,4 +440,4 @@ def load(config: Path | None, overrides: Mapping[str, object]) -> Settings:
 
 def layers(config: Path | None, overrides: Mapping[str, object]) -> Layers[Settings]:
     """The same, with the places told apart. Raises SettingsError where the file can't be read."""
-    return Layers(Settings, config, overrides, OPTIONS)
+    return Layers(Settings, config, overrides, OPTIONS, ENV_PREFIX)

@@ -5,21 +5,22 @@ made from the tree's own JSON Schema. No value is ever repeated: a credential pa
 the log.
 """
 
+import json
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource
 
 from receiver.settings_problems import Problem, SettingsError
 
-_Tree = TypeVar("_Tree", bound=BaseSettings)
+_Tree = TypeVar("_Tree", bound=BaseModel)
 
 #: A setting's place in the tree: names, and numbers in lists.
 SettingPath = tuple[str | int, ...]
@@ -31,17 +32,23 @@ _NO_SETTINGS = frozenset({"QOD_RECEIVER_CONFIG"})
 class Layers(Generic[_Tree]):
     """The places that settings come from, kept apart so that each value's place can be told.
 
-    `options` names the command line's option for a dotted path. Raises SettingsError where the file is no TOML.
+    A variable is a setting's path in capitals behind `env_prefix`, with `__` between the names. `options` names the
+    command line's option for a dotted path. Raises SettingsError where the file is no TOML.
     """
 
     def __init__(
-        self, tree: type[_Tree], config: Path | None, overrides: Mapping[str, object], options: Mapping[str, str]
+        self,
+        tree: type[_Tree],
+        config: Path | None,
+        overrides: Mapping[str, object],
+        options: Mapping[str, str],
+        env_prefix: str,
     ) -> None:
         self._tree = tree
         self._config = config
         self._option_names = options
-        self._env_prefix = tree.model_config.get("env_prefix", "").upper()
-        self._variable_names = {name.upper(): name for name in os.environ if name.upper().startswith(self._env_prefix)}
+        self._env_prefix = env_prefix
+        self._variable_names = {name.upper(): name for name in os.environ if name.upper().startswith(env_prefix)}
         text = "" if config is None else _read(config)
         try:
             self._file = tomllib.loads(text)
@@ -51,16 +58,13 @@ class Layers(Generic[_Tree]):
             raise SettingsError([Problem("the file", place, "TOML, which this is not")]) from None
         self._lines = _lines(text)
         self._options = _nested(overrides)
-        self._variables = _Environment(tree)()
+        self._variables = self._read_variables()
 
     def settings(self) -> _Tree:
         """All layers in one, the higher over the lower. Raises SettingsError."""
-        layers = (self._options, self._variables, self._file)
-        sources = tuple(InitSettingsSource(self._tree, layer) for layer in layers)
-        arguments: dict[str, Any] = {"_build_sources": (sources, {})}
         problems = list(self._unknown_variables())
         try:
-            settings = self._tree(**arguments)
+            settings = self._tree(**_over(self._options, _over(self._variables, self._file)))
         except ValidationError as error:
             details = error.errors(include_input=False, include_url=False)
             wrong_members = {detail["loc"][:-1] for detail in details}
@@ -88,6 +92,15 @@ class Layers(Generic[_Tree]):
             return f"{self._config}, line {line}" if line else str(self._config)
         return None
 
+    def _read_variables(self) -> dict[str, Any]:
+        """The tree that the variables make, a whole section as JSON below its single settings."""
+        tree: dict[str, Any] = {}
+        for variable, spelled in sorted(self._variable_names.items()):
+            path = variable.removeprefix(self._env_prefix).lower().split("__")
+            if path[0] in self._tree.model_fields:
+                tree = _over(_nested({".".join(path): _decoded(self._tree, path, os.environ[spelled])}), tree)
+        return tree
+
     def _unknown_variables(self) -> Iterator[Problem]:
         for variable, spelled in sorted(self._variable_names.items()):
             name = variable.removeprefix(self._env_prefix).split("__")[0].lower()
@@ -109,14 +122,30 @@ class Layers(Generic[_Tree]):
         return Problem(_dotted(path), place or "not set", allowed)
 
 
-class _Environment(EnvSettingsSource):
-    """The environment; a variable that should be JSON and is not is left to validation, which names every one."""
+def _over(higher: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees in one, the higher's values in place of the lower's."""
+    both = dict(lower)
+    for name, value in higher.items():
+        below = lower.get(name)
+        both[name] = _over(value, below) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+    return both
 
-    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:  # noqa: ANN401  # the base's types
-        try:
-            return super().decode_complex_value(field_name, field, value)
-        except ValueError:
-            return value
+
+def _decoded(tree: Any, path: Sequence[str], text: str) -> object:  # noqa: ANN401  # an annotation
+    """A variable's value: JSON where a list or a table is wanted, else the text. Validation names what is no JSON."""
+    for name in path:
+        fields: Mapping[str, Any] = next(
+            (each.model_fields for each in (tree, *get_args(tree)) if _is_kind(each, BaseModel)), {}
+        )
+        tree = fields[name].annotation if name in fields else None
+    if any(_is_kind(get_origin(each) or each, (BaseModel, tuple, Mapping)) for each in (tree, *get_args(tree))):
+        with suppress(ValueError):
+            return json.loads(text)
+    return text
+
+
+def _is_kind(annotation: Any, kinds: Any) -> bool:  # noqa: ANN401  # what annotations are
+    return isinstance(annotation, type) and issubclass(annotation, kinds)
 
 
 def _read(config: Path) -> str:

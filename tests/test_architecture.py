@@ -149,7 +149,7 @@ LAYERS = (
     {"demo"},
     {"cli.failed"},
     {"cli.options"},
-    {"cli.reconcile"},
+    {"cli.reconcile", "cli.topics"},
     {
         "cli.session",
         "cli.check_config",
@@ -162,7 +162,6 @@ LAYERS = (
         "cli.sessions",
         "cli.simulate",
         "cli.token",
-        "cli.topics",
     },
     {"cli"},
     {"__main__"},

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from receiver.process.store import Store
 from receiver.settings import Settings, load
 
 _START = re.compile(r"beginning|end|[0-9]{1,18}|[0-9]+-[0-9]+(,[0-9]+-[0-9]+)*")
@@ -51,12 +50,6 @@ def overrides(**given: object) -> dict[str, object]:
     """What was given on the command line, by the path of its setting; the `__` in a name is a dot in the path."""
     paths = {"kafka": "kafka.bootstrap_servers"}
     return {paths.get(name, name.replace("__", ".")): value for name, value in given.items() if value is not None}
-
-
-def expect_cluster(store: Store) -> None:
-    """Raises BadParameter where everything is kept by one process alone."""
-    if not store.is_shared:
-        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
 
 
 def s(count: int) -> str:

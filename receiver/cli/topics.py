@@ -11,11 +11,11 @@ from rich.text import Text
 
 from receiver.backends.kafka import topics
 from receiver.cli.failed import Failed
-from receiver.cli.options import ConfigOption, KafkaOption, expect_cluster, s, settings_of
+from receiver.cli.options import ConfigOption, KafkaOption, s, settings_of
 from receiver.console import UNEXPECTED_STYLE, console
 from receiver.process.cluster import connection_of, expect_same_partitions, group_of, plan_of
 from receiver.process.routing import build_router
-from receiver.process.store import store_of
+from receiver.process.store import Store, store_of
 from receiver.settings import Settings
 
 
@@ -60,6 +60,12 @@ def check(
     inbox = plan_of(settings, build_router(settings)).inbox
     asyncio.run(expect_same_partitions(connection_of(settings), inbox, group_of(settings)))
     typer.echo("the topics are as the configuration says")
+
+
+def expect_cluster(store: Store) -> None:
+    """Raises BadParameter where everything is kept by one process alone."""
+    if not store.is_shared:
+        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
 
 
 def _settings(
