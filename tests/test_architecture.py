@@ -64,6 +64,7 @@ PURE_IMPORTS = {
     "pydantic.alias_generators",
     "re",
     "struct",
+    "tomlkit",
     "tomllib",
     "types",
     "typing",
