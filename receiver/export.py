@@ -16,7 +16,6 @@ receives at that place for a repetition.
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
-from receiver.backends.directory import make_private
+from receiver.backends.directory import write_durably
 from receiver.backends.kafka.connection import Connection, limited
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Lessons, Limits
@@ -34,6 +33,7 @@ from receiver.backends.kafka.records import partition_of
 from receiver.backends.kafka.settlement import settlement
 from receiver.backends.kafka.writer import Writer, members_count, positions
 from receiver.backends.sqlite.schema import FILE_NAME, PARTITION
+from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable
 from receiver.core.message import Message, Record
 from receiver.core.router import Router
@@ -64,8 +64,8 @@ _LANES_MAX = 4
 
 #: So long may Kafka fail again and again while nothing gets on.
 PATIENCE_SECONDS = 60.0
-_BACKOFF_SECONDS_FIRST = 0.2
-_BACKOFF_SECONDS_MAX = 5.0
+_AGAIN_SECONDS_FIRST = 0.2
+_AGAIN_SECONDS_MAX = 5.0
 _LOOK_SECONDS = 0.05
 
 
@@ -170,20 +170,8 @@ class Ledger:
         self._write()
 
     def _write(self) -> None:
-        unfinished = self._path.with_suffix(".unfinished")
         try:
-            unfinished.unlink(missing_ok=True)
-            make_private(str(unfinished))
-            with unfinished.open("w") as file:
-                json.dump({"id": self.id, "positions": self._positions}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            write_durably(self._path, json.dumps({"id": self.id, "positions": self._positions}).encode())
         except OSError as error:
             raise Unavailable(f"{self._path} can't be written: {error.strerror}", reason="store") from error
 
@@ -252,7 +240,7 @@ class _Exporter:
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The outcome of an attempt that Kafka does not fail. Raises Unavailable once that took too long."""
         self._got_on = began = time.monotonic()
-        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
             try:
                 await _expect_no_routers(self._connection, self._topics.group)
@@ -265,9 +253,9 @@ class _Exporter:
                     raise Unavailable(why, reason="kafka") from error
                 self._progress.waiting(str(error))
             if self._got_on > began:
-                began, backoff_seconds = self._got_on, _BACKOFF_SECONDS_FIRST
-            await asyncio.sleep(backoff_seconds)
-            backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
+                began = self._got_on
+                backoff.reset()
+            await asyncio.sleep(backoff.seconds())
 
     async def _carry_records(self, first: dict[str, int]) -> None:
         topics = await _filled(self._reader, self._topics)

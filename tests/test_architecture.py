@@ -76,7 +76,18 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 
 #: A module imports only modules of the lines above its own.
 LAYERS = (
-    {"answers", "core.errors", "core.event", "headers", "edge.peers", "core.rfc3339", "edge.room", "shown", "tls"},
+    {
+        "answers",
+        "backoff",
+        "core.errors",
+        "core.event",
+        "headers",
+        "edge.peers",
+        "core.rfc3339",
+        "edge.room",
+        "shown",
+        "tls",
+    },
     {"core.body", "core.facts", "client_credentials"},
     {"core.message", "core.notification", "qod.model", "core.session"},
     {"qod.telling", "core.session_record"},

@@ -28,6 +28,7 @@ from receiver.backends.set_aside import SetAside
 from receiver.backends.sqlite.file import Effects, SqliteFile
 from receiver.backends.sqlite.node import SqliteInbox
 from receiver.backends.sqlite.view import SqliteView
+from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
 from receiver.inbox import Inbox, LaneLost
@@ -40,8 +41,8 @@ _NO_EFFECTS = Effects((), (), ())
 #: What is sent at a time: enough for a few batches, few enough to be sent again when one of them fails.
 _DRAIN_MAX = 2_000
 _DRAIN_BYTES_MAX = 8 * 1024 * 1024
-_BACKOFF_SECONDS_FIRST = 0.2
-_BACKOFF_SECONDS_MAX = 5.0
+_AGAIN_SECONDS_FIRST = 0.2
+_AGAIN_SECONDS_MAX = 5.0
 _RETAIN_ROWS_MAX = 10_000
 _TIDY_AGAIN_SECONDS = 10.0
 #: What a notification takes on disk besides its body, its index and SQLite's own included, is seldom more.
@@ -220,7 +221,7 @@ class Spool:
 
     async def empty(self) -> None:
         """Drain until nothing lies here."""
-        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while self._is_open:
             try:
                 try:
@@ -230,10 +231,9 @@ class Spool:
             except Unavailable as error:
                 self._gauges.spool_failed(error.message)
                 await self._note()  # and find out whether the disk can be written, without any traffic
-                await asyncio.sleep(backoff_seconds)
-                backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
+                await asyncio.sleep(backoff.seconds())
             else:
-                backoff_seconds = _BACKOFF_SECONDS_FIRST
+                backoff.reset()
 
     def close(self) -> None:
         """Finish what is being written. What waits here is drained after the next start."""

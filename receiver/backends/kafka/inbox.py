@@ -26,6 +26,7 @@ from receiver.backends.kafka.batches import builder
 from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_producer, limited
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, TOO_LARGE, Effort, Limits, Window
 from receiver.backends.kafka.records import inbox_record, partition_of
+from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
 
@@ -43,7 +44,8 @@ _RECORDS_MAX = 2**30
 _START_SECONDS_MAX = 10.0
 #: So old is what is known of the number of partitions.
 _METADATA_MILLIS = 2_000
-_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+_AGAIN_SECONDS_FIRST = 0.1
+_AGAIN_SECONDS_MAX = 2.0
 #: A record that is alone is sent so often before it is given up: it may have been damaged on the way.
 _TRIES = 3
 #: So often the topic's limits are read anew.
@@ -116,16 +118,15 @@ class KafkaInbox:
 
     async def run(self) -> None:
         """Connect, and connect anew whenever the producer is worn out."""
-        failures = 0
+        backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
             try:
                 producer = await self._connected()
             except Unavailable as error:
                 self.trouble = error.message
-                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
-                failures += 1
+                await asyncio.sleep(backoff.seconds())
                 continue
-            failures = 0
+            backoff.reset()
             self._producer, self.trouble = producer, ""
             self._records_count = 0
             self._worn.clear()
