@@ -26,6 +26,7 @@ from uuid import uuid4
 
 from receiver.backends.directory import write_durably
 from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Lessons, Limits
 from receiver.backends.kafka.reader import KafkaReader
@@ -116,7 +117,7 @@ async def export(
         held = await reader.topics()
         if held and topics.sessions not in held:
             # To route under another prefix would be no harm that could be undone.
-            raise Unavailable(f"{settings.data} has not the prefix {prefix}, but {', '.join(held)}", reason="topics")
+            raise TopicsUnfit(f"{settings.data} has not the prefix {prefix}, but {', '.join(held)}")
         connection, plan = connection_of(settings), plan_of(settings, router)
         await _expect_no_routers(connection, topics.group)
         # The records of a route that was taken out of the configuration are there still.
@@ -245,12 +246,10 @@ class _Exporter:
             try:
                 await _expect_no_routers(self._connection, self._topics.group)
                 return await attempt()
-            except (Unavailable, LaneLost) as error:
-                if isinstance(error, Unavailable) and error.reason != "kafka":
-                    raise
+            except (ClusterFailed, LaneLost) as error:
                 if time.monotonic() - self._got_on > self._patience_seconds:
                     why = f"{error}; what was carried stays, and the next export goes on from there"
-                    raise Unavailable(why, reason="kafka") from error
+                    raise ClusterFailed(why) from error
                 self._progress.waiting(str(error))
             if self._got_on > began:
                 began = self._got_on
@@ -405,7 +404,7 @@ class _Exporter:
         try:
             return await self._cluster.end(topic)
         except KeyError:  # asked of a broker that had not heard of it yet
-            raise Unavailable(f"there is no topic {topic}", reason="kafka") from None
+            raise ClusterFailed(f"there is no topic {topic}") from None
 
 
 def _caused(record: Record) -> int:

@@ -17,6 +17,7 @@ LINES_MAX = 500
 PURE_ELSEWHERE = {
     "edge.admission",
     "edge.auth",
+    "backends.kafka.failures",
     "backends.kafka.records",
     "backends.kafka.settlement",
     "backends.kafka.standing",
@@ -99,6 +100,7 @@ LAYERS = (
     {"ops"},
     {
         "backends.kafka.broker",
+        "backends.kafka.failures",
         "backends.kafka.fetching",
         "backends.kafka.tokens",
         "backends.kafka.records",
@@ -120,6 +122,7 @@ LAYERS = (
     {"backends.sqlite.file"},
     {"backends.sqlite.node"},
     {"backends.set_aside"},
+    {"backends.spool_disk"},
     {"backends.spool"},
     {"backends.shared_spool"},
     {"settings_problems"},

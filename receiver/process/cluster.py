@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from aiokafka.errors import GroupAuthorizationFailedError
 
 from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.known import known, places
 from receiver.backends.kafka.standing import expect_partitions
@@ -28,7 +29,7 @@ def connection_of(settings: Settings) -> Connection:
         try:
             tls = client_context(kafka.tls_ca_file, kafka.tls_certificate_file, kafka.tls_key_file)
         except ValueError as error:  # what was there when the settings were read
-            raise Unavailable(f"kafka's certificates can't be used, wanted is {error}", reason="kafka") from None
+            raise ClusterFailed(f"kafka's certificates can't be used, wanted is {error}") from None
     mechanism, tokens = None, None
     if kafka.security_protocol.startswith("SASL"):
         mechanism = kafka.sasl_mechanism
@@ -74,7 +75,7 @@ async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[Kaf
             async with asyncio.timeout(_CONNECT_SECONDS_MAX):
                 await inbox.connected.wait()
         except TimeoutError:
-            raise Unavailable(inbox.trouble, reason="kafka") from None
+            raise ClusterFailed(inbox.trouble) from None
         yield inbox
     finally:
         running.cancel()
@@ -85,14 +86,14 @@ async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, g
     """Make the topics that are missing, where that is allowed, and refuse what nothing may run on: with the routers'
     `group`, another number of partitions than they decided with.
 
-    Returns what differs from the plan all the same. Raises Unavailable, with the reason `topics` where one is at fault.
+    Returns what differs from the plan all the same. Raises Unavailable, TopicsUnfit where one is at fault.
     """
     if create_missing:
         await create(connection, plan)
     differences = await check(connection, plan, made=create_missing)
     fatal = [f"{each.topic} {each.what}" for each in differences if each.fatal]
     if fatal:
-        raise Unavailable("; ".join(fatal), reason="topics")
+        raise TopicsUnfit("; ".join(fatal))
     if group:
         await expect_same_partitions(connection, plan.inbox, group)
     return differences

@@ -24,6 +24,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from receiver.backends.kafka.batches import builder
 from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_producer, limited
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, TOO_LARGE, Effort, Limits, Window
 from receiver.backends.kafka.records import inbox_record, partition_of
 from receiver.backoff import Backoff
@@ -104,7 +105,7 @@ class KafkaInbox:
         kept: asyncio.Future[None] = self._loop.create_future()
         waiting = notification, kept, otherwise or _refuse
         if self._producer is None:
-            self._settle((waiting,), Unavailable(self.trouble, reason="kafka"))
+            self._settle((waiting,), ClusterFailed(self.trouble))
             return kept
         partition = partition_of(notification.key, self._partitions_count)
         self._waiting[partition].append(waiting)
@@ -168,7 +169,7 @@ class KafkaInbox:
             raise
         if self._partitions_count and len(partitions) != self._partitions_count:
             await end_producer(producer)
-            raise Unavailable(self._otherwise(len(partitions)), reason="topics")
+            raise TopicsUnfit(self._otherwise(len(partitions)))
         if not self._partitions_count:
             self._partitions_count = len(partitions)
             self._waiting = [deque() for _ in partitions]
@@ -292,7 +293,7 @@ class KafkaInbox:
         for partition, waiting in enumerate(self._waiting):
             group = [*self._in_flight.pop(partition, ()), *waiting]
             waiting.clear()
-            self._settle(group, Unavailable(trouble, reason="kafka"))
+            self._settle(group, ClusterFailed(trouble))
 
     @staticmethod
     def _settle(group: Sequence[Waiting], error: Unavailable | None) -> None:

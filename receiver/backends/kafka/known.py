@@ -29,6 +29,7 @@ from aiokafka.protocol.types import (
 )
 
 from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.failures import TopicsUnfit
 from receiver.backends.kafka.standing import Place, place_of
 from receiver.core.errors import Unavailable
 
@@ -74,10 +75,10 @@ def expect_topics(names: Sequence[str], found: Mapping[str, Known]) -> None:
     """Raises Unavailable where one of the topics is missing, or has another number of partitions than the first."""
     for name in names:
         if name not in found:
-            raise Unavailable(f"there is no topic {name}", reason="topics")
+            raise TopicsUnfit(f"there is no topic {name}")
         count, wanted = found[name].partitions_count, found[names[0]].partitions_count
         if count != wanted:
-            raise Unavailable(f"{name} has {count} partitions, {names[0]} has {wanted}", reason="topics")
+            raise TopicsUnfit(f"{name} has {count} partitions, {names[0]} has {wanted}")
 
 
 async def places(connection: Connection, group: str, inbox: str, partitions_count: int) -> Mapping[int, Place]:

@@ -10,6 +10,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.failures import TopicsUnfit
 from receiver.backends.kafka.records import record_of
 from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
@@ -159,7 +160,7 @@ class KafkaReader(Reader):
             self._table.clear()
             self._table_cursor.clear()
         if topic not in (await self._metadata(consumer)).topics():
-            raise Unavailable(f"there is no topic {topic}", reason="topics")
+            raise TopicsUnfit(f"there is no topic {topic}")
         while records := await self._records(consumer, topic, self._table_cursor, _PAGE):
             for record in records:
                 try:

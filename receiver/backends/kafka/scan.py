@@ -8,9 +8,9 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from receiver.backends.kafka.connection import Connection, end_consumer, limited
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.producer import Ends
 from receiver.backends.kafka.settlement import Tail
-from receiver.core.errors import Unavailable
 
 #: A consumer that brings nothing for so long, although there are records, is stuck (aiokafka 1154, 847).
 STUCK_SECONDS = 30.0
@@ -56,7 +56,7 @@ async def between(consumer: AIOKafkaConsumer, partition: TopicPartition, begin: 
         if position > before:
             since = time.monotonic()
         elif time.monotonic() - since > STUCK_SECONDS:
-            raise Unavailable(f"{what}: it ends at {end}, nothing comes from {position} on", reason="kafka")
+            raise ClusterFailed(f"{what}: it ends at {end}, nothing comes from {position} on")
 
 
 async def tails(

@@ -13,8 +13,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
 from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import bounds_of, configs_of
-from receiver.core.errors import Unavailable
 from receiver.core.router import DEAD_LETTER, LETTER_BODY_BYTES_MAX
 from receiver.core.session_record import SESSIONS
 
@@ -122,7 +122,7 @@ async def create(connection: Connection, plan: Plan) -> list[str]:
                 error = for_code(code)
                 if code and error is not TopicAlreadyExistsError:
                     told = message[0] if message and message[0] else error.__name__
-                    raise Unavailable(f"the topic {name} can't be made: {told}", reason="kafka")
+                    raise ClusterFailed(f"the topic {name} can't be made: {told}")
     return missing
 
 

@@ -18,6 +18,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.batches import Batches
 from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import Lessons, Limits, Refused
 from receiver.backends.kafka.producer import Transactional
 from receiver.backends.kafka.records import output_records, partition_of
@@ -97,7 +98,7 @@ class Writer:
     async def _known(self, transaction: Awaitable[None], topic: str) -> None:
         await limited(transaction, _TRANSACTION_SECONDS_MAX, f"a transaction of {topic} failed")
         if self._producer.went_astray:
-            raise Unavailable(f"a transaction of {topic} went astray", reason="kafka")
+            raise ClusterFailed(f"a transaction of {topic} went astray")
 
     def _batched(self, messages: Sequence[Message], partitions_count: int) -> tuple[Batches, Sequence[Message]]:
         """What can be written, in batches, marked by their places among the messages returned."""
