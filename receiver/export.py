@@ -4,8 +4,9 @@ Carried are the records of the output topics, and the sessions. The inbox is not
 first, and then all that it caused is in these. An export that is killed goes on where it stood:
 
 - Records go in transactions under an id of the directory's own, and each commits the position behind its records to a
-  group of that name. Kafka forgets the positions of a group after a week; so the ledger, a file in the directory, has
-  them too. As with a lane: first start the producer, which ends what was left open, then read the position, then go on.
+  group of that name. Kafka forgets the positions of a group after a week; so the milestones, a file in the directory,
+  have them too. As with a lane: first start the producer, which ends what was left open, then read the position, then
+  go on.
 - Sessions are a router's memory. Only a lane may write that, so it is done by the lanes: they know what the cluster
   remembers, and what it lacks is written. A router that is at work in spite of all is fenced.
 
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 from receiver.backends.directory import write_durably
-from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.connection import KafkaConnection, limited
 from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Lessons, Limits
@@ -50,7 +51,7 @@ from receiver.telemetry import Telemetry
 
 T = TypeVar("T")
 
-LEDGER_NAME = "export.json"
+MILESTONES_NAME = "export.json"
 
 #: Behind all positions.
 _NOTHING_LEFT = 2**63 - 1
@@ -133,7 +134,7 @@ async def export(
             topics=topics,
             reader=reader,
             router=router,
-            ledger=Ledger(settings.data),
+            milestones=Milestones(settings.data),
             progress=progress,
             patience_seconds=patience_seconds,
             passed_over=telemetry.passed_over,
@@ -141,14 +142,14 @@ async def export(
         return [*await exporter.carry_records(), await exporter.carry_sessions()]
 
 
-class Ledger:
+class Milestones:
     """Whose export it is, and how far it came in which cluster: a file in the directory, for who has its lock.
 
     Raises Unavailable where the file can't be read or written.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / LEDGER_NAME
+        self._path = directory / MILESTONES_NAME
         self.id = str(uuid4())
         self._positions: dict[str, dict[str, int]] = {}
         if not self._path.exists():
@@ -183,12 +184,12 @@ class _Exporter:
     def __init__(
         self,
         *,
-        connection: Connection,
+        connection: KafkaConnection,
         cluster: KafkaReader,
         topics: Topics,
         reader: Reader,
         router: Router,
-        ledger: Ledger,
+        milestones: Milestones,
         progress: Progress,
         patience_seconds: float,
         passed_over: PassedOver,
@@ -199,10 +200,10 @@ class _Exporter:
         self._topics = topics
         self._reader = reader
         self._router = router
-        self._ledger = ledger
+        self._milestones = milestones
         self._progress = progress
         self._patience_seconds = patience_seconds
-        self._name = f"{topics.sessions.removesuffix(SESSIONS)}export.{ledger.id}"
+        self._name = f"{topics.sessions.removesuffix(SESSIONS)}export.{milestones.id}"
         self._got_on = 0.0
         self._limits, self._lessons = Limits(connection), Lessons()
 
@@ -283,7 +284,7 @@ class _Exporter:
                 position = some[-1].position + 1
                 messages = [self._retraced(record.message) for record in some]
                 await writer.commit(topic, messages, position)
-                self._ledger.note(cluster_id, topic, position)
+                self._milestones.note(cluster_id, topic, position)
                 self._got_on = time.monotonic()
                 self._progress.moved(topic, position - since, end - since)
 
@@ -310,14 +311,14 @@ class _Exporter:
         return 0
 
     def _trace(self, trace: str) -> str:
-        return f"export:{self._ledger.id}:{trace}"
+        return f"export:{self._milestones.id}:{trace}"
 
     async def _standing(self, topics: Sequence[str]) -> tuple[str, Mapping[str, int]]:
         """Which cluster it is, and where to go on. Only while nobody else can commit under our name."""
         async with self._connection.admin(_ANSWER_SECONDS_MAX) as admin:
             told = await limited(admin.describe_cluster(), _ANSWER_SECONDS_MAX, "the cluster can't be described")
         cluster_id = str(told["cluster_id"])
-        noted, committed = self._ledger.positions(cluster_id), await positions(self._connection, self._name, topics)
+        noted, committed = self._milestones.positions(cluster_id), await positions(self._connection, self._name, topics)
         standing = {}
         for topic in topics:
             # A topic that was made anew has nothing of what was carried to the one before.
@@ -463,7 +464,7 @@ async def _route(lane: Lane, dispatcher: Dispatcher, progress: Progress, patienc
         await asyncio.wait({routing})
 
 
-async def _expect_no_routers(connection: Connection, group: str) -> None:
+async def _expect_no_routers(connection: KafkaConnection, group: str) -> None:
     """Raises Unavailable where routers are at work: they would not learn of the sessions."""
     count = await members_count(connection, group)
     if count:

@@ -88,7 +88,7 @@ def _check(settings: Settings, *, made: bool = False) -> None:
         raise Failed(f"{len(differences)} difference{s(len(differences))}, {fatal} of which no receiver runs with")
 
 
-def _table(differences: Iterable[topics.Difference]) -> Table:
+def _table(differences: Iterable[topics.TopicDifference]) -> Table:
     """What differs between the topics and the configuration, in red what nothing may run with."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("topic", no_wrap=True)

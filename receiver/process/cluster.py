@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 
 from aiokafka.errors import GroupAuthorizationFailedError
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.known import known, places
 from receiver.backends.kafka.standing import expect_partitions
 from receiver.backends.kafka.tokens import ClientCredentials
-from receiver.backends.kafka.topics import Difference, Plan, check, create
+from receiver.backends.kafka.topics import TopicDifference, TopicPlan, check, create
 from receiver.core.errors import Unavailable
 from receiver.core.router import Router
 from receiver.settings import Settings
@@ -21,7 +21,7 @@ from receiver.tls import client_context
 _CONNECT_SECONDS_MAX = 15.0
 
 
-def connection_of(settings: Settings) -> Connection:
+def connection_of(settings: Settings) -> KafkaConnection:
     """How to reach the cluster of the settings. Raises Unavailable where a certificate can't be used."""
     kafka = settings.kafka
     tls = None
@@ -42,12 +42,12 @@ def connection_of(settings: Settings) -> Connection:
             )
     password = None if kafka.sasl_password is None else kafka.sasl_password.get_secret_value()
     security = Security(kafka.security_protocol, tls, mechanism, kafka.sasl_username, password, tokens)
-    return Connection(kafka.bootstrap_servers, security.options())
+    return KafkaConnection(kafka.bootstrap_servers, security.options())
 
 
-def plan_of(settings: Settings, router: Router) -> Plan:
+def plan_of(settings: Settings, router: Router) -> TopicPlan:
     """What the settings want of the topics."""
-    return Plan(
+    return TopicPlan(
         settings.prefix,
         router.topics,
         settings.kafka.partitions,
@@ -82,7 +82,9 @@ async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[Kaf
         await asyncio.wait({running})
 
 
-async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, group: str = "") -> Sequence[Difference]:
+async def prepare(
+    connection: KafkaConnection, plan: TopicPlan, *, create_missing: bool, group: str = ""
+) -> Sequence[TopicDifference]:
     """Make the topics that are missing, where that is allowed, and refuse what nothing may run on: with the routers'
     `group`, another number of partitions than they decided with.
 
@@ -99,7 +101,7 @@ async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, g
     return differences
 
 
-async def expect_same_partitions(connection: Connection, inbox: str, group: str) -> None:
+async def expect_same_partitions(connection: KafkaConnection, inbox: str, group: str) -> None:
     """Raises Unavailable where the routers of a group decided with another number of partitions than the inbox has."""
     count = (await known(connection, [inbox]))[inbox].partitions_count
     try:

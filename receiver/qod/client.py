@@ -321,7 +321,7 @@ def _last_outcome(state: RetryCallState) -> _Answer | _Failure:
 
 def _reason(error: Exception) -> str:
     """Why there is no connection: what the system says of it, such as of a certificate."""
-    return model.told(str(error), None, _MESSAGE_CHARS_MAX) or type(error).__name__
+    return model.quoted(str(error), None, _MESSAGE_CHARS_MAX) or type(error).__name__
 
 
 def _session(call: _Call, answer: _Answer) -> ApiSession:
@@ -354,7 +354,7 @@ def _explained(call: _Call, answer: _Answer) -> tuple[str, str]:
     except orjson.JSONDecodeError:
         tree = None
     code = model.code_told(tree.get("code"), call.creation) if isinstance(tree, dict) else ""
-    message = model.told(message_of(answer.content), call.creation, _MESSAGE_CHARS_MAX) if call.quotes else ""
+    message = model.quoted(message_of(answer.content), call.creation, _MESSAGE_CHARS_MAX) if call.quotes else ""
     return code, f"{answer.status}{f' ({code})' if code else ''}{f': {message}' if message else ''}"
 
 

@@ -44,7 +44,7 @@ _CANCELS_MAX = 10
 _RETRY_SECONDS = 0.2
 
 
-class Connection(NamedTuple):
+class KafkaConnection(NamedTuple):
     """Where the cluster is and how to log in. `options` are aiokafka's, the same for all of its clients."""
 
     bootstrap_servers: Sequence[str]

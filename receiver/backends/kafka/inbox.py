@@ -23,7 +23,7 @@ from aiokafka.errors import InvalidTimestampError, KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from receiver.backends.kafka.batches import builder
-from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_producer, limited
+from receiver.backends.kafka.connection import KAFKA_FAILURES, KafkaConnection, end_producer, limited
 from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, TOO_LARGE, Effort, Limits, Window
 from receiver.backends.kafka.records import inbox_record, partition_of
@@ -68,7 +68,7 @@ class KafkaInbox:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: KafkaConnection,
         topic: str,
         *,
         append_timeout_seconds: float,

@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
-from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_consumer, limited
+from receiver.backends.kafka.connection import KAFKA_FAILURES, KafkaConnection, end_consumer, limited
 from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.fetching import unreadable
 from receiver.backends.kafka.known import Known, expect_topics, places
@@ -111,7 +111,7 @@ class KafkaLane:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: KafkaConnection,
         topics: Topics,
         partition: int,
         passed_over: PassedOver = nobody,

@@ -29,7 +29,7 @@ from aiokafka.protocol.transaction import (
 from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.batches import Filled
-from receiver.backends.kafka.connection import Connection, end_producer, persistently
+from receiver.backends.kafka.connection import KafkaConnection, end_producer, persistently
 from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.known import Known, known_to
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, Limits, Refused
@@ -75,7 +75,7 @@ class Transactional:
     it is empty while nothing is waited for.
     """
 
-    def __init__(self, connection: Connection, name: str, limits: Limits) -> None:
+    def __init__(self, connection: KafkaConnection, name: str, limits: Limits) -> None:
         self.went_astray = False
         self.waits_for = ""
         self.waits_since = 0.0

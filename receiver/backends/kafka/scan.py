@@ -7,7 +7,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from receiver.backends.kafka.connection import Connection, end_consumer, limited
+from receiver.backends.kafka.connection import KafkaConnection, end_consumer, limited
 from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.producer import Ends
 from receiver.backends.kafka.settlement import Tail
@@ -21,7 +21,7 @@ _TAIL_RECORDS_FIRST = 100
 
 
 @asynccontextmanager
-async def reading(connection: Connection, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
+async def reading(connection: KafkaConnection, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer for stretches, for as long as the block lasts. Raises Unavailable."""
     consumer = connection.consumer(isolation_level=isolation_level, auto_offset_reset="earliest")
     try:
@@ -60,7 +60,7 @@ async def between(consumer: AIOKafkaConsumer, partition: TopicPartition, begin: 
 
 
 async def tails(
-    connection: Connection, ends: Mapping[TopicPartition, Ends], behind: Callable[[Any], int]
+    connection: KafkaConnection, ends: Mapping[TopicPartition, Ends], behind: Callable[[Any], int]
 ) -> dict[TopicPartition, Tail]:
     """What partitions have at their ends. Raises Unavailable.
 

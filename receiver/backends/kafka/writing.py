@@ -88,7 +88,7 @@ class Writing:
             if isinstance(error, TimeoutError):
                 self._lessons.too_slow()
             return error.message if isinstance(error, Unavailable) else type(error).__name__
-        why = batches.told(error)
+        why = batches.described(error)
         mark = await batches.learn(error)
         if mark is not None:
             self._cannot_write(written[mark], why)
