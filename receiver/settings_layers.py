@@ -111,15 +111,15 @@ class Layers(Generic[_Tree]):
         path, schema = detail["loc"], self._tree.model_json_schema()
         match detail["type"]:
             case "extra_forbidden":
-                allowed = _unknown(str(path[-1]), _describe(schema, path[:-1]).get("properties", {}))
+                words = _unknown(str(path[-1]), describe(schema, path[:-1]).get("properties", {}))
             case "value_error":
-                allowed = str(detail["ctx"]["error"])
+                words = str(detail["ctx"]["error"])
             case "missing":
-                allowed = f"required: {_allowed(schema, path)}"
+                words = f"required: {allowed(schema, path)}"
             case _:
-                allowed = _allowed(schema, path)
+                words = allowed(schema, path)
         place = self.place(path[:-1] if detail["type"] == "missing" else path)
-        return Problem(_dotted(path), place or "not set", allowed)
+        return Problem(_dotted(path), place or "not set", words)
 
 
 def _over(higher: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     return f"no such setting; did you mean {near[0]}?" if near else f"no such setting; there are {', '.join(known)}"
 
 
-def _describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]:
+def describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]:
     """What the tree's JSON Schema says of the setting at `path`; empty where nothing is there."""
     here = schema
     for part in (None, *path):
@@ -239,9 +239,9 @@ def _describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]
     return here
 
 
-def _allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR0911  # a table of shapes
+def allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR0911  # a table of shapes
     """What may stand at `path`, in words."""
-    match _describe(schema, path):
+    match describe(schema, path):
         case {"allowed": str(words)}:
             return words
         case {"enum": [*words]}:
@@ -251,7 +251,7 @@ def _allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR0
         case {"type": "boolean"}:
             return "true or false"
         case {"type": "array", **rest}:
-            return f"a list{', not empty' if rest.get('minItems') else ''}, each of it {_allowed(schema, (*path, 0))}"
+            return f"a list{', not empty' if rest.get('minItems') else ''}, each of it {allowed(schema, (*path, 0))}"
         case {"type": "object", "properties": names}:
             return f"a table of {', '.join(names)}"
         case {"format": "date-time"}:

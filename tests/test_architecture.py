@@ -98,9 +98,9 @@ LAYERS = (
     {"edge.connection", "dispatcher", "edge.app", "replay"},
     {"edge.express", "operations"},
     {"ops"},
+    {"backends.kafka.failures"},
     {
         "backends.kafka.broker",
-        "backends.kafka.failures",
         "backends.kafka.fetching",
         "backends.kafka.tokens",
         "backends.kafka.records",
@@ -163,7 +163,8 @@ LAYERS = (
     {"demo.screen"},
     {"demo"},
     {"cli.failed"},
-    {"cli.options"},
+    {"cli.options", "cli.toml"},
+    {"cli.reference"},
     {"cli.reconcile", "cli.topics"},
     {
         "cli.session",

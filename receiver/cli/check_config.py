@@ -1,27 +1,37 @@
 """`check-config`: what is wrong with the settings, or what they are."""
 
-from collections.abc import Iterator, Mapping
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated
 
-import tomlkit
-from pydantic import BaseModel, SecretStr
+import typer
+from pydantic import BaseModel
 from rich.text import Text
 
 from receiver.cli.options import ConfigOption, DataOption, KafkaOption, overrides
+from receiver.cli.toml import toml_of
 from receiver.console import console
 from receiver.settings import Settings, layers
 from receiver.settings_layers import Layers, SettingPath
-from receiver.shown import HIDDEN, shown_url
 
 #: Where the comments of a printed tree begin.
 _COMMENT_COLUMN = 40
-#: So much of a hash tells which it is.
-_SHA256_SHOWN = 8
 
 
-def check_config(config: ConfigOption = None, data: DataOption = None, kafka: KafkaOption = None) -> None:
+def check_config(
+    *,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    kafka: KafkaOption = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Print what settings and metrics there are (Markdown), and exit.")
+    ] = False,
+) -> None:
     """Name every wrong setting, or print the settings in force."""
+    if reference:
+        from receiver.cli.reference import reference as all_of_them  # noqa: PLC0415  # it imports the metrics
+
+        typer.echo(all_of_them(), nl=False)
+        return
     places = layers(config, overrides(data=data, kafka=kafka))
     settings = places.settings()
     out = console()
@@ -53,7 +63,7 @@ def _table(section: BaseModel, layers: Layers[Settings], path: SettingPath) -> I
             case None:
                 yield f"# {name} is not set", ""
             case _:
-                yield f"{name} = {tomlkit.item(_plain(name, value)).as_string()}", layers.place(here) or "default"
+                yield f"{name} = {toml_of(name, value)}", layers.place(here) or "default"
     for header, here, member in tables:
         yield "", ""
         yield header, ""
@@ -62,22 +72,3 @@ def _table(section: BaseModel, layers: Layers[Settings], path: SettingPath) -> I
 
 def _header(path: SettingPath) -> str:
     return ".".join(part for part in path if isinstance(part, str))
-
-
-def _plain(name: str, value: Any) -> Any:  # noqa: ANN401  # a setting is of any of many types
-    """A value as it may be shown, made of what TOML knows."""
-    match value:
-        case SecretStr():
-            return HIDDEN
-        case bool() | int() | float() | datetime():
-            return value
-        case Mapping():
-            table = tomlkit.inline_table()
-            table.update({key: _plain(key, member) for key, member in value.items()})
-            return table
-        case tuple():
-            return [_plain(name, member) for member in value]
-        case str() if name.endswith("sha256"):
-            return f"{value[:_SHA256_SHOWN]}…"
-        case _:
-            return shown_url(str(value))
