@@ -9,7 +9,7 @@ TIMEOUT_SECONDS = 4.0
 
 
 class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
-    """Tokens by client credentials, the same for all connections; see `receiver.oauth`."""
+    """Tokens by client credentials, the same for all connections; see `receiver.client_credentials`."""
 
     def __init__(
         self,
