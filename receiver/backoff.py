@@ -7,11 +7,16 @@ together don't come back in step.
 from tenacity import AsyncRetrying, RetryCallState, wait_random_exponential
 
 
+def full_jitter(seconds_first: float, seconds_max: float) -> wait_random_exponential:
+    """The rule, for tenacity's loops: the first wait at most `seconds_first` long, and none longer than the other."""
+    return wait_random_exponential(multiplier=seconds_first, max=seconds_max)
+
+
 class Backoff:
-    """The waits of one loop: the first at most `seconds_first` long, and none longer than `seconds_max`."""
+    """The waits of a loop of its own."""
 
     def __init__(self, seconds_first: float, seconds_max: float) -> None:
-        self._wait = wait_random_exponential(multiplier=seconds_first, max=seconds_max)
+        self._wait = full_jitter(seconds_first, seconds_max)
         self._state = RetryCallState(AsyncRetrying(), None, (), {})
 
     def seconds(self) -> float:

@@ -11,7 +11,7 @@ from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.known import known, places
 from receiver.backends.kafka.standing import expect_partitions
-from receiver.backends.kafka.tokens import ClientCredentials
+from receiver.backends.kafka.tokens import KafkaTokens
 from receiver.backends.kafka.topics import TopicDifference, TopicPlan, check, create
 from receiver.core.errors import Unavailable
 from receiver.core.router import Router
@@ -34,7 +34,7 @@ def connection_of(settings: Settings) -> KafkaConnection:
     if kafka.security_protocol.startswith("SASL"):
         mechanism = kafka.sasl_mechanism
         if kafka.sasl_mechanism == "OAUTHBEARER":
-            tokens = ClientCredentials(
+            tokens = KafkaTokens(
                 kafka.oauth_token_url or "",
                 kafka.oauth_client_id or "",
                 kafka.oauth_client_secret.get_secret_value() if kafka.oauth_client_secret else "",

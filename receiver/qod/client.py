@@ -21,13 +21,13 @@ import orjson
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
 
 from receiver.answers import (
-    BACKOFF,
     PASSING,
     Unreadable,
     content_of,
     is_long,
     left_alone,
     message_of,
+    pause_seconds,
     retry_after_seconds,
 )
 from receiver.client_credentials import ClientCredentials
@@ -310,8 +310,7 @@ def _is_worth_another(call: _Call, outcome: _Answer | _Failure) -> bool:
 
 
 def _pause_seconds(state: RetryCallState) -> float:
-    """How long to wait before the next attempt: as long as the API says, and never less than chance does."""
-    return max(BACKOFF(state), _last_outcome(state).retry_after_seconds or 0)
+    return pause_seconds(state, _last_outcome(state).retry_after_seconds)
 
 
 def _last_outcome(state: RetryCallState) -> _Answer | _Failure:
