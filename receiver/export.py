@@ -44,7 +44,7 @@ from receiver.core.session_record import SESSIONS, NoSession, session_message, s
 from receiver.dispatcher import Dispatcher
 from receiver.inbox import Lane, LaneLost
 from receiver.process.cluster import connection_of, plan_of, prepare
-from receiver.process.directory import open_node, open_reader
+from receiver.process.directory import open_directory, open_reader
 from receiver.reader import PassedOver, Reader
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
@@ -111,7 +111,7 @@ async def export(
     if not (settings.data / FILE_NAME).exists():
         raise Unavailable(f"{settings.data} has nothing to export, there is no {FILE_NAME} in it", reason="store")
     async with AsyncExitStack() as stack:
-        node = stack.enter_context(closing(open_node(settings)))
+        served = stack.enter_context(closing(open_directory(settings)))
         reader = stack.enter_context(closing(open_reader(settings, telemetry.passed_over)))
         prefix = settings.prefix
         topics = Topics.of(prefix, settings.kafka.group, router.topics)
@@ -124,8 +124,8 @@ async def export(
         # The records of a route that was taken out of the configuration are there still.
         names = sorted({*plan.names, *await _filled(reader, topics)})
         await prepare(connection, plan._replace(names=names), create_missing=settings.kafka.create_topics)
-        dispatcher = Dispatcher(node.lane, router, telemetry, batch_max=settings.router.batch_max)
-        await _route(node.lane, dispatcher, progress, patience_seconds)
+        dispatcher = Dispatcher(served.lane, router, telemetry, batch_max=settings.router.batch_max)
+        await _route(served.lane, dispatcher, progress, patience_seconds)
         cluster = KafkaReader(connection, prefix)
         stack.push_async_callback(cluster.close)
         exporter = _Exporter(

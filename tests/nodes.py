@@ -14,7 +14,7 @@ from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.topics import TopicPlan, create
-from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.message import Record
 from receiver.core.notification import Notification
@@ -73,7 +73,9 @@ class SqliteBackend:
     @asynccontextmanager
     async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
         """Serve the directory, with a reader beside."""
-        node = SqliteNode(self.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=append_timeout_seconds)
+        node = ServedDirectory(
+            self.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=append_timeout_seconds
+        )
         try:
             reader = SqliteReader(self.directory, SESSIONS_TOPIC)
             try:

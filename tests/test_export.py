@@ -30,7 +30,7 @@ from receiver.core.notification import RECONCILE, Notification
 from receiver.core.session import MARKS_MAX, Session, apply, merged
 from receiver.export import MILESTONES_NAME, Carried, Milestones, export
 from receiver.process.cluster import connection_of
-from receiver.process.directory import open_node, open_reader
+from receiver.process.directory import open_directory, open_reader
 from receiver.process.routing import build_router
 from receiver.qod import telling
 from receiver.settings import KafkaSettings, RouteSettings, Settings
@@ -168,7 +168,7 @@ class Directory:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Node]:
-        opened = open_node(self.settings)
+        opened = open_directory(self.settings)
         with contextlib.closing(opened), contextlib.closing(open_reader(self.settings)) as reader:
             yield Node(opened.inbox, opened.lane, reader, self.settings.prefix)
 
@@ -390,7 +390,7 @@ def test_an_end_that_the_api_told_does_not_revive(
 def test_what_is_served_is_not_carried(directory: Directory) -> None:
     """While another process has the directory its export is refused, and says why."""
     directory.keep(*lives(1))
-    with contextlib.closing(open_node(directory.settings)):
+    with contextlib.closing(open_directory(directory.settings)):
         outcome = directory.run()
     assert (outcome.returncode, outcome.stdout) == (1, "")
     assert outcome.stderr == f"qod-receiver: another process serves {directory.path}\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.process.directory import open_node
+from receiver.process.directory import open_directory
 from receiver.settings import Settings
 from tests.limits import SECONDS_MAX
 
@@ -38,7 +38,7 @@ run(sys.argv[1:])
 )
 def test_a_command_imports_what_it_needs(arguments: str, unwanted: set[str], tmp_path: Path) -> None:
     """A command does its work without what only others need."""
-    open_node(Settings(data=tmp_path / "qod-data")).close()
+    open_directory(Settings(data=tmp_path / "qod-data")).close()
     command = [sys.executable, "-c", _RUN, *arguments.split()]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -98,14 +98,14 @@ class _Directory:
     @asynccontextmanager
     async def operations(self, ops_token: str) -> AsyncIterator[Operations]:
         """See the contract."""
-        from receiver.process.directory import open_node, open_reader
+        from receiver.process.directory import open_directory, open_reader
         from receiver.process.distant import DistantOperations
 
         if (serving := self.served_at()) is not None:
             yield DistantOperations(serving.ops_url, ops_token)
             return
-        with closing(open_node(self._settings)) as node, closing(open_reader(self._settings)) as reader:
-            yield LocalOperations(reader, node.inbox, self._settings.prefix, is_deferred=True)
+        with closing(open_directory(self._settings)) as served, closing(open_reader(self._settings)) as reader:
+            yield LocalOperations(reader, served.inbox, self._settings.prefix, is_deferred=True)
 
     def describe(self) -> Mapping[str, str]:
         """See the contract."""

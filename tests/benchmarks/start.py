@@ -36,8 +36,10 @@ def main() -> None:
     roots = [Path.cwd(), *map(Path, sys.argv[1:2])]
     programs = [root.resolve() / ".venv/bin/qod-receiver" for root in roots]
     with TemporaryDirectory() as directory:
-        opened = "from receiver.process.directory import open_node; from receiver.settings import Settings"
-        subprocess.run([sys.executable, "-c", f"{opened}; open_node(Settings()).close()"], cwd=directory, check=True)
+        opened = "from receiver.process.directory import open_directory; from receiver.settings import Settings"
+        subprocess.run(
+            [sys.executable, "-c", f"{opened}; open_directory(Settings()).close()"], cwd=directory, check=True
+        )
         for arguments in _COMMANDS:
             rounds = [[_cpu_seconds(program, arguments, directory) for program in programs] for _ in range(_RUNS)]
             seconds = [min(each) for each in zip(*rounds, strict=True)]

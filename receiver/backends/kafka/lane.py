@@ -107,7 +107,7 @@ class Doubted(NamedTuple):
 
 
 class KafkaLane:
-    """`receiver.inbox.Lane` is the contract. Open it with `opened`; close it whatever happens."""
+    """`receiver.inbox.Lane` is the contract. Open it with `open`; close it whatever happens."""
 
     def __init__(
         self,

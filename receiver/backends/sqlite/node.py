@@ -385,7 +385,7 @@ class SqliteReader(Reader):
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-class SqliteNode:
+class ServedDirectory:
     """A directory that this process serves: its lock, its file, and the inbox and the lane over it."""
 
     def __init__(
