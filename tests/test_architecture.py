@@ -77,9 +77,9 @@ IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eva
 
 #: A module imports only modules of the lines above its own.
 LAYERS = (
+    {"backoff"},
     {
         "answers",
-        "backoff",
         "core.errors",
         "core.event",
         "headers",
