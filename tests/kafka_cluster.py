@@ -36,6 +36,7 @@ from tests.limits import SECONDS_MAX
 
 KAFKA_VERSION = "4.3.1"
 LOG4J_VERSION = "2.25.4"  # the one that this Kafka brings, so that its log can be bound to a file
+JACKSON_VERSION = "2.21.2"  # likewise
 JAVA_VERSION_MIN = 17
 HOST = "127.0.0.1"
 USER, PASSWORD = "app", "app-secret"
@@ -71,6 +72,24 @@ _POM = f"""\
     <dependency>
       <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId>
       <version>{LOG4J_VERSION}</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+_STREAMS_POM = f"""\
+<project>
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>qod-receiver</groupId>
+  <artifactId>kafka-streams</artifactId>
+  <version>{KAFKA_VERSION}</version>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka-streams</artifactId><version>{KAFKA_VERSION}</version>
+    </dependency>
+    <dependency>
+      <groupId>com.fasterxml.jackson.core</groupId><artifactId>jackson-databind</artifactId>
+      <version>{JACKSON_VERSION}</version>
     </dependency>
   </dependencies>
 </project>
@@ -154,21 +173,36 @@ def _locked(path: Path) -> Iterator[None]:
 
 def jars() -> Path:
     """The directory with Kafka's jars, fetched if this machine has none: whole or absent, also when two fetch."""
-    directory = _jars_directory()
+    return _fetched(_jars_directory(), _POM)
+
+
+def _fetched(directory: Path, pom: str) -> Path:
     if directory.exists():
         return directory
     with _locked(directory):
         if not directory.exists():
             with tempfile.TemporaryDirectory(dir=directory.parent) as unfinished:
-                _fetch(Path(unfinished))
+                _fetch(Path(unfinished), pom)
                 (Path(unfinished) / "jars").rename(directory)
     return directory
 
 
-def _fetch(directory: Path) -> None:
+def streams_jars() -> Path:
+    """The directory with the jars of Kafka Streams, fetched likewise."""
+    return _fetched(_jars_directory().with_name(f"kafka-streams-{KAFKA_VERSION}"), _STREAMS_POM)
+
+
+def java_source(classes: Path, source: Path, *arguments: str) -> list[str]:
+    """The command that compiles and runs a program of one file, with a server's Java and without a log."""
+    java = _java()
+    assert java, unavailable_reason()
+    return [java, "-server", "-Xmx1g", "-cp", f"{classes}/*", str(source), *arguments]
+
+
+def _fetch(directory: Path, pom: str) -> None:
     mvn = shutil.which("mvn")
     assert mvn, unavailable_reason()
-    (directory / "pom.xml").write_text(_POM)
+    (directory / "pom.xml").write_text(pom)
     command = [mvn, "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={directory / 'jars'}"]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"the Maven client could not fetch Kafka {KAFKA_VERSION}: {done.stdout}{done.stderr}"

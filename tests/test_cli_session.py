@@ -23,7 +23,8 @@ PHONE, NAI, IPV4, IPV6 = "+34600111222", "jane.doe@example.org", "203.0.113.77",
 SECRETS = (PHONE[1:], PHONE[3:], NAI, IPV4, IPV6)
 DEVICE = ("--phone", PHONE, "--nai", NAI, "--ipv4", f"{IPV4}:50000", "--ipv6", IPV6)
 WANTED = ("--profile", "QOS_E", "--duration", "3600")
-URL = ("--notification-url", "https://qod.example.com/notifications")
+PUBLIC_URL = "https://qod.example.com/notifications"
+URL = ("--notification-url", PUBLIC_URL)
 
 
 class Outcome(NamedTuple):
@@ -213,7 +214,7 @@ async def run(*arguments: str, **variables: str) -> Outcome:
 @pytest.mark.parametrize(
     ("given", "url", "warned"),
     [
-        ({"QOD_RECEIVER_EDGE__PUBLIC_URL": "https://a.example/n"}, "https://a.example/n", False),
+        ({"QOD_RECEIVER_EDGE__PUBLIC_URL": PUBLIC_URL}, PUBLIC_URL, False),
         ({}, "http://127.0.0.1:8080/notifications", True),
         ({"QOD_RECEIVER_EDGE__PORT": "81", "QOD_RECEIVER_EDGE__PATH": "/x"}, "http://127.0.0.1:81/x", True),
         ({"QOD_RECEIVER_EDGE__HOST": "::"}, "http://[::1]:8080/notifications", True),

@@ -440,6 +440,7 @@ async def test_trailers_are_no_headers(patient: Served) -> None:
         [post(BODY, "Host: localhost", "Content-Type: application/cloudevents+json", f"authorization: Bearer {TOKEN}")],
         [post().replace(b"POST /n", b"POST //n").replace(b"ns HTTP", b"ns// HTTP")],
         [post(chunked(BODY), "Connection: upgrade", "Upgrade: h2c", framing="Transfer-Encoding: chunked")],
+        [post().replace(b"\r\n", b" \t\r\n").replace(b"1.1 \t", b"1.1").replace(b"\r\n \t", b"\r\n")],
     ],
     ids=[
         "whole",
@@ -457,6 +458,7 @@ async def test_trailers_are_no_headers(patient: Served) -> None:
         "doubled headers",
         "slashes",
         "chunks and upgrade",
+        "blanks behind",
     ],
 )
 async def test_what_is_sound_is_kept(patient: Served, pieces: list[bytes]) -> None:
@@ -657,19 +659,31 @@ async def test_pipelined_requests_are_answered_in_order(patient: Served) -> None
     assert [each.correlator for each in await patient.kept()] == [str(number) for number in range(10)]
 
 
-@pytest.mark.parametrize("behind", [b"\0", b"GET / HTTP/1.1\r\nbad\r\n\r\n", post(BODY, f"X: {'x' * 4096}")])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"\0",
+        b"GET / HTTP/1.1\r\nbad\r\n\r\n",
+        post(BODY, f"X: {'x' * 4096}"),
+        post(b"no number\r\n", framing="Transfer-Encoding: chunked"),
+        post() + post(b"5\r\nhelloX", framing="Transfer-Encoding: chunked"),
+    ],
+)
 async def test_a_refusal_does_not_overtake_an_answer(patient: Served, behind: bytes) -> None:
     """What is malformed behind a sound request, in the same piece, doesn't change what that is answered."""
     client = await patient.connect()
     await client.send(post() + behind)
     answers = await client.answers()
     assert answers[0].status == 204
-    for answer in answers[1:]:
+    kept = behind.startswith(post())
+    assert [answer.status for answer in answers[1 : 1 + kept]] == [204] * kept
+    for answer in answers[1 + kept :]:
         assert_refused(answer, 400, 431)
-    assert len(await patient.kept()) == 1
+    assert len(await patient.kept()) == 1 + kept
 
 
-async def test_a_slow_request_behind_another_does_not_change_its_answer() -> None:
+@pytest.mark.parametrize("behind", [post()[:50], post()[:-5], post() + post()[:-5]], ids=["head", "body", "third"])
+async def test_a_slow_request_behind_another_does_not_change_its_answer(behind: bytes) -> None:
     """While one request is being answered, the one behind it gets no answer in its place, however slow it is."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -680,10 +694,11 @@ async def test_a_slow_request_behind_another_does_not_change_its_answer() -> Non
 
     async with serving(app, LIMITS) as served:
         client = await served.connect()
-        await client.send(post() + post()[:50])
+        await client.send(post() + behind)
         answers = await client.answers()
-        assert answers[0].status == 204
-        for answer in answers[1:]:
+        whole = 1 + behind.startswith(post())
+        assert [answer.status for answer in answers[:whole]] == [204] * whole
+        for answer in answers[whole:]:
             assert_refused(answer, 408)
 
 

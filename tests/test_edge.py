@@ -276,6 +276,7 @@ CHUNKED: dict[str, Any] = {"content_length": None, "transfer_encoding": "chunked
         (partial(Request, b"[" * 2000 + b"]" * 2000), 400, "malformed", [b"[" * 2000 + b"]" * 2000]),
         (partial(Request, BODY, host=None), 400, "bad_request", NOTHING),
         (partial(Request, BODY, more=[("host", "localhost")]), 204, "kept", [BODY]),
+        (partial(Request, BODY, more=[("host", "localhost \t")]), 204, "kept", [BODY]),
         (partial(Request, BODY, more=[("host", "other")]), 400, "bad_request", NOTHING),
         (partial(Request, BODY, more=[("authorization", BEARER)]), 204, "kept", [BODY]),
         (partial(Request, BODY, more=[("authorization", "Bearer other")]), 400, "bad_request", NOTHING),
@@ -334,11 +335,14 @@ async def test_a_body_may_be_as_large_as_the_limit(edge: Door) -> None:
     assert [each.body for each in await edge.kept()] == [content, content]
 
 
-async def test_a_notification_is_kept_with_what_the_edge_knows(edge: Door) -> None:
-    """Key, sender, time of receipt, content type, correlator and traceparent are kept beside the body."""
+@pytest.mark.parametrize("behind", ["", " ", "\t", " \t "])
+async def test_a_notification_is_kept_with_what_the_edge_knows(edge: Door, behind: str) -> None:
+    """Key, sender, time of receipt, content type, correlator and traceparent are kept beside the body, without the
+    blanks that a sender put behind them.
+    """
     before_micros = time.time_ns() // 1000
     what = {"content_type": "application/json; charset=UTF-8", "x_correlator": "c-1", "traceparent": TRACEPARENT}
-    assert (await edge.answer(**what)).status == 204
+    assert (await edge.answer(**{name: value + behind for name, value in what.items()})).status == 204
     (kept,) = await edge.kept()
     assert before_micros <= kept.received_micros <= time.time_ns() // 1000
     assert kept == Notification(

@@ -75,12 +75,15 @@ READ: dict[str, tuple[bytes, dict[str, str | None]]] = {
     "gzip with members": (gzip.compress(BODY[:30]) + gzip.compress(BODY[30:]), {"content-encoding": "gzip"}),
     "gzip padded": (gzip.compress(BODY) + b"\0" * 20, {"content-encoding": "gzip"}),
     "gzip without the header": (gzip.compress(BODY), {}),
+    "gzip, blanks behind": (gzip.compress(BODY), {"content-encoding": "gzip \t"}),
     "gzip told twice": (gzip.compress(BODY), {"content-encoding": "gzip, gzip"}),
     "gzip twice": (gzip.compress(gzip.compress(BODY)), {"content-encoding": "gzip, gzip"}),
     "gzip undone on the way": (BODY, {"content-encoding": "gzip"}),
     "deflate": (zlib.compress(BODY), {"content-encoding": "deflate"}),
     "deflate without zlib's head": (RAW_DEFLATED, {"content-encoding": "deflate"}),
     "deflate undone on the way": (BODY, {"content-encoding": "deflate"}),
+    "deflate undone, with blanks": (b'{\n  "' + BODY[2:], {"content-encoding": "deflate"}),
+    "deflate undone, of a batch": (b'[{ "' + BODY[2:] + b"]", {"content-encoding": "deflate"}),
     "deflate and gzip": (gzip.compress(zlib.compress(BODY)), {"content-encoding": "deflate, gzip"}),
     "identity": (BODY, {"content-encoding": "identity"}),
     "a charset in its place": (BODY, {"content-encoding": "UTF-8"}),
@@ -88,6 +91,7 @@ READ: dict[str, tuple[bytes, dict[str, str | None]]] = {
     "a form's content type": (BODY, {"content-type": "application/x-www-form-urlencoded"}),
     "binary mode": (DATA, {"content-type": "application/json", **BINARY}),
     "binary mode, escaped": (DATA, {"content-type": "application/json", **BINARY, "ce-id": "%78"}),
+    "binary mode, blanks behind": (DATA, {name: f"{value} \t" for name, value in BINARY.items()}),
     "binary mode, compressed": (gzip.compress(DATA), {"content-encoding": "gzip", **BINARY}),
     "binary mode and structured": (BODY, {**BINARY, "ce-id": "another", "ce-type": "org.example.another"}),
     "binary mode without a time": (DATA, {**BINARY, "ce-time": None}),
@@ -172,13 +176,34 @@ async def test_a_batch_is_its_events(edge: Door, router: Router) -> None:
     assert [value["sessionId"] for value in await told_on(edge, router, "status")] == [SESSION_ID, "other"]
 
 
-async def test_a_batch_keeps_what_it_cannot_read(edge: Door, router: Router) -> None:
-    """What is no notification in a batch is a dead letter of its own; the others have their effect."""
-    content = b"[" + b",".join([b"{}", BODY, b"17", b'{"a": 1, "a": 2}', bare("s-3")]) + b"]"
+UNREAD = {
+    "no notification": b"{}",
+    "a number": b"17",
+    "two values": b'{"a": 1, "a": 2}',
+    "nested too deeply": b'{"a": ' + b"[" * 300 + b"]" * 300 + b"}",
+    "nested far too deeply": b"[" * 1_500 + b"]" * 1_500,
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+@pytest.mark.parametrize("odd", [b"", b'"x": NaN, ', b'"x": "\xff", ', b'"x": "\\ud800", '])
+async def test_a_batch_keeps_what_it_cannot_read(edge: Door, router: Router, name: str, odd: bytes) -> None:
+    """What is no notification in a batch is a dead letter of its own; the others have their effect, odd ones too."""
+    content = b"[" + b",".join([UNREAD[name], b"{" + odd + BODY[1:], b"[]", bare("s-3")]) + b"]"
     assert await answered(edge, content, {}) == 204
     assert [value["sessionId"] for value in await told_on(edge, router, "status")] == [SESSION_ID, "s-3"]
     letters = await told_on(edge, router, "dead-letter")
-    assert [b64decode(letter["body"]) for letter in letters] == [b"{}", b"17", b'{"a": 1, "a": 2}']
+    assert [b64decode(letter["body"]) for letter in letters] == [UNREAD[name], b"[]"]
+
+
+@pytest.mark.parametrize("end", [b"", b"]]", b"[]", b"],", b"]" + BODY, b"," + b"[" * 2_000])
+async def test_a_batch_that_does_not_end_so_is_kept_as_it_came(edge: Door, router: Router, end: bytes) -> None:
+    """What begins as an array and is none is one dead letter, whole."""
+    content = b"[" + BODY + b"," + bare("s-3") + end
+    assert await answered(edge, content, {}) == 400
+    (letter,) = await told_on(edge, router, "dead-letter")
+    assert b64decode(letter["body"]) == content
+    assert not await told_on(edge, router, "status")
 
 
 async def test_a_batch_is_answered_once_all_of_it_is_kept(node: Node, telemetry: Telemetry) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -203,7 +203,8 @@ async def statuses(node: ClusteredNode, prefix: str, count: int) -> Sequence[Rec
     async with asyncio.timeout(SECONDS_MAX):
         cursor = await node.reader.beginning(f"{prefix}.status")
         while len(found) < count:
-            found += await node.reader.records(f"{prefix}.status", cursor, 1000)
+            with suppress(Unavailable):  # on a busy machine a token may end before it was used
+                found += await node.reader.records(f"{prefix}.status", cursor, 1000)
             await asyncio.sleep(0.02)
     return found
 
@@ -361,7 +362,7 @@ def test_a_wrong_password_of_an_edge_that_serves(site: Site) -> None:
     reasons = {line["reason"] for line in lines if line["event"] == "cluster_failed"}
     assert reasons == {ready["checks"]["kafka"]}
     assert f"{site.broker.secured('SASL')}: authentication failed" in reasons.pop()
-    assert {line["event"] for line in lines} <= {"cluster_failed", "request", "spool_failed"}
+    assert {line["event"] for line in lines} <= {"cluster_failed", "descriptors", "request", "spool_failed"}
     assert WRONG not in log.read_text()
 
 

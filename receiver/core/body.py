@@ -80,9 +80,11 @@ def decoded(body: bytes, codings: str, bytes_max: int) -> bytes:
 
 
 def elements(body: bytes) -> Sequence[bytes] | None:
-    """The elements of a JSON array, each as it is written; None for any other body. Raises Malformed for too many."""
+    """The elements of a JSON array, each as it is written, also those that readers don't read alike; None for any other
+    body. Raises Malformed for too many.
+    """
     array = body.removeprefix(_BOM).strip()
-    if not array.startswith(b"[") or not _is_json(array):
+    if not array.startswith(b"[") or not _is_well_formed(array):
         return None
     found: list[bytes] = []
     level, begin = 0, 1
@@ -97,6 +99,10 @@ def elements(body: bytes) -> Sequence[bytes] | None:
             begin = token.end()
             if len(found) > BATCH_MAX:
                 raise Malformed(f"a batch has at most {BATCH_MAX} events")
+            if level == 0:
+                break
+    if begin < len(array):
+        return None
     return found if found != [b""] else []
 
 
@@ -170,6 +176,21 @@ def _is_json(body: bytes) -> bool:
     return True
 
 
+def _is_well_formed(body: bytes) -> bool:
+    """Whether it is JSON, whatever its members are called, and however deep it is."""
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        try:
+            text = body.decode(json.detect_encoding(body), "surrogateescape")
+            json.loads(text, parse_int=_number, strict=False)
+        except RecursionError:
+            return True  # as far as it was read; what is in the rest is each element's own affair
+        except ValueError:
+            return False
+    return True
+
+
 def _unknown_coding() -> Malformed:
     return Malformed(
         "the body has a Content-Encoding that is not understood: use gzip, deflate or none",
@@ -181,6 +202,9 @@ def _unknown_coding() -> Malformed:
 
 def _deflated(body: bytes, bytes_max: int) -> bytes:
     """RFC 9110 means zlib's format by deflate, and many send the raw one (8.4.1.2)."""
+    # Much JSON can be taken for the raw one: it has no first bytes of its own.
+    if _is_json(body):
+        return body
     for window in (_ZLIB_WINDOW, _RAW_WINDOW):
         try:
             return _inflated(body, window, bytes_max)

@@ -63,7 +63,7 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
             data=Path(directory),
             edge=EdgeSettings(port=port),
             ops=OpsSettings(port=0),
-            log=LogSettings(level="warning"),
+            log=LogSettings(level="error"),  # what is refused is on the screen
         )
         async with contextlib.AsyncExitStack() as stack:
             serving, addresses = await _serve(settings)

@@ -71,6 +71,7 @@ _NOTHING_HERE = "there is nothing here; see the notificationUrl that was registe
 #: What is refused for these may be posted again, so it is told although its path is wrong too.
 _ABOUT_SIZE = frozenset({HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.TOO_MANY_REQUESTS})
 _SLASHES = re.compile("//+")
+_BLANKS = frozenset({b" ", b"\t"})
 _PATH_CHARS_MAX = 200
 #: Short of what a token has.
 _PART_CHARS_MAX = 19
@@ -389,6 +390,8 @@ def _headers(
     found: dict[bytes, bytes] = {}
     fault = ""
     for name, value in headers:
+        if value[-1:] in _BLANKS:  # RFC 9112, 5.1: they are no part of it, and the parser leaves them
+            value = value.rstrip(b" \t")  # noqa: PLW2901
         if name in wanted:
             if name in _ONCE and found.get(name, value) != value:
                 fault = f"more than one {_ONCE[name]} header"

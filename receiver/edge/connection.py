@@ -353,10 +353,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refused = True
         self.ended(reason, self._address)
         begun = self._receiving and not self._in_head  # then the cycle is its own, else that of one before
+        if begun and self.pipeline:
+            self.pipeline.popleft()  # its own, which waits for the answers to those before it
+            begun = False
         if not begun and self.cycle is not None and not self.cycle.response_complete:
             self._deadline = _NEVER  # on_response_complete closes
             return
-        if not begun or not (self.cycle.response_started or self.pipeline):
+        if not begun or not self.cycle.response_started:
             content = orjson.dumps({"status": status.value, "code": code, "message": message})
             self.transport.write(
                 b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"

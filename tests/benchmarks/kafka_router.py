@@ -58,14 +58,15 @@ def measure(cluster: Cluster, case: Case, prefix: str) -> float:
     connection = KafkaConnection([cluster.bootstrap], Security().options())
     router = Router(prefix=prefix, forget_after_seconds=3600)
     plan = TopicPlan(prefix, router.topics, case.partitions, 1, 168, 168)
-    uvloop.run(_prepare(connection, plan, case))
+    uvloop.run(prepare(connection, plan, case))
     environment = cluster.bootstrap, prefix, str(case.partitions)
     with ExitStack() as stack:
-        urls = [stack.enter_context(_router(*environment)) for _ in range(case.routers)]
+        urls = [stack.enter_context(serving(*environment)) for _ in range(case.routers)]
         return _rate(urls, case.sessions, case.changes)
 
 
-async def _prepare(connection: KafkaConnection, plan: TopicPlan, case: Case) -> None:
+async def prepare(connection: KafkaConnection, plan: TopicPlan, case: Case) -> None:
+    """Make the topics, and fill the inbox."""
     await create(connection, plan)
     now = time.time_ns() // 1000
     producer = connection.producer(
@@ -76,7 +77,7 @@ async def _prepare(connection: KafkaConnection, plan: TopicPlan, case: Case) -> 
     for first in range(0, total, _CHUNK):
         batches: dict[int, list[BatchBuilder]] = {}
         for number in range(first, min(first + _CHUNK, total)):
-            made = _notification(number, case.sessions, now)
+            made = notification(number, case.sessions, now)
             some = batches.setdefault(partition_of(made.key, case.partitions), [producer.create_batch()])
             key, value, timestamp, headers = inbox_record(made)
             if some[-1].append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
@@ -88,7 +89,7 @@ async def _prepare(connection: KafkaConnection, plan: TopicPlan, case: Case) -> 
     await producer.stop()
 
 
-def _notification(number: int, sessions_count: int, now_micros: int) -> Notification:
+def notification(number: int, sessions_count: int, now_micros: int) -> Notification:
     """The sessions in turn, each AVAILABLE first and then back and forth, so that all of it is accepted."""
     change, session_number = divmod(number, sessions_count)
     session = f"{session_number * 2654435761 % 2**32:08x}-0000-4000-8000-{session_number:012x}"
@@ -101,7 +102,7 @@ def _notification(number: int, sessions_count: int, now_micros: int) -> Notifica
 
 
 @contextmanager
-def _router(bootstrap: str, prefix: str, partitions: str) -> Iterator[str]:
+def serving(bootstrap: str, prefix: str, partitions: str) -> Iterator[str]:
     """A router's process; gives the URL of its operations port."""
     command = (sys.executable, "-m", "receiver", "serve", "--kafka", bootstrap, "--role", "router", "--ops-port", "0")
     environment = {"QOD_RECEIVER_PREFIX": prefix, "QOD_RECEIVER_KAFKA__PARTITIONS": partitions, "PATH": "/usr/bin"}

@@ -328,7 +328,9 @@ def _summary(line: str) -> str:
     """What a line of a log is about, without what differs each time."""
     try:
         fields = json.loads(line)
-        event = str(fields["event"]).partition("\n")[0]
+        event, _, more = str(fields["event"]).partition("\n")
+        if found := re.search(r"coro=<(\S+)", more):  # which task asyncio tells of
+            event += f" {found[1]}"
         reason = str(fields.get("reason") or fields.get("exception", "")).splitlines()[-1:]
     except (ValueError, KeyError, TypeError):
         return f"unreadable {line.strip()[:60]}"
