@@ -227,7 +227,7 @@ async def _create(settings: Settings, request: Creation, ops_token: str, *, as_j
         session = await client.create(request)
     try:
         await learned(settings, session, ops_token)
-    except (Failed, ReceiverError) as error:
+    except ReceiverError as error:
         typer.echo(f"the session was made, but its receiver does not know of it yet: {error}", err=True)
     finally:
         _print(session, show_device=False, as_json=as_json)
