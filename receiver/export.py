@@ -35,10 +35,12 @@ from receiver.backends.kafka.settlement import settlement
 from receiver.backends.kafka.writer import Writer, members_count, positions
 from receiver.backends.sqlite.schema import FILE_NAME, PARTITION
 from receiver.core.errors import Unavailable
+from receiver.core.headers import CE_ID, TRACE
 from receiver.core.message import Message, Record
 from receiver.core.router import Router
 from receiver.core.session import merged
-from receiver.core.session_record import SESSIONS, NoSession, session_message, session_of, traced
+from receiver.core.session_record import NoSession, session_message, session_of, traced
+from receiver.core.topics import TopicNames
 from receiver.dispatcher import Dispatcher
 from receiver.inbox import Lane, LaneLost
 from receiver.process.clustered import connection_of, plan_of, prepare
@@ -126,13 +128,15 @@ async def export(
         await _route(node.lane, dispatcher, progress, patience_seconds)
         cluster = KafkaReader(connection, prefix)
         stack.push_async_callback(cluster.close)
+        ledger = Ledger(settings.data)
         exporter = _Exporter(
             connection=connection,
             cluster=cluster,
             topics=topics,
             reader=reader,
             router=router,
-            ledger=Ledger(settings.data),
+            name=TopicNames(prefix).full(f"export.{ledger.id}"),
+            ledger=ledger,
             progress=progress,
             patience_seconds=patience_seconds,
             passed_over=telemetry.passed_over,
@@ -199,6 +203,7 @@ class _Exporter:
         topics: Topics,
         reader: Reader,
         router: Router,
+        name: str,
         ledger: Ledger,
         progress: Progress,
         patience_seconds: float,
@@ -213,7 +218,7 @@ class _Exporter:
         self._ledger = ledger
         self._progress = progress
         self._patience_seconds = patience_seconds
-        self._name = f"{topics.sessions.removesuffix(SESSIONS)}export.{ledger.id}"
+        self._name = name
         self._got_on = 0.0
         self._limits, self._lessons = Limits(connection), Lessons()
 
@@ -318,7 +323,7 @@ class _Exporter:
     def _behind(self, record: Any) -> int:  # noqa: ANN401  # aiokafka's
         """The directory's inbox position behind what caused a record; 0 where it was not exported from here."""
         for name, text in record.headers:
-            if name == "inbox" and (text or b"").startswith(self._trace("").encode()):
+            if name == TRACE and (text or b"").startswith(self._trace("").encode()):
                 return _number(text.decode(errors="replace")) + 1
         return 0
 
@@ -401,11 +406,11 @@ class _Exporter:
     def _retraced(self, message: Message) -> Message:
         """A message as it goes to the cluster."""
         texts = dict(message.headers)
-        trace = texts.get("inbox", "")
+        trace = texts.get(TRACE, "")
         place = self._trace(trace)
-        if texts.get("ce_id") == trace:
-            texts["ce_id"] = place
-        texts["inbox"] = place
+        if texts.get(CE_ID) == trace:
+            texts[CE_ID] = place
+        texts[TRACE] = place
         return message._replace(headers=list(texts.items()))
 
     async def _range(self, topic: str) -> tuple[int, int]:
@@ -422,7 +427,7 @@ class _Exporter:
 
 def _caused(record: Record) -> int:
     """The directory's inbox position of what caused a record."""
-    return _number(dict(record.message.headers).get("inbox", ""))
+    return _number(dict(record.message.headers).get(TRACE, ""))
 
 
 def _number(trace: str) -> int:

@@ -30,6 +30,7 @@ from receiver.core.event import QosStatus
 from receiver.core.notification import Notification
 from receiver.core.session import Session
 from receiver.core.session_record import session_value
+from receiver.core.topics import TopicNames
 from receiver.inbox import Inbox
 from receiver.qod.telling import received
 from receiver.reader import Cursor, Reader, cursor_text
@@ -90,7 +91,7 @@ class OpsApp(Starlette):
         self._troubles = troubles
         self._notices = notices
         self._stopping = stopping
-        self._prefix = prefix
+        self._names = TopicNames(prefix)
         self._streams = 0
         self._pages = 0
         super().__init__(
@@ -135,9 +136,7 @@ class OpsApp(Starlette):
 
     async def _topic(self, request: Request) -> Response:
         _no_parameters_but(request, "from", "session", "limit")
-        topic = request.path_params["topic"]
-        if not topic.startswith(f"{self._prefix}."):
-            topic = f"{self._prefix}.{topic}"
+        topic = self._names.spelled(request.path_params["topic"])
         live = "text/event-stream" in request.headers.get("accept", "")
         start = request.query_params.get("from", "end" if live else "beginning")
         resumed = request.headers.get("last-event-id")

@@ -18,7 +18,7 @@ from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.spool import Spool
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.errors import Unavailable
-from receiver.core.session_record import SESSIONS
+from receiver.core.topics import SESSIONS
 from receiver.process.build import build_router
 from receiver.process.clustered import SPOOL, ClusteredNode, Part, clustered
 from receiver.settings import Settings

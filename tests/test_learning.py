@@ -197,7 +197,7 @@ def test_learning_twice_changes_nothing(texts: list[str]) -> None:
 def test_an_end_is_told_once(before: list[str], later: list[str]) -> None:
     """After the API told of the end nothing that is posted is accepted any more: no alert comes twice."""
     known = [*before, "~U9"]
-    assume("U" in after(known)[0].learned)  # and was not known before
+    assume(QosStatus.UNAVAILABLE in after(known)[0].learned)  # and was not known before
     for text in later:
         if not text.startswith("~"):
             known.append(text)

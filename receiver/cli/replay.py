@@ -19,9 +19,10 @@ from receiver.cli.options import (
     start_text,
 )
 from receiver.console import console, letters_table
-from receiver.core.router import DEAD_LETTER
+from receiver.core.dead_letter import revived
+from receiver.core.topics import TopicNames
 from receiver.process import build
-from receiver.replay import REPLAYABLE, letters, revived
+from receiver.replay import REPLAYABLE, letters
 from receiver.settings import Settings
 
 
@@ -82,7 +83,7 @@ async def _replay_unserved(settings: Settings, verdicts: list[str], start: str) 
 
 async def _list_letters(settings: Settings, verdicts: Sequence[str], start: str) -> None:
     async with reading(settings) as reader:
-        topic = f"{settings.prefix}.{DEAD_LETTER}"
+        topic = TopicNames(settings.prefix).dead_letters
         found = [(record, bool(revived(record))) async for record in letters(reader, topic, verdicts, start)]
     if found:
         console().print(letters_table(found))

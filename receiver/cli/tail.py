@@ -22,6 +22,7 @@ from receiver.cli.options import (
 )
 from receiver.console import console, record_line, sessions_table
 from receiver.core.event import QosStatus
+from receiver.core.topics import TopicNames
 from receiver.ops import session_fields
 from receiver.process import build
 from receiver.settings import Settings
@@ -55,7 +56,7 @@ def tail(
 ) -> None:
     """Print the records of a topic: status, unavailable, sessions, dead-letter or one of your own."""
     settings = settings_of(config, data=data, kafka=kafka)
-    name = topic if topic.startswith(f"{settings.prefix}.") else f"{settings.prefix}.{topic}"
+    name = TopicNames(settings.prefix).spelled(topic)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
             _tail(settings, name, start or ("end" if follow else "beginning"), session, follow=follow, as_json=as_json)

@@ -2,7 +2,8 @@
 
 import re
 from enum import StrEnum
-from typing import NamedTuple
+
+from receiver.core.value import Value
 
 
 class QosStatus(StrEnum):
@@ -58,7 +59,7 @@ class Oddity(StrEnum):
 _FAR_MICROS = 183 * 24 * 60 * 60 * 1_000_000
 
 
-class Event(NamedTuple):
+class Event(Value, frozen=True):
     """One change of one session's status.
 
     `type` is the sender's own spelling. `id`, `source` and `time_micros` are None where the dialect or the sender
@@ -87,7 +88,7 @@ class Event(NamedTuple):
         return self.qos_status is QosStatus.UNAVAILABLE and self.status_info not in EXPECTED_ENDS
 
 
-class Unrecognized(NamedTuple):
+class Unrecognized(Value, frozen=True):
     """A well-formed envelope that tells nothing this release knows: another API's event, or a new type or status."""
 
     type: str

@@ -18,6 +18,7 @@ from receiver.core import rfc3339
 from receiver.core.body import GZIP, INFLATED_BYTES_MAX, decoded, elements, tree_of
 from receiver.core.errors import Malformed
 from receiver.core.event import Dialect, Event, Oddity, QosStatus, Unrecognized, canonical
+from receiver.core.value import Value
 
 Envelope = tuple[tuple[str, str], ...]
 """Headers that a body is read with: names in lower case, and values."""
@@ -27,7 +28,7 @@ CONTENT_ENCODING = "content-encoding"
 _ATTRIBUTE = "ce-"
 
 
-class Notification(NamedTuple):
+class Notification(Value, frozen=True):
     """A posted body, and what the edge knew of it.
 
     `key` is the session id where the body names one, else the sender. `content_type`, `correlator` and `traceparent`
@@ -87,8 +88,9 @@ RECONCILE = "reconcile"
 API_ORIGINS = frozenset({CLIENT, RECONCILE})
 
 
-#: What the origin begins with of a notification that was posted beside our paths.
+#: What the origin begins with of a notification that was posted beside our paths, and of one that was a dead letter.
 BESIDE = "beside:"
+REPLAY = "replay:"
 
 
 #: What a sender is called in a configuration.

@@ -25,6 +25,7 @@ from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.router import Router
 from receiver.core.session import Session
+from receiver.core.topics import TopicNames
 from receiver.dispatcher import Dispatcher
 from receiver.inbox import Inbox
 from receiver.reader import is_asked_for
@@ -117,7 +118,7 @@ def plan_of(settings: Settings, router: Router) -> Plan:
 
 def group_of(settings: Settings) -> str:
     """The name of the routers' group."""
-    return f"{settings.prefix}.{settings.kafka.group}"
+    return TopicNames(settings.prefix).full(settings.kafka.group)
 
 
 class ClusteredNode:

@@ -11,7 +11,7 @@ from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.router import Router
 from receiver.core.session import Session
-from receiver.core.session_record import SESSIONS
+from receiver.core.topics import TopicNames
 from receiver.dispatcher import Dispatcher
 from receiver.reader import PassedOver, nobody
 from receiver.settings import Settings
@@ -33,7 +33,7 @@ def open_node(
     """The directory of the settings, to be served by this process alone. Raises Unavailable."""
     return SqliteNode(
         settings.data,
-        sessions_topic=f"{settings.prefix}.{SESSIONS}",
+        sessions_topic=TopicNames(settings.prefix).sessions,
         append_timeout_seconds=settings.edge.append_timeout_seconds,
         appended=appended,
         passed_over=passed_over,
@@ -44,7 +44,7 @@ def open_reader(
     settings: Settings, passed_over: PassedOver = nobody, damaged: Callable[[], None] = lambda: None
 ) -> SqliteReader:
     """A reader of the directory of the settings, beside whoever serves it. Raises Unavailable."""
-    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}", passed_over, damaged)
+    return SqliteReader(settings.data, TopicNames(settings.prefix).sessions, passed_over, damaged)
 
 
 class EmbeddedNode:

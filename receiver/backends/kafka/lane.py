@@ -36,7 +36,6 @@ from receiver.backends.kafka.known import Known, expect_topics, places
 from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.producer import Transactional
 from receiver.backends.kafka.records import (
-    INBOX_ID,
     notification_of,
     partition_of,
     place_of,
@@ -46,15 +45,15 @@ from receiver.backends.kafka.records import (
 from receiver.backends.kafka.scan import STUCK_SECONDS, between, range_of, reading, tails
 from receiver.backends.kafka.settlement import Settlement, settlement
 from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
-from receiver.backends.kafka.topics import INBOX
 from receiver.backends.kafka.writing import LETTERS_MAX, Letters, Writing
 from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
+from receiver.core.headers import INBOX_ID
 from receiver.core.message import Message
 from receiver.core.notification import Notification
-from receiver.core.router import DEAD_LETTER
 from receiver.core.session import Session
-from receiver.core.session_record import SESSIONS, NoSession, session_of
+from receiver.core.session_record import NoSession, session_of
+from receiver.core.topics import TopicNames
 from receiver.inbox import Batch, LaneLost
 from receiver.reader import PassedOver, nobody
 
@@ -69,7 +68,6 @@ _ASK_SECONDS = 0.5
 #: another one; a few may have been written by somebody else.
 _PLACED_MAX = 1_000
 _MISPLACED_SHARE = 0.25
-#: Header of sessions and dead letters: the id of the topic that its `inbox` is a place in.
 
 
 class Topics(NamedTuple):
@@ -89,8 +87,8 @@ class Topics(NamedTuple):
     @classmethod
     def of(cls, prefix: str, group: str, outputs: Sequence[str], remembered_seconds: float = 96 * 3600.0) -> Self:
         """Those of a prefix. The group's name is without it, the outputs' are with it."""
-        inbox, sessions, letters = (f"{prefix}.{name}" for name in (INBOX, SESSIONS, DEAD_LETTER))
-        return cls(inbox, sessions, letters, f"{prefix}.{group}", outputs, remembered_seconds)
+        names = TopicNames(prefix)
+        return cls(names.inbox, names.sessions, names.dead_letters, names.full(group), outputs, remembered_seconds)
 
     @property
     def names(self) -> Sequence[str]:

@@ -15,7 +15,8 @@ from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.message import Record
 from receiver.core.session import Session
-from receiver.core.session_record import SESSIONS, NoSession, session_of
+from receiver.core.session_record import NoSession, session_of
+from receiver.core.topics import TopicNames
 from receiver.reader import PAGE_BYTES_MAX, Cursor, PassedOver, Reader, is_asked_for, nobody, within
 
 _SECONDS_MAX = 10.0
@@ -35,7 +36,7 @@ class KafkaReader(Reader):
     def __init__(self, connection: Connection, prefix: str, passed_over: PassedOver = nobody) -> None:
         self._connection = connection
         self._passed_over = passed_over
-        self._prefix = prefix
+        self._names = TopicNames(prefix)
         self._consumer: AIOKafkaConsumer | None = None
         self._lock = asyncio.Lock()
         self._table: OrderedDict[str, Session] = OrderedDict()
@@ -52,7 +53,7 @@ class KafkaReader(Reader):
         """See the contract."""
         async with self._connected() as consumer:
             names = (await self._metadata(consumer)).topics()
-        return sorted(name for name in names if name.startswith(f"{self._prefix}.") and name != f"{self._prefix}.inbox")
+        return sorted(name for name in names if self._names.is_ours(name) and name != self._names.inbox)
 
     async def beginning(self, topic: str) -> Cursor:
         """See the contract."""
@@ -153,7 +154,7 @@ class KafkaReader(Reader):
         return records
 
     async def _update_table(self, consumer: AIOKafkaConsumer) -> None:
-        topic = f"{self._prefix}.{SESSIONS}"
+        topic = self._names.sessions
         now = time.monotonic()
         if now - self._table_updated > _TABLE_SECONDS_MAX:
             self._table.clear()

@@ -323,8 +323,8 @@ class SqliteLane:
 
 
 def _state(message: Message) -> State:
-    _, key, value, pairs, millis = message
-    headers = orjson.dumps(pairs)
+    key, value, millis = message.key, message.value, message.timestamp_millis
+    headers = orjson.dumps(message.headers)
     crc = state_crc(key.encode(), millis, headers, value)
     return key, millis, headers, None if value is None else value.decode(), crc
 
