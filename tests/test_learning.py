@@ -14,6 +14,7 @@ from receiver.core.facts import NO_FACTS, Facts, facts_of, members, merged
 from receiver.core.notification import CLIENT, RECONCILE, Notification
 from receiver.core.router import Decision, Router
 from receiver.core.session import MISSING_SOURCE, Session, Verdict, apply, learn
+from receiver.core.session import merged as merged_sessions
 from receiver.core.session_record import session_from
 from receiver.qod.difference import differences
 from receiver.qod.model import ApiSession
@@ -131,6 +132,17 @@ def test_the_sender_stays() -> None:
     """A session belongs to the sender who told of it first, though the API moves it on."""
     session, _ = after(["A1@other", "~U2"])
     assert session.sender == "other"
+
+
+def test_a_merged_session_is_its_senders() -> None:
+    """Two sessions of one id are one only where they are one sender's; then the end's reason is kept."""
+    ours, _ = after(["A1", "~U5"])
+    theirs, _ = after(["A1", "U4:N"])
+    assert (
+        merged_sessions(ours, theirs).status_info == merged_sessions(theirs, ours).status_info == "NETWORK_TERMINATED"
+    )
+    another, _ = after(["A1@other"])
+    assert merged_sessions(ours, another) is another
 
 
 def test_facts_stay() -> None:
@@ -298,6 +310,7 @@ def test_facts_are_read_back() -> None:
         {"duration": "60"},
         {"duration": True},
         {"expiresAt": "soon"},
+        {"expiresAt": "9999-12-31T23:59:59-23:00"},
         {"device": []},
         {"qosProfile": 1},
     ]

@@ -330,6 +330,19 @@ def test_a_dead_letter_is_one_that_brokers_take(router: Router) -> None:
     assert value["bodyBytes"] == 900_000
 
 
+@pytest.mark.parametrize(
+    ("origin", "content", "reason"),
+    [
+        ("beside:/wrong", body(told("A1")[0]), "posted to /wrong, where nothing is served; replay it"),
+        ("reconcile", body(told("A1")[0], more="x" * 70_000), "longer than 65536 bytes"),
+    ],
+)
+def test_where_it_came_from_may_be_why(router: Router, origin: str, content: bytes, reason: str) -> None:
+    """What was posted beside our paths dies, and what is longer than anything that the API tells."""
+    decision = decisions(router, [posted(content, origin=origin)])[0]
+    assert told_by(decision, "qod.dead-letter")["reason"].startswith(reason)
+
+
 def test_a_dead_letter_says_why(router: Router) -> None:
     """The reason tells an operator what was wrong."""
     assert "JSON" in told_by(made(router, b"{"), "qod.dead-letter")["reason"]
