@@ -41,6 +41,11 @@ TOUCHED = "touched"
 LEARNED = "learned"
 MEMORY = frozenset({MARKS, MARKS_CUT, TOUCHED, LEARNED})
 
+# Made once, for there is nothing else to say.
+_SPECVERSION = CE_SPECVERSION, "1.0"
+_JSON = CONTENT_TYPE, "application/json"
+_VERDICTS = {verdict: (VERDICT, verdict.value) for verdict in Verdict}
+
 #: Positions are 64-bit integers.
 _POSITION_DIGITS_MAX = 18
 
@@ -48,26 +53,28 @@ _POSITION_DIGITS_MAX = 18
 def event_headers(notification: Notification, trace: str, event: Event, verdict: Verdict) -> Headers:
     """Those of the records that an event causes: CloudEvents' attributes in binary mode, and what traces them back."""
     headers = [
-        (CE_SPECVERSION, "1.0"),
+        _SPECVERSION,
         (CE_ID, event.id or trace),
         (CE_SOURCE, event.source or _sender_source(notification.sender)),
         (CE_TYPE, event.type),
     ]
     if event.time_micros is not None:
         headers.append((CE_TIME, rfc3339.render(event.time_micros)))
-    return headers + _tracing(notification, trace, verdict)
+    _add_tracing(headers, notification, trace, verdict)
+    return headers
 
 
 def letter_headers(notification: Notification, trace: str, verdict: Verdict) -> Headers:
     """Those of a dead letter."""
-    return [
-        (CE_SPECVERSION, "1.0"),
+    headers = [
+        _SPECVERSION,
         (CE_ID, trace),
         (CE_SOURCE, _sender_source(notification.sender)),
         (CE_TYPE, "qod-receiver.dead-letter"),
         (CE_TIME, rfc3339.render(notification.received_micros)),
-        *_tracing(notification, trace, verdict),
     ]
+    _add_tracing(headers, notification, trace, verdict)
+    return headers
 
 
 def position_of(trace: str, partition: int) -> int | None:
@@ -77,15 +84,14 @@ def position_of(trace: str, partition: int) -> int | None:
     return int(position) if is_position and number == str(partition) else None
 
 
-def _tracing(notification: Notification, trace: str, verdict: Verdict) -> Headers:
-    headers = [(CONTENT_TYPE, "application/json"), (VERDICT, verdict.value), (TRACE, trace)]
+def _add_tracing(headers: Headers, notification: Notification, trace: str, verdict: Verdict) -> None:
+    headers += _JSON, _VERDICTS[verdict], (TRACE, trace)
     if notification.correlator:
         headers.append((CORRELATOR, notification.correlator))
     if notification.traceparent:
         headers.append((TRACEPARENT, notification.traceparent))
     if notification.origin:
         headers.append((ORIGIN, notification.origin))
-    return headers
 
 
 def _sender_source(sender: str) -> str:

@@ -11,7 +11,7 @@ import orjson
 
 from receiver.core.dead_letter import letter_message
 from receiver.core.errors import Malformed
-from receiver.core.event import Oddity, Unrecognized, canonical
+from receiver.core.event import Event, Oddity, QosStatus, Unrecognized, canonical
 from receiver.core.facts import NO_FACTS, Facts, facts_of
 from receiver.core.headers import event_headers
 from receiver.core.message import Message
@@ -25,6 +25,11 @@ from receiver.core.value import Value
 
 #: Facts are remembered with their session. What we make of the API's answers is a hundredth of this.
 _LEARNED_BYTES_MAX = 64 * 1024
+
+
+# An enum's member takes ten times as long to find as a name.
+_CONFLICT, _DUPLICATE, _LATE = Verdict.CONFLICT, Verdict.DUPLICATE, Verdict.LATE
+_KINDS_MAX = 4_096
 
 
 class Decision(Value, frozen=True):
@@ -53,7 +58,9 @@ class Router:
         resuming_senders: Collection[str] = (),
     ) -> None:
         self._names = TopicNames(prefix)
+        self._sessions_topic = self._names.sessions
         self._routes = (*DEFAULT_ROUTES, *routes)
+        self._topics: dict[tuple[Verdict, QosStatus, str | None, str, str], Sequence[str]] = {}
         self._resuming_senders = frozenset(resuming_senders)
         self._forget_after_micros = round(forget_after_seconds * 1_000_000)
 
@@ -75,7 +82,7 @@ class Router:
         """
         try:
             event = _beside(notification) or parse(notification.body, notification.envelope)
-            facts = _facts(notification)
+            facts = _facts(notification) if notification.origin else None
         except Malformed as error:
             return self._dead(notification, trace, Verdict.MALFORMED, session, error.message)
         if isinstance(event, Unrecognized):
@@ -98,19 +105,19 @@ class Router:
         else:
             after, verdict = learn(known, event, facts, sender, clock_micros)
         oddities = (*event.oddities, Oddity.REUSED_ID) if reuses_id else event.oddities
-        if verdict is Verdict.CONFLICT:
+        if verdict is _CONFLICT:
             return self._dead(notification, trace, verdict, session, conflict)
-        if verdict is Verdict.DUPLICATE:
+        if verdict is _DUPLICATE:
             return Decision(verdict, after, (), oddities)
         headers = event_headers(notification, trace, event, verdict)
         # Its timestamp is the inbox's clock, not the event's: tables keep the record with the latest one.
         millis = clock_micros // 1000
-        messages = [session_message(self._names.sessions, after, headers, millis)]
-        if names := targets(self._routes, verdict, event, notification.sender):
-            granted = verdict is Verdict.LATE and known is not None and known.available_micros != after.available_micros
+        messages = [session_message(self._sessions_topic, after, headers, millis)]
+        if topics := self._topics_for(verdict, event, sender):
+            granted = verdict is _LATE and known is not None and known.available_micros != after.available_micros
             value = status_value(event, after, verdict, notification, granted=granted)
             millis = status_millis(event, received_micros)
-            messages += [Message(self.topic(name), after.session_id, value, headers, millis) for name in names]
+            messages += [Message(topic, after.session_id, value, headers, millis) for topic in topics]
         return Decision(verdict, after, messages, oddities)
 
     def give_up(self, notification: Notification, trace: str, session: Session | None, reason: str) -> Decision:
@@ -128,6 +135,17 @@ class Router:
         """The tombstone that ends a session's life on the sessions topic."""
         return Message(self._names.sessions, session.session_id, None, (), clock_micros // 1000)
 
+    def _topics_for(self, verdict: Verdict, event: Event, sender: str) -> Sequence[str]:
+        """The full names of the topics that an event goes to: the same for all of its kind."""
+        kind = verdict, event.qos_status, event.status_info, event.type, sender
+        topics = self._topics.get(kind)
+        if topics is None:
+            topics = [self.topic(name) for name in targets(self._routes, verdict, event, sender)]
+            if len(self._topics) >= _KINDS_MAX:
+                self._topics.clear()
+            self._topics[kind] = topics
+        return topics
+
     def _dead(
         self, notification: Notification, trace: str, verdict: Verdict, session: Session | None, reason: str
     ) -> Decision:
@@ -140,7 +158,7 @@ class Router:
 
 def _beside(notification: Notification) -> Unrecognized | None:
     """What was posted to a path where nothing is served: its sender was told so, and it may be replayed."""
-    if not notification.origin.startswith(BESIDE):
+    if not notification.origin or not notification.origin.startswith(BESIDE):
         return None
     path = notification.origin.removeprefix(BESIDE)
     return Unrecognized("", None, f"posted to {path}, where nothing is served; replay it")
