@@ -52,7 +52,7 @@ late, and its clock be ahead.
 """
 
 from enum import StrEnum
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from receiver.core.event import Event, QosStatus, is_far
 from receiver.core.facts import NO_FACTS, Facts
@@ -173,22 +173,22 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
         return Outcome(session, _CONFLICT, "too old for the session's memory to tell whether it is a repetition")
     if status is _UNAVAILABLE and (session.is_missing or _UNAVAILABLE in session.learned):
         # The end that was learned of comes by itself after all, and may know the reason.
-        return Outcome(_confirm(session, status_info, mark, clock_micros), _UNCHANGED, reuses_id=reuses_id)
+        return Outcome(_confirm(session, status_info, mark, clock_micros), _UNCHANGED, "", reuses_id)
     if status is session.qos_status and status_info == session.status_info:
         time_micros = max(session.time_micros, event_micros)
-        after = session._replace(time_micros=time_micros, **_remember(session, mark, clock_micros))
-        return Outcome(after, _UNCHANGED, reuses_id=reuses_id)
+        after = _marked(session, mark, clock_micros)._replace(time_micros=time_micros)
+        return Outcome(after, _UNCHANGED, "", reuses_id)
     # What the API told has the API's time, and the sender's clock may be another: then the order of arrival counts.
     is_older = event_micros < session.time_micros and (is_back_and_forth or session.qos_status not in session.learned)
     is_no_proof = session.is_missing and not _takes_back(session, event, received_micros)
     is_behind = is_no_proof or (is_older and not _is_beyond_belief(session))
     if rank < session_rank or (rank == session_rank and is_behind):
         verdict = _UNCHANGED if status in session.learned else _LATE
-        return Outcome(_late(session, event, mark, clock_micros), verdict, reuses_id=reuses_id)
+        return Outcome(_late(session, event, mark, clock_micros), verdict, "", reuses_id)
     learned = session.learned
     if learned:  # an AVAILABLE takes the session up again
         learned -= _BACK_AND_FORTH if status is _AVAILABLE else {status}
-    return Outcome(_change(session, event, mark, clock_micros, learned), _ACCEPTED, reuses_id=reuses_id)
+    return Outcome(_change(session, event, mark, clock_micros, learned), _ACCEPTED, "", reuses_id)
 
 
 def learn(
@@ -217,9 +217,8 @@ def learn(
         learned = session.learned | news
         if status is session.qos_status:  # it was UNAVAILABLE already, but might have come back
             status_info = event.status_info or session.status_info
-            memory = _remember(session, mark, clock_micros)
-            after = known._replace(status_info=status_info, learned=learned, is_missing=is_missing, **memory)
-            return after, _UNCHANGED
+            after = known._replace(status_info=status_info, learned=learned, is_missing=is_missing)
+            return _marked(after, mark, clock_micros), _UNCHANGED
         return _change(known, event, mark, clock_micros, learned, is_missing=is_missing), _ACCEPTED
     if known.facts == session.facts:
         return session, _DUPLICATE
@@ -287,37 +286,35 @@ def _begin(event: Event, sender: str, clock_micros: int, mark: Mark) -> Session:
     )
 
 
-class _Memory(TypedDict):
-    """The members of a session that every event taken into account changes."""
-
-    touched_micros: int
-    marks: tuple[Mark, ...]
-    marks_cut_micros: int | None
-
-
-def _remember(session: Session, mark: Mark, clock_micros: int) -> _Memory:
+def _remember(session: Session, mark: Mark) -> tuple[tuple[Mark, ...], int | None]:
+    """The session's marks with one more, and up to when they are cut."""
     marks, cut_micros = (*session.marks, mark), session.marks_cut_micros
-    if len(marks) > MARKS_MAX:
-        oldest_micros = marks[0].micros
-        marks, cut_micros = marks[1:], oldest_micros if cut_micros is None else max(cut_micros, oldest_micros)
-    return {"touched_micros": clock_micros, "marks": marks, "marks_cut_micros": cut_micros}
+    if len(marks) <= MARKS_MAX:
+        return marks, cut_micros
+    oldest_micros = marks[0].micros
+    return marks[1:], oldest_micros if cut_micros is None else max(cut_micros, oldest_micros)
+
+
+def _marked(session: Session, mark: Mark, clock_micros: int) -> Session:
+    """The session that took an event into account."""
+    marks, cut_micros = _remember(session, mark)
+    return session._replace(touched_micros=clock_micros, marks=marks, marks_cut_micros=cut_micros)
 
 
 def _confirm(session: Session, status_info: str | None, mark: Mark, clock_micros: int) -> Session:
     """The session after an UNAVAILABLE, which it had learned of; with a reason it is no mistake that it is missing."""
-    memory = _remember(session, mark, clock_micros)
+    after = _marked(session, mark, clock_micros)
     if status_info is None:
-        return session._replace(**memory)
+        return after
     learned = session.learned | {_UNAVAILABLE} if session.is_missing else session.learned
-    return session._replace(status_info=status_info, learned=learned, is_missing=False, **memory)
+    return after._replace(status_info=status_info, learned=learned, is_missing=False)
 
 
 def _late(session: Session, event: Event, mark: Mark, clock_micros: int) -> Session:
     """The session after an event that is behind it."""
-    memory = _remember(session, mark, clock_micros)
     if event.qos_status is _AVAILABLE and event.time_micros is not None:
         session = _granted(session, event.time_micros)
-    return session._replace(**memory)
+    return _marked(session, mark, clock_micros)
 
 
 def _granted(session: Session, available_micros: int) -> Session:
@@ -348,16 +345,19 @@ def _change(
         available_micros, available_seconds = available_micros if is_back else micros, None
     elif session.qos_status is _AVAILABLE and available_micros is not None:
         available_seconds = max(0, micros - available_micros) / 1e6
+    marks, cut_micros = _remember(session, mark)
     return Session(
-        session_id=session.session_id,
-        sender=session.sender,
-        qos_status=status,
-        status_info=event.status_info,
-        time_micros=micros,
-        available_micros=available_micros,
-        available_seconds=available_seconds,
-        facts=session.facts,
-        learned=learned,
-        is_missing=is_missing,
-        **_remember(session, mark, clock_micros),
+        session.session_id,
+        session.sender,
+        status,
+        event.status_info,
+        micros,
+        clock_micros,
+        available_micros,
+        available_seconds,
+        marks,
+        cut_micros,
+        session.facts,
+        learned,
+        is_missing,
     )

@@ -62,6 +62,7 @@ def session_of(message: Message) -> Session | None:
 
 def session_value(session: Session) -> bytes:
     """The session as the flat JSON of the sessions topic."""
+    facts = session.facts
     value: dict[str, Any] = {
         "sessionId": session.session_id,
         "qosStatus": session.qos_status,
@@ -74,7 +75,7 @@ def session_value(session: Session) -> bytes:
         value["availableSince"] = rfc3339.render(session.available_micros)
     if session.available_seconds is not None:
         value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value if session.facts == NO_FACTS else value | members(session.facts))
+    return orjson.dumps(value if facts is NO_FACTS or facts == NO_FACTS else value | members(facts))
 
 
 def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:

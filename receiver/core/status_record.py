@@ -17,11 +17,12 @@ def status_value(
     event: Event, session: Session, verdict: Verdict, notification: Notification, *, granted: bool
 ) -> bytes:
     """The flat JSON of the status topic. `granted`: it is late, and filled in when the session had been available."""
+    received_at, facts = rfc3339.render(notification.received_micros), session.facts
     value: dict[str, str | float | bool] = {
         "sessionId": event.session_id,
         "qosStatus": event.qos_status,
-        "time": rfc3339.render(notification.received_micros if event.time_micros is None else event.time_micros),
-        "receivedAt": rfc3339.render(notification.received_micros),
+        "time": received_at if event.time_micros is None else rfc3339.render(event.time_micros),
+        "receivedAt": received_at,
         "sender": notification.sender,
         "late": verdict is _LATE,
     }
@@ -34,7 +35,7 @@ def status_value(
     elif granted and session.available_micros is not None and session.available_seconds is not None:
         value["availableSince"] = rfc3339.render(session.available_micros)
         value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value if session.facts == NO_FACTS else value | members(session.facts))
+    return orjson.dumps(value if facts is NO_FACTS or facts == NO_FACTS else value | members(facts))
 
 
 def status_millis(event: Event, received_micros: int) -> int:
