@@ -1,8 +1,7 @@
 """Message: a record on its way to a topic. Pure."""
 
 from base64 import b64encode
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -12,7 +11,6 @@ from receiver.core.value import Value
 
 #: orjson reads deeper trees than it writes.
 _NESTED_MAX = 100
-_text = itemgetter(1)
 
 
 class Message(Value, frozen=True):
@@ -66,4 +64,16 @@ def _shown(value: bytes) -> dict[str, Any]:
 
 def bytes_of(message: Message) -> int:
     """About how many bytes a message takes on its topic, its headers' names left out."""
-    return len(message.key) + len(message.value or b"") + sum(map(len, map(_text, message.headers)))
+    return len(message.key) + len(message.value or b"") + sum([len(text) for _, text in message.headers])
+
+
+def bytes_of_all(messages: Iterable[Message]) -> int:
+    """About how many bytes messages take, their headers as JSON, of which those that follow each other may share one."""
+    total = headers_bytes = 0
+    headers: Sequence[tuple[str, str]] = ()
+    for message in messages:
+        if message.headers is not headers:
+            headers = message.headers
+            headers_bytes = len(orjson.dumps(headers))  # to add up the lengths here takes twice as long
+        total += len(message.key) + len(message.value or b"") + headers_bytes
+    return total
