@@ -15,7 +15,7 @@ from receiver.core.value import Value
 T = TypeVar("T")
 
 
-class Facts(Value, frozen=True):
+class Facts(Value, frozen=True, array_like=True):
     """None where the API did not tell. `device` is the API's own object, only where the configuration allows it.
 
     `device_hash` stands for the device: equal for equal devices, and of no use to who has not the key.

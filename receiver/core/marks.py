@@ -12,7 +12,7 @@ from receiver.core.value import Value
 _DIGEST_BYTES = 8
 
 
-class Mark(Value, frozen=True):
+class Mark(Value, frozen=True, array_like=True):
     """An event that was taken into account.
 
     `identity` is a digest of its source and id, None where it had no id. `kind` is a digest of its type and reason.

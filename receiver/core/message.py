@@ -68,7 +68,7 @@ def bytes_of(message: Message) -> int:
 
 
 def bytes_of_all(messages: Iterable[Message]) -> int:
-    """About how many bytes messages take, their headers as JSON, of which those that follow each other may share one."""
+    """About how many bytes messages take, their headers as JSON. Those that follow each other may share these."""
     total = headers_bytes = 0
     headers: Sequence[tuple[str, str]] = ()
     for message in messages:

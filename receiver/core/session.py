@@ -93,7 +93,7 @@ _LATE, _CONFLICT = Verdict.LATE, Verdict.CONFLICT
 _NOTHING: frozenset[QosStatus] = frozenset()
 
 
-class Session(Value, frozen=True):
+class Session(Value, frozen=True, array_like=True):
     """State of one QoS session, as far as its events told.
 
     Times are microseconds since 1970 in UTC. `time_micros` is the latest event time at which the current status was
