@@ -104,30 +104,31 @@ def notification_of(record: FetchedRecord) -> Notification:
     if not 0 <= received_micros < stamped_micros + 1000:
         received_micros = stamped_micros
     sender = headers.get(SENDER, "unknown")
-    content_type, correlator, traceparent, origin = (
-        headers.get(name, "")[:_TEXT_CHARS_MAX] for name in (CONTENT_TYPE, CORRELATOR, TRACEPARENT, ORIGIN)
-    )
     return Notification(
         record.value or b"",
         # Cut, it is no session's key: a letter comes of it.
         (record.key or b"").decode(errors="replace")[: _NAME_CHARS_MAX + 1],
         sender if len(sender) <= _NAME_CHARS_MAX else "unknown",
         received_micros,
-        content_type,
-        correlator,
-        traceparent,
-        origin,
-        envelope_of(headers) if headers.keys() - _HEADERS else (),
+        headers.get(CONTENT_TYPE, "")[:_TEXT_CHARS_MAX],
+        headers.get(CORRELATOR, "")[:_TEXT_CHARS_MAX],
+        headers.get(TRACEPARENT, "")[:_TEXT_CHARS_MAX],
+        headers.get(ORIGIN, "")[:_TEXT_CHARS_MAX],
+        () if _HEADERS.issuperset(headers) else envelope_of(headers),
     )
 
 
 def output_records(messages: Iterable[Message]) -> Iterator[RawRecord]:
-    """Messages as they go to their topics. Those that follow each other may share their headers, which is the cost."""
+    """Messages as they go to their topics. Of those that follow each other the headers are encoded once, as far as they
+    begin alike: that is the cost.
+    """
     texts: Sequence[tuple[str, str]] = ()
     headers: list[tuple[str, bytes]] = []
     for each in messages:
         if each.headers is not texts:
-            texts, headers = each.headers, [(name, text.encode()) for name, text in each.headers]
+            begins_alike = each.headers == texts[: len(each.headers)]
+            texts = each.headers
+            headers = headers[: len(texts)] if begins_alike else [(name, text.encode()) for name, text in texts]
         yield RawRecord(each.key.encode(), each.value, each.timestamp_millis, headers)
 
 
@@ -162,4 +163,7 @@ def _stamped_micros(record: FetchedRecord) -> int:
 
 
 def _texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    return {name: value.decode(errors="replace") for name, value in headers if value is not None}
+    try:
+        return {name: value.decode() for name, value in headers if value is not None}
+    except UnicodeDecodeError:
+        return {name: value.decode(errors="replace") for name, value in headers if value is not None}
