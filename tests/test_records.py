@@ -8,7 +8,7 @@ import pytest
 from receiver.core.dead_letter import fitting, letter_message, revived, shortened
 from receiver.core.errors import ApiRefused, Unavailable, Unwritable
 from receiver.core.headers import position_of
-from receiver.core.message import Message, Record, bytes_of
+from receiver.core.message import Message, Record, bytes_of, bytes_of_all
 from receiver.core.session import Verdict
 from receiver.core.topics import TopicNames
 from tests.samples import SENDER, SESSION_ID, posted
@@ -109,6 +109,15 @@ def test_any_value_is_shown(value: bytes | None, shown: dict[str, object]) -> No
         assert fields["headers"] == {"a": "b"}
         assert fields["value"] == shown["value"]
         assert ("valueBase64" in fields) is ("valueBase64" in shown)
+
+
+def test_bytes_are_counted_about() -> None:
+    """Messages take what is in them, headers that they share among it."""
+    headers = [("a", "x" * 1_000)]
+    messages = [Message(topic, "k", b"v" * 500, headers, 0) for topic in ("s", "t")]
+    messages.append(Message("s", "k", None, (), 0))
+    assert 3_000 <= bytes_of_all(messages) <= 3_100
+    assert sum(map(bytes_of, messages)) == 2 * (1 + 500 + 1_000) + 1
 
 
 def test_failures_say_who_must_act() -> None:

@@ -495,6 +495,15 @@ def test_a_topic_gets_a_message_once() -> None:
     assert topics == ["qod.sessions", "qod.status", "qod.unavailable", "qod.alerts"]
 
 
+def test_kinds_of_events_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender may make up as many reasons as it likes: each event goes where its kind goes, and memory has a limit."""
+    monkeypatch.setattr("receiver.core.router._KINDS_MAX", 2)
+    router = Router(prefix="qod", forget_after_seconds=1)
+    for number in range(5):
+        topics = [message.topic for message in made(router, f"U1:REASON_{number}").messages]
+        assert topics == ["qod.sessions", "qod.status", "qod.unavailable"]
+
+
 def test_an_extra_route_can_feed_a_default_topic() -> None:
     """A route adds to what a default topic gets, and takes nothing away."""
     router = Router(prefix="qod", routes=[Route("unavailable", senders=frozenset({SENDER}))], forget_after_seconds=1)
