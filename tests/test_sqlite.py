@@ -50,8 +50,8 @@ FAR_FUTURE = 2**62
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections opened from now on wait for a lock hardly at all."""
-    for module in ("sqlite_file", "sqlite_view"):
-        monkeypatch.setattr(f"receiver.backends.{module}.BUSY_TIMEOUT_MILLIS", 20)
+    for module in ("file", "view"):
+        monkeypatch.setattr(f"receiver.backends.sqlite.{module}.BUSY_TIMEOUT_MILLIS", 20)
 
 
 @pytest.fixture
