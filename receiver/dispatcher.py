@@ -13,7 +13,7 @@ import asyncio
 from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable
 from receiver.core.event import Oddity
-from receiver.core.message import Message, bytes_of
+from receiver.core.message import Message, bytes_of_all
 from receiver.core.router import Decision, Router
 from receiver.core.session import Session, Verdict
 from receiver.inbox import Batch, Lane
@@ -139,14 +139,12 @@ class Dispatcher:
             if index % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             decided.clock_micros = max(decided.clock_micros, notification.received_micros)
-            session = sessions.get(notification.key)
+            key = notification.key
+            session = sessions.get(key)
             decision = self._decide_one(batch, index, session, decided.clock_micros)
             if decision.session is not session and decision.session is not None:
-                sessions[notification.key] = decided.sessions[notification.key] = decision.session
-            decided.messages += decision.messages
-            decided.bytes += sum(map(bytes_of, decision.messages))
-            decided.verdicts.append(decision.verdict)
-            decided.oddities += decision.oddities
+                sessions[key] = decided.sessions[key] = decision.session
+            decided.add(decision)
         return decided, batch, None
 
     def _decide_one(self, batch: Batch, index: int, session: Session | None, clock_micros: int) -> Decision:
@@ -195,6 +193,15 @@ class _Decided:
         self.bytes = 0
         self.verdicts: list[Verdict] = []
         self.oddities: list[Oddity] = []
+
+    def add(self, decision: Decision) -> None:
+        """A decision more, its session left out."""
+        self.verdicts.append(decision.verdict)
+        if decision.messages:
+            self.messages += decision.messages
+            self.bytes += bytes_of_all(decision.messages)
+        if decision.oddities:
+            self.oddities += decision.oddities
 
 
 def _parted(batch: Batch, count: int, sessions: dict[str, Session], clock_micros: int) -> tuple[Batch, Batch]:

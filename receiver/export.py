@@ -37,10 +37,12 @@ from receiver.backends.kafka.writer import Writer, members_count, positions
 from receiver.backends.sqlite.schema import FILE_NAME, PARTITION
 from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable
+from receiver.core.headers import CE_ID, TRACE
 from receiver.core.message import Message, Record
 from receiver.core.router import Router
 from receiver.core.session import merged
-from receiver.core.session_record import SESSIONS, NoSession, session_message, session_of, traced
+from receiver.core.session_record import NoSession, session_message, session_of, traced
+from receiver.core.topics import TopicNames
 from receiver.dispatcher import Dispatcher
 from receiver.inbox import Lane, LaneLost
 from receiver.process.cluster import connection_of, plan_of, prepare
@@ -128,13 +130,15 @@ async def export(
         await _route(served.lane, dispatcher, progress, patience_seconds)
         cluster = KafkaReader(connection, prefix)
         stack.push_async_callback(cluster.close)
+        milestones = Milestones(settings.data)
         exporter = _Exporter(
             connection=connection,
             cluster=cluster,
             topics=topics,
             reader=reader,
             router=router,
-            milestones=Milestones(settings.data),
+            name=TopicNames(prefix).full(f"export.{milestones.id}"),
+            milestones=milestones,
             progress=progress,
             patience_seconds=patience_seconds,
             passed_over=telemetry.passed_over,
@@ -189,6 +193,7 @@ class _Exporter:
         topics: Topics,
         reader: Reader,
         router: Router,
+        name: str,
         milestones: Milestones,
         progress: Progress,
         patience_seconds: float,
@@ -203,7 +208,7 @@ class _Exporter:
         self._milestones = milestones
         self._progress = progress
         self._patience_seconds = patience_seconds
-        self._name = f"{topics.sessions.removesuffix(SESSIONS)}export.{milestones.id}"
+        self._name = name
         self._got_on = 0.0
         self._limits, self._lessons = Limits(connection), Lessons()
 
@@ -306,7 +311,7 @@ class _Exporter:
     def _behind(self, record: Any) -> int:  # noqa: ANN401  # aiokafka's
         """The directory's inbox position behind what caused a record; 0 where it was not exported from here."""
         for name, text in record.headers:
-            if name == "inbox" and (text or b"").startswith(self._trace("").encode()):
+            if name == TRACE and (text or b"").startswith(self._trace("").encode()):
                 return _number(text.decode(errors="replace")) + 1
         return 0
 
@@ -389,11 +394,11 @@ class _Exporter:
     def _retraced(self, message: Message) -> Message:
         """A message as it goes to the cluster."""
         texts = dict(message.headers)
-        trace = texts.get("inbox", "")
+        trace = texts.get(TRACE, "")
         place = self._trace(trace)
-        if texts.get("ce_id") == trace:
-            texts["ce_id"] = place
-        texts["inbox"] = place
+        if texts.get(CE_ID) == trace:
+            texts[CE_ID] = place
+        texts[TRACE] = place
         return message._replace(headers=list(texts.items()))
 
     async def _range(self, topic: str) -> tuple[int, int]:
@@ -410,7 +415,7 @@ class _Exporter:
 
 def _caused(record: Record) -> int:
     """The directory's inbox position of what caused a record."""
-    return _number(dict(record.message.headers).get("inbox", ""))
+    return _number(dict(record.message.headers).get(TRACE, ""))
 
 
 def _number(trace: str) -> int:

@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from receiver.core.dead_letter import revived
 from receiver.core.errors import Unwritable
 from receiver.core.notification import Notification
-from receiver.core.router import DEAD_LETTER
+from receiver.core.topics import TopicNames
 from receiver.inbox import Inbox, append_all
 from receiver.reader import Reader
-from receiver.replay import letters, revived
+from receiver.replay import letters
 
 
 class Operations(Protocol):
@@ -44,7 +45,7 @@ class LocalOperations:
         self.is_deferred = is_deferred
         self._reader = reader
         self._inbox = inbox
-        self._dead_letters = f"{prefix}.{DEAD_LETTER}"
+        self._dead_letters = TopicNames(prefix).dead_letters
 
     async def replay(self, verdicts: Collection[str] | None = None, start: str = "beginning") -> int:
         """See the contract."""

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from receiver.core.errors import Malformed, Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.notification import Notification
+from receiver.core.topics import TopicNames
 from receiver.operations import Operations
 from receiver.qod.telling import received
 from receiver.reader import Cursor, Reader, cursor_text, session_fields
@@ -83,7 +84,7 @@ class OpsApp(Starlette):
         self._troubles = troubles
         self._notices = notices
         self._stopping = stopping
-        self._prefix = prefix
+        self._names = TopicNames(prefix)
         self._streams = 0
         self._pages = 0
         super().__init__(
@@ -128,9 +129,7 @@ class OpsApp(Starlette):
 
     async def _topic(self, request: Request) -> Response:
         _no_parameters_but(request, "from", "session", "limit")
-        topic = request.path_params["topic"]
-        if not topic.startswith(f"{self._prefix}."):
-            topic = f"{self._prefix}.{topic}"
+        topic = self._names.spelled(request.path_params["topic"])
         live = "text/event-stream" in request.headers.get("accept", "")
         start = request.query_params.get("from", "end" if live else "beginning")
         resumed = request.headers.get("last-event-id")

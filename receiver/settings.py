@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from receiver.core.event import QosStatus
+from receiver.core.topics import RESERVED
 from receiver.headers import more_headers
 from receiver.settings_auth import AuthSettings
 from receiver.settings_fields import Address, Section, SenderName, Sha256, text
@@ -389,7 +390,7 @@ class RouteSettings(Section):
     @field_validator("topic")
     @classmethod
     def _not_the_routers(cls, value: str) -> str:
-        if value in {"inbox", "sessions", "dead-letter"}:
+        if value in RESERVED:
             raise ValueError("a topic other than inbox, sessions and dead-letter, which are the router's own")
         return value
 

@@ -31,12 +31,12 @@ from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import inbox_record, notification_of, output_records, partition_of, record_of
 from receiver.backends.kafka.topics import TopicPlan, create
 from receiver.console import record_line
+from receiver.core.dead_letter import revived
 from receiver.core.message import Message
 from receiver.core.router import Router
 from receiver.core.session import Session
 from receiver.core.session_record import NoSession, session_of
 from receiver.dispatcher import Dispatcher
-from receiver.replay import revived
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Cluster, unavailable_reason
 from tests.raw_records import CODECS, Partition, Raw, batch, flipped, sealed

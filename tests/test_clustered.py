@@ -18,7 +18,7 @@ from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.spool import Spool
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.errors import Unavailable
-from receiver.core.session_record import SESSIONS
+from receiver.core.topics import SESSIONS
 from receiver.process.clustered import SPOOL, ClusteredNode, clustered
 from receiver.process.part import Part
 from receiver.process.routing import build_router

@@ -258,10 +258,10 @@ def decided(site: Site, inbox: Sequence[JavaRecord]) -> Mapping[str, Sequence[tu
         trace = f"{record.partition}-{record.offset}"
         decision = site.router.decide(notification, trace, sessions.get(notification.key), clock)
         sessions[notification.key] = decision.session
-        for topic, key, value, headers, timestamp_millis in decision.messages:
-            pairs = tuple((name, text.encode()) for name, text in headers)
-            told = record.partition, key.encode(), pairs, value, timestamp_millis
-            topics[topic.removeprefix(f"{site.prefix}.")].append(told)
+        for each in decision.messages:
+            pairs = tuple((name, text.encode()) for name, text in each.headers)
+            told = record.partition, each.key.encode(), pairs, each.value, each.timestamp_millis
+            topics[each.topic.removeprefix(f"{site.prefix}.")].append(told)
     return topics
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import orjson
+from msgspec.structs import asdict
 
 from receiver.backends.directory import sync_directory, write_durably
 from receiver.core.errors import Unavailable, Unwritable
@@ -55,7 +56,7 @@ class SetAside:
 
     def keep(self, notification: Notification, why: str) -> None:
         """Keep one durably; one that lies here already is kept once. Blocks. Raises Unavailable."""
-        told = {**notification._asdict(), "body": b64encode(notification.body).decode()}
+        told = {**asdict(notification), "body": b64encode(notification.body).decode()}
         content = orjson.dumps(told, option=orjson.OPT_INDENT_2)
         path = self._directory / f"{notification.received_micros}-{sha256(content).hexdigest()[:16]}{_SUFFIX}"
         if sum(self._sizes.values()) + len(content) > self._bytes_max:

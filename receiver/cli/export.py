@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from receiver.cli.options import ConfigOption, DataOption, s, settings_of
 from receiver.cli.topics import expect_cluster
 from receiver.console import console, data_option, options_text, program
-from receiver.core.session_record import SESSIONS
+from receiver.core.topics import TopicNames
 from receiver.export import Carried
 from receiver.export import export as carry
 from receiver.log import configure_log, log_format_of
@@ -83,7 +83,7 @@ class _Bars:
 
 
 def _line(carried: Carried, settings: Settings) -> str:
-    noun = "session" if carried.topic == f"{settings.prefix}.{SESSIONS}" else "record"
+    noun = "session" if carried.topic == TopicNames(settings.prefix).sessions else "record"
     count, there = carried.now_count, carried.before_count
     return f"{carried.topic}: {count} {noun}{s(count)} carried, {there} {'was' if there == 1 else 'were'} there already"
 

@@ -17,9 +17,10 @@ from receiver.cli.options import (
     start_text,
 )
 from receiver.console import console, letters_table
-from receiver.core.router import DEAD_LETTER
+from receiver.core.dead_letter import revived
+from receiver.core.topics import TopicNames
 from receiver.process.store import store_of
-from receiver.replay import REPLAYABLE, letters, revived
+from receiver.replay import REPLAYABLE, letters
 from receiver.settings import Settings
 
 
@@ -76,7 +77,7 @@ async def _replay(settings: Settings, verdicts: Sequence[str], start: str, ops_t
 
 async def _list_letters(settings: Settings, verdicts: Sequence[str], start: str) -> None:
     async with store_of(settings).reader() as reader:
-        topic = f"{settings.prefix}.{DEAD_LETTER}"
+        topic = TopicNames(settings.prefix).dead_letters
         found = [(record, bool(revived(record))) async for record in letters(reader, topic, verdicts, start)]
     if found:
         console().print(letters_table(found))

@@ -19,6 +19,7 @@ from receiver.cli.options import (
     start_text,
 )
 from receiver.console import console, record_line
+from receiver.core.topics import TopicNames
 from receiver.process.routing import build_router
 from receiver.process.store import store_of
 from receiver.settings import Settings
@@ -52,7 +53,7 @@ def tail(
 ) -> None:
     """Print the records of a topic: status, unavailable, sessions, dead-letter or one of your own."""
     settings = settings_of(config, data=data, kafka=kafka)
-    name = topic if topic.startswith(f"{settings.prefix}.") else f"{settings.prefix}.{topic}"
+    name = TopicNames(settings.prefix).spelled(topic)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
             _tail(settings, name, start or ("end" if follow else "beginning"), session, follow=follow, as_json=as_json)

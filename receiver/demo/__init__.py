@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.live import Live
 
-from receiver.core.router import DEAD_LETTER
+from receiver.core.topics import DEAD_LETTER, TopicNames
 from receiver.demo import application
 from receiver.demo.application import Application
 from receiver.demo.ledger import Ledger
@@ -80,7 +80,7 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
             token = auth.mint(mint_secret(settings), _OPERATOR, _TOKEN_SECONDS, time.time())
             receiver = application.Receiver(addresses.edge_url, token)
             playing = Application(client, simulator_url).play(receiver, sessions, played_seconds, seed)
-            watching = _watch(tally, reader, client, addresses.ops_url, settings.prefix)
+            watching = _watch(tally, reader, client, addresses.ops_url, TopicNames(settings.prefix))
             tasks = [asyncio.create_task(playing), asyncio.create_task(watching)]
             for task in tasks:
                 stack.callback(task.cancel)
@@ -130,7 +130,7 @@ async def _until_done(
     return False
 
 
-async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_url: str, prefix: str) -> None:
+async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_url: str, names: TopicNames) -> None:
     """Keep the tally up with what comes out, for ever."""
     cursors: dict[str, Cursor] = {}
     while True:
@@ -138,7 +138,7 @@ async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_u
         await tally.ledger.follow()
         there = await reader.topics()
         for name in _TOPICS:
-            topic = f"{prefix}.{name}"
+            topic = names.full(name)
             if topic in there:
                 cursor = cursors.setdefault(topic, await reader.beginning(topic))
                 for record in await reader.records(topic, cursor, _PAGE):

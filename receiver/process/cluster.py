@@ -15,6 +15,7 @@ from receiver.backends.kafka.tokens import KafkaTokens
 from receiver.backends.kafka.topics import TopicDifference, TopicPlan, check, create
 from receiver.core.errors import Unavailable
 from receiver.core.router import Router
+from receiver.core.topics import TopicNames
 from receiver.settings import Settings
 from receiver.tls import client_context
 
@@ -60,7 +61,7 @@ def plan_of(settings: Settings, router: Router) -> TopicPlan:
 
 def group_of(settings: Settings) -> str:
     """The name of the routers' group."""
-    return f"{settings.prefix}.{settings.kafka.group}"
+    return TopicNames(settings.prefix).full(settings.kafka.group)
 
 
 @asynccontextmanager

@@ -118,7 +118,7 @@ class ClusteredNode:
         """See Node: those of the lanes that this process owns."""
         wanted, found = frozenset(session_ids), []
         for lane in list(self._lanes().values()):
-            for count, session in enumerate(list(lane.sessions.values())):
+            for count, session in enumerate(lane.sessions.snapshot()):
                 if is_asked_for(session, sender, wanted):
                     found.append(session)
                 if count % _SLICE == _SLICE - 1:
@@ -133,7 +133,7 @@ class ClusteredNode:
         """See Node: those of the lanes that this process owns."""
         counts = Counter(dict.fromkeys(QosStatus, 0))
         for lane in self._lanes().values():
-            counts.update(lane.session_counts)
+            counts.update(lane.sessions.counts)
         return counts
 
     async def close(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
-from receiver.core.session_record import SESSIONS
+from receiver.core.topics import TopicNames
 from receiver.reader import PassedOver, nobody
 from receiver.settings import Settings
 
@@ -16,7 +16,7 @@ def open_directory(
     """The directory of the settings, to be served by this process alone. Raises Unavailable."""
     return ServedDirectory(
         settings.data,
-        sessions_topic=f"{settings.prefix}.{SESSIONS}",
+        sessions_topic=TopicNames(settings.prefix).sessions,
         append_timeout_seconds=settings.edge.append_timeout_seconds,
         appended=appended,
         passed_over=passed_over,
@@ -27,4 +27,4 @@ def open_reader(
     settings: Settings, passed_over: PassedOver = nobody, damaged: Callable[[], None] = lambda: None
 ) -> SqliteReader:
     """A reader of the directory of the settings, beside whoever serves it. Raises Unavailable."""
-    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}", passed_over, damaged)
+    return SqliteReader(settings.data, TopicNames(settings.prefix).sessions, passed_over, damaged)

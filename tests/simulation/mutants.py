@@ -95,7 +95,7 @@ class _DecidesWithOldStates(Dispatcher):
 
 class _KnowsNoRepetition(Router):
     def decide(self, notification: Notification, trace: str, session: Session | None, clock_micros: int) -> Decision:
-        known = None if session is None else session._replace(marks=("-|-|0",))
+        known = None if session is None else session._replace(marks=())
         return super().decide(notification, trace, known, clock_micros)
 
 

@@ -21,7 +21,7 @@ dead letter in place of what can't be written (see `writing.py`).
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -37,7 +37,6 @@ from receiver.backends.kafka.known import Known, expect_topics, places
 from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.producer import Transactional
 from receiver.backends.kafka.records import (
-    INBOX_ID,
     notification_of,
     partition_of,
     place_of,
@@ -45,17 +44,17 @@ from receiver.backends.kafka.records import (
     trace_of,
 )
 from receiver.backends.kafka.scan import STUCK_SECONDS, between, range_of, reading, tails
+from receiver.backends.kafka.session_table import SessionTable
 from receiver.backends.kafka.settlement import Settlement, settlement
 from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
-from receiver.backends.kafka.topics import INBOX
 from receiver.backends.kafka.writing import LETTERS_MAX, Letters, Writing
 from receiver.core.errors import Unavailable
-from receiver.core.event import QosStatus
+from receiver.core.headers import INBOX_ID
 from receiver.core.message import Message
 from receiver.core.notification import Notification
-from receiver.core.router import DEAD_LETTER
 from receiver.core.session import Session
-from receiver.core.session_record import SESSIONS, NoSession, session_of
+from receiver.core.session_record import NoSession, session_of
+from receiver.core.topics import TopicNames
 from receiver.inbox import Batch, LaneLost
 from receiver.reader import PassedOver, nobody
 
@@ -70,7 +69,6 @@ _ASK_SECONDS = 0.5
 #: another one; a few may have been written by somebody else.
 _PLACED_MAX = 1_000
 _MISPLACED_SHARE = 0.25
-#: Header of sessions and dead letters: the id of the topic that its `inbox` is a place in.
 
 
 class Topics(NamedTuple):
@@ -90,8 +88,8 @@ class Topics(NamedTuple):
     @classmethod
     def of(cls, prefix: str, group: str, outputs: Sequence[str], remembered_seconds: float = 96 * 3600.0) -> Self:
         """Those of a prefix. The group's name is without it, the outputs' are with it."""
-        inbox, sessions, letters = (f"{prefix}.{name}" for name in (INBOX, SESSIONS, DEAD_LETTER))
-        return cls(inbox, sessions, letters, f"{prefix}.{group}", outputs, remembered_seconds)
+        names = TopicNames(prefix)
+        return cls(names.inbox, names.sessions, names.dead_letters, names.full(group), outputs, remembered_seconds)
 
     @property
     def names(self) -> Sequence[str]:
@@ -122,8 +120,7 @@ class KafkaLane:
         self._limits = limits or Limits(connection)
         self._lessons = self._limits.lessons(partition)
         self._writing = Writing(self._limits, partition, topics.dead_letters)
-        self.sessions: OrderedDict[str, Session] = OrderedDict()  # in the order in which they were last touched
-        self.session_counts: Counter[QosStatus] = Counter()
+        self.sessions = SessionTable()
         self._topics = topics
         self._inbox = TopicPartition(topics.inbox, partition)
         self._states = TopicPartition(topics.sessions, partition)
@@ -245,7 +242,7 @@ class KafkaLane:
             self._read_up_to,
             [each.offset for each in records],
             notifications,
-            {key: self.sessions[key] for key in keys if key in self.sessions},
+            {key: session for key in keys if (session := self.sessions.get(key)) is not None},
             clock_micros,
             {each: why for each, why in self._lessons.unwritable.items() if position <= each < self._read_up_to},
         )
@@ -256,7 +253,7 @@ class KafkaLane:
 
     async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
         """See the contract."""
-        sessions = [session for session, _ in zip(self.sessions.values(), range(count_max), strict=False)]
+        sessions = list(islice(self.sessions.values(), count_max))
         return Batch(self._committed, self._committed, (), (), {}, self._clock_micros), sessions
 
     async def commit(
@@ -347,7 +344,7 @@ class KafkaLane:
         """These messages are committed."""
         for message in messages:
             if message.topic == self._topics.sessions:
-                self._remember(message.key, sessions[message.key])
+                self.sessions.put(message.key, sessions[message.key])
             elif message.topic == self._topics.dead_letters:
                 self._letters_known.add(message)
 
@@ -358,7 +355,7 @@ class KafkaLane:
         except NoSession as error:
             self._passed_over(place_of(record), unreadable(record) or str(error))
             return
-        self._remember(message.key, session)
+        self.sessions.put(message.key, session)
         if session is not None:
             self._note_trace(record)
             self._clock_micros = max(self._clock_micros, session.touched_micros)
@@ -372,15 +369,6 @@ class KafkaLane:
         """The position of `trace_of`; 0 where it is one of another inbox than this."""
         behind, told = trace_of(record, self.partition)
         return 0 if told and inbox_id and told != inbox_id else behind
-
-    def _remember(self, key: str, session: Session | None) -> None:
-        """The newest state of a session, None for its end."""
-        before = self.sessions.pop(key, None)
-        if before is not None:
-            self.session_counts[before.qos_status] -= 1
-        if session is not None:
-            self.sessions[key] = session
-            self.session_counts[session.qos_status] += 1
 
     async def _stand(self) -> None:
         """Find out where to read on, and settle what does not fit."""

@@ -15,8 +15,8 @@ from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionErro
 from receiver.backends.kafka.connection import KafkaConnection, limited
 from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import bounds_of, configs_of
-from receiver.core.router import DEAD_LETTER, LETTER_BODY_BYTES_MAX
-from receiver.core.session_record import SESSIONS
+from receiver.core.dead_letter import LETTER_BODY_BYTES_MAX
+from receiver.core.topics import TopicNames
 
 _ADMIN_SECONDS_MAX = 30.0
 #: Brokers learn of a new topic one after the other, and whom a client asks is chance.
@@ -36,8 +36,6 @@ _AFTER_MILLIS_WANTED = 60_000
 #: A session with all its marks, or an event with the longest texts, and some room.
 _RECORD_BYTES = 64 * 1024
 
-INBOX = "inbox"
-
 
 class TopicPlan(NamedTuple):
     """What the configuration wants of the topics. `replication_factor` None: three, or as many as there are brokers."""
@@ -53,13 +51,23 @@ class TopicPlan(NamedTuple):
     @property
     def inbox(self) -> str:
         """The name of the inbox topic."""
-        return f"{self.prefix}.{INBOX}"
+        return TopicNames(self.prefix).inbox
+
+    @property
+    def sessions(self) -> str:
+        """The name of the sessions topic."""
+        return TopicNames(self.prefix).sessions
+
+    @property
+    def dead_letters(self) -> str:
+        """The name of the topic of dead letters."""
+        return TopicNames(self.prefix).dead_letters
 
     def bytes_wanted(self, topic: str) -> int:
         """How long the longest record of a topic may be."""
         if topic == self.inbox:
             return self.record_bytes_max
-        if topic == f"{self.prefix}.{DEAD_LETTER}":
+        if topic == self.dead_letters:
             return min(self.record_bytes_max, LETTER_BODY_BYTES_MAX) * 4 // 3 + 1024  # in Base64
         return _RECORD_BYTES
 
@@ -67,7 +75,7 @@ class TopicPlan(NamedTuple):
         """What is made of a longer one."""
         if topic == self.inbox:
             return "a file on the edge's disk"
-        return "a shorter one" if topic == f"{self.prefix}.{DEAD_LETTER}" else "a dead letter"
+        return "a shorter one" if topic == self.dead_letters else "a dead letter"
 
     def wanted(self, brokers_count: int) -> dict[str, "Wanted"]:
         """What each topic should be like in a cluster of so many brokers."""
@@ -77,7 +85,7 @@ class TopicPlan(NamedTuple):
         for name in (self.inbox, *self.names):
             hours = self.inbox_hours if name == self.inbox else self.topics_hours
             configs = {"cleanup.policy": "delete", "retention.ms": str(round(hours * _HOUR_MILLIS))}
-            if name == f"{self.prefix}.{SESSIONS}":
+            if name == self.sessions:
                 configs = {"cleanup.policy": "compact", "delete.retention.ms": str(_DELETE_RETENTION_MILLIS)}
                 configs |= {"segment.bytes": str(_SEGMENT_BYTES), "segment.ms": str(_HOUR_MILLIS)}
             found[name] = Wanted(self.partitions, replicas, configs | in_sync)
@@ -106,7 +114,7 @@ async def create(connection: KafkaConnection, plan: TopicPlan) -> list[str]:
         described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be listed")
         existing = {each["topic"]: len(each["partitions"]) for each in described}
         # What keys are in already counts for more than the setting.
-        counts = [existing[name] for name in (plan.inbox, f"{plan.prefix}.{SESSIONS}") if name in existing]
+        counts = [existing[name] for name in (plan.inbox, plan.sessions) if name in existing]
         plan = plan._replace(partitions=counts[0] if counts else plan.partitions)
         wanted = plan.wanted(await _brokers_count(admin))
         missing = [name for name in wanted if name not in existing]
@@ -166,7 +174,7 @@ async def _differences(admin: AIOKafkaAdminClient, plan: TopicPlan) -> tuple[lis
         for key, value in wanted[name].configs.items():
             if found.get(key) != value:
                 # A sessions topic that forgets by age would let the router forget, too.
-                fatal = key == "cleanup.policy" and name == f"{plan.prefix}.{SESSIONS}"
+                fatal = key == "cleanup.policy" and name == plan.sessions
                 differences.append(TopicDifference(name, f"has {key}={found.get(key)}, {value} is wanted", fatal))
         differences += [TopicDifference(name, what, fatal=False) for what in _narrownesses(plan, name, found)]
     differences += [

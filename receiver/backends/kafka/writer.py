@@ -26,6 +26,7 @@ from receiver.backends.kafka.scan import tails
 from receiver.backends.kafka.settlement import Tail
 from receiver.core.dead_letter import fitting
 from receiver.core.errors import Unavailable
+from receiver.core.headers import TRACE
 from receiver.core.message import Message
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def _offsets(topic: str, next_position: int) -> Mapping[TopicPartition, OffsetAn
 
 def origin_of(message: Message) -> tuple[str, str]:
     """What a record is known by: its topic, and which notification it came of."""
-    return message.topic, dict(message.headers).get("inbox", message.key)
+    return message.topic, dict(message.headers).get(TRACE, message.key)
 
 
 async def positions(connection: KafkaConnection, name: str, topics: Sequence[str]) -> Mapping[str, int]:

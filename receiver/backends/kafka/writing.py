@@ -11,6 +11,7 @@ from receiver.backends.kafka.limits import Limits, Refused
 from receiver.backends.kafka.records import output_records
 from receiver.core.dead_letter import fitting, shortened
 from receiver.core.errors import Unavailable
+from receiver.core.headers import TRACE, position_of
 from receiver.core.message import Message, bytes_of
 from receiver.inbox import LaneLost
 
@@ -126,5 +127,4 @@ class Writing:
 
     def _position_of(self, message: Message) -> int | None:
         """The position of the notification that a message came of; None where that is no notification of this inbox."""
-        number, _, position = dict(message.headers).get("inbox", "").partition("-")
-        return int(position) if number == str(self._partition) and position.isdecimal() else None
+        return position_of(dict(message.headers).get(TRACE, ""), self._partition)

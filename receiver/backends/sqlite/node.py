@@ -7,7 +7,7 @@ share the next sync.
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -300,9 +300,9 @@ class SqliteLane:
         return states | await self._look(self._view.sessions, elsewhere) if elsewhere else states
 
     def _effects(self, messages: Sequence[Message]) -> tuple[Effects, Sequence[str]]:
-        by_topic: dict[str, list[Message]] = {}
+        by_topic: defaultdict[str, list[Message]] = defaultdict(list)
         for message in messages:
-            by_topic.setdefault(message.topic, []).append(message)
+            by_topic[message.topic].append(message)
         newest: dict[str, Message] = {}
         for message in by_topic.pop(self._sessions_topic, ()):
             newest.pop(message.key, None)  # to stand where the last record of its key stands, not the first
@@ -324,8 +324,8 @@ class SqliteLane:
 
 
 def _state(message: Message) -> State:
-    _, key, value, pairs, millis = message
-    headers = orjson.dumps(pairs)
+    key, value, millis = message.key, message.value, message.timestamp_millis
+    headers = orjson.dumps(message.headers)
     crc = state_crc(key.encode(), millis, headers, value)
     return key, millis, headers, None if value is None else value.decode(), crc
 
