@@ -27,13 +27,9 @@ class EdgeApp:
         """See ASGI. The server has no lifespan and no WebSockets, so each scope is a request."""
         intake, path, method = self.intake, scope["path"], scope["method"]
         is_ours = path in self.paths or _SLASHES.sub("/", path).rstrip("/") in self.paths
-        request = intake.request(
-            scope["headers"],
-            scope["client"][0] if scope.get("client") else "",
-            query=scope["query_string"],
-            http_version=scope["http_version"],
-            beside=None if is_ours else path,
-        )
+        head = intake.head(scope["headers"], scope["query_string"], scope["http_version"])
+        peer = scope["client"][0] if scope.get("client") else ""
+        request = intake.request(head, peer, beside=None if is_ours else path)
         if method == "POST":
             answer = await self._take(request, scope, receive)
         elif is_ours:

@@ -13,7 +13,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from receiver.core.errors import Unavailable
 from receiver.edge.connection import ConnectionLimits, Ended, GuardedProtocol, shared
-from receiver.edge.conversation import Event
+from receiver.edge.conversation import Event, Phase
+from receiver.edge.head import Head, KnownHeads
 from receiver.edge.intake import Intake, Request
 
 _HEAD_END = b"\r\n\r\n"
@@ -23,7 +24,8 @@ _NO_CONTENT = b"HTTP/1.1 204 No Content\r\nx-correlator: %b\r\n\r\n"
 def express(limits: ConnectionLimits, intake: Intake, paths: Collection[str], ended: Ended) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn's `http` option: `guarded`, and the fast path for POSTs to these paths."""
     urls = frozenset(path.encode() for path in paths)
-    return type("NotificationProtocol", (ExpressProtocol,), {**shared(limits, ended), "intake": intake, "urls": urls})
+    more = {"intake": intake, "urls": urls, "heads": KnownHeads()}
+    return type("NotificationProtocol", (ExpressProtocol,), {**shared(limits, ended), **more})
 
 
 class ExpressProtocol(GuardedProtocol):
@@ -31,10 +33,13 @@ class ExpressProtocol(GuardedProtocol):
 
     intake: Intake
     urls: frozenset[bytes]
+    heads: KnownHeads
 
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # uvicorn's
         super().__init__(*arguments, **named)
-        self._piece = b""  # the one at hand
+        self._piece = b""  # the one at hand, where a request begins with it
+        self._head_end = 0  # in that
+        self._head = b""  # of the request that is being read
         self._request: Request | None = None  # of the fast path, until it is answered
         self._body: bytes | None = None  # of that request, while it is being read
 
@@ -44,9 +49,30 @@ class ExpressProtocol(GuardedProtocol):
             # Its sender doesn't wait for answers: what follows is read once this one was given.
             self._hold(data)
             return
-        self._piece = b"" if self.is_receiving else data
+        if self._is_free():
+            end = data.find(_HEAD_END) + len(_HEAD_END)
+            head = self.heads.find(data[:end])
+            if head is not None and self._is_whole(head, end, len(data)):
+                self._keep(self.intake.request(head, self._address), data[end:])
+                return
+            self._piece, self._head_end = data, end
         super().data_received(data)
         self._piece = b""
+
+    def _is_free(self) -> bool:
+        """Whether the next byte begins a request, and no answer is due."""
+        conversation = self.conversation
+        return not (
+            conversation.phase > Phase.IDLE
+            or conversation.due
+            or self._held
+            or self._head_bytes  # of a blank line
+            or self.flow.write_paused
+        )
+
+    def _is_whole(self, head: Head, head_bytes: int, piece_bytes: int) -> bool:
+        body_bytes = piece_bytes - head_bytes
+        return head.length == body_bytes <= self.intake.body_bytes_max and head_bytes <= self.limits.header_bytes_max
 
     def on_headers_complete(self) -> None:
         """See httptools."""
@@ -69,32 +95,36 @@ class ExpressProtocol(GuardedProtocol):
         if self._request is None or self._body is None:
             super().on_message_complete()
             return
-        body, self._body = self._body, None
-        self._head_bytes = 0
-        self._handle(Event.WHOLE)
-        self._keep(self._request, body)
+        request, body = self._request, self._body
+        content, self._body = self._head, None
+        self._keep(request, body)
+        if request.is_proved:
+            self.heads.remember(content, request.head)
 
     def _whole_request(self) -> Request | None:
         """The request whose head was read, if it is a POST to us that begins and ends with the piece at hand."""
-        parser, piece = self.parser, self._piece
-        head_bytes = piece.find(_HEAD_END) + len(_HEAD_END)
+        parser, piece, end = self.parser, self._piece, self._head_end
         if not (
             self.url in self.urls
-            and len(_HEAD_END) < head_bytes <= self.limits.header_bytes_max
-            and not (self.conversation.is_ending or self.expect_100_continue or self.flow.write_paused)
-            and (self.cycle is None or self.cycle.response_complete)
+            and len(_HEAD_END) < end <= len(piece)
+            and not self.expect_100_continue
             and parser.get_method() == b"POST"
             and parser.get_http_version() == "1.1"
             and parser.should_keep_alive()
             and not parser.should_upgrade()
         ):
             return None
-        request = self.intake.request(self.headers, self._address)
-        is_whole = request.head.length == len(piece) - head_bytes <= self.intake.body_bytes_max
-        return request if is_whole else None
+        head = self.intake.head(self.headers)
+        if not self._is_whole(head, end, len(piece)):
+            return None
+        self._head = piece[:end]
+        return self.intake.request(head, self._address)
 
     def _keep(self, request: Request, body: bytes) -> None:
         """Take it in; its answer comes later, unless it is refused."""
+        self._request = request
+        self._head_bytes = 0
+        self._handle(Event.WHOLE)
         try:
             admitted = self.intake.begin(request, len(body))
             if admitted is not None:

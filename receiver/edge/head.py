@@ -20,6 +20,13 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0
 _ONCE = {b"host": "Host", b"authorization": "Authorization", b"content-type": "Content-Type"}
 _WANTED = frozenset({*_ONCE, b"content-length", b"x-correlator", b"traceparent"})
 
+#: What is a request's own, where it is written as nearly all write it.
+_OWN = re.compile(
+    rb"\r\n([Cc]ontent-[Ll]ength|[Xx]-[Cc]orrelator|[Tt]raceparent): ([0-9a-zA-Z\-_:;./<>{}]{1,256})(?=\r\n)"
+)
+_KNOWN_MAX = 1_024
+_KNOWN_BYTES_MAX = 4_096
+
 _CONTENT_TYPE_CHARS_MAX = 2_048
 _LENGTH_DIGITS_MAX = 12
 #: Where no length is told.
@@ -82,6 +89,51 @@ def read_head(
         envelope_of(attributes) if attributes else (),
         fault,
     )
+
+
+class KnownHeads:
+    """Heads that were read before, by their bytes: a sender's differ from request to request in a few values alone.
+
+    These are the length, the correlator and the traceparent, as they are mostly written; such a value can't change how
+    the rest of a head is read. What is remembered is bounded by the longest heads that are.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[tuple[bytes, ...], tuple[Sequence[bytes], Head]] = {}
+
+    def find(self, content: bytes) -> Head | None:
+        """What `content` says, from the request line to the blank line, None where it must be parsed."""
+        parts = _OWN.split(content)
+        values = parts[2::3]
+        del parts[2::3]
+        known = self._heads.get(tuple(parts))
+        if known is None:
+            return None
+        names, (headers, tokens, length, content_type, is_json, correlator, traceparent, envelope, fault) = known
+        for name, value in zip(names, values, strict=True):
+            if name == b"content-length":
+                if not value.isdigit():
+                    return None
+                length = _length(value)
+            elif name == b"x-correlator":
+                correlator = value.decode()
+            else:
+                traceparent = _text(value, _TRACEPARENT)
+        return Head(headers, tokens, length, content_type, is_json, correlator, traceparent, envelope, fault)
+
+    def remember(self, content: bytes, head: Head) -> None:
+        """A head was parsed, and is sound."""
+        parts = _OWN.split(content)
+        names = [name.lower() for name in parts[1::3]]
+        del parts[2::3]
+        if len(content) > _KNOWN_BYTES_MAX:
+            return
+        if len(self._heads) >= _KNOWN_MAX:
+            self._heads.clear()
+        key = tuple(parts)
+        self._heads[key] = names, head
+        if self.find(content) != head:  # it is written in a way that would be read otherwise
+            del self._heads[key]
 
 
 def _length(told: bytes | None) -> int:

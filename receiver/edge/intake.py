@@ -145,18 +145,13 @@ class Intake:
         # Unique without asking the system for randomness at every request.
         self._correlators = map(f"{secrets.token_hex(6)}-{{:x}}".format, itertools.count(1))
 
-    def request(
-        self,
-        headers: RawHeaders,
-        peer: str,
-        *,
-        query: bytes = b"",
-        http_version: str = "1.1",
-        beside: str | None = None,
-    ) -> Request:
-        """A request whose head is here."""
+    def head(self, headers: RawHeaders, query: bytes = b"", http_version: str = "1.1") -> Head:
+        """What matters of a head."""
         limits = self._limits
-        head = read_head(headers, limits.token_headers, query if limits.query_tokens else b"", http_version)
+        return read_head(headers, limits.token_headers, query if limits.query_tokens else b"", http_version)
+
+    def request(self, head: Head, peer: str, beside: str | None = None) -> Request:
+        """A request whose head is here, from the address `peer`; see `Request`."""
         return Request(head, peer, self._clock_nanos() // 1000, beside)
 
     def begin(self, request: Request, arrived_bytes: int = 0) -> Awaitable[None] | None:
