@@ -6,9 +6,8 @@
 
 The phase tells what is being read; the table below has every step from one to another, and a step that it lacks is a
 mistake. `due` counts the requests that are here as a whole and wait for their answer. Answers come in the order of the
-requests. Four rules stand beside the table:
+requests. Three rules stand beside the table:
 
-    READ       of a request that has no answer yet, and WHOLE, make one more answer due.
     ANSWERED   makes one less due. Where none was, it is the answer to the request whose body is still being read.
     OVER       with nothing due is CLOSING: an answer that is due is always given first.
     TELL       a refusal only where nothing is due: its sender would take it for the answer to an earlier request.
@@ -75,53 +74,54 @@ _S, _I, _H, _B, _E, _L, _R, _O, _C = Phase
 _BEGIN, _HEAD, _HEAD_EXPECTING, _READ, _WHOLE, _ANSWERED, _REFUSED, _PEER_ENDED, _SHUTDOWN, _EXPIRED, _CLOSED = Event
 _NOTHING, _TELL, _DROP, _CLOSE, _ABORT = Act.NOTHING, Act.TELL, Act.DROP, Act.CLOSE, Act.ABORT
 
-_STEPS: dict[tuple[Phase, Event], tuple[Phase, Act]] = {
-    (_S, _BEGIN): (_H, _NOTHING),
-    (_I, _BEGIN): (_H, _NOTHING),
-    (_H, _BEGIN): (_H, _NOTHING),  # read again without its Upgrade
-    (_H, _HEAD): (_B, _NOTHING),
-    (_H, _HEAD_EXPECTING): (_E, _NOTHING),
-    (_B, _READ): (_I, _NOTHING),
-    (_E, _READ): (_I, _NOTHING),
-    (_L, _READ): (_O, _NOTHING),
-    (_R, _READ): (_I, _NOTHING),
-    (_S, _WHOLE): (_I, _NOTHING),
-    (_I, _WHOLE): (_I, _NOTHING),
-    (_H, _WHOLE): (_I, _NOTHING),
+#: The phase that follows, how many more answers are due, and what is to be done.
+_STEPS: dict[tuple[Phase, Event], tuple[Phase, int, Act]] = {
+    (_S, _BEGIN): (_H, 0, _NOTHING),
+    (_I, _BEGIN): (_H, 0, _NOTHING),
+    (_H, _BEGIN): (_H, 0, _NOTHING),  # read again without its Upgrade
+    (_H, _HEAD): (_B, 0, _NOTHING),
+    (_H, _HEAD_EXPECTING): (_E, 0, _NOTHING),
+    (_B, _READ): (_I, 1, _NOTHING),
+    (_E, _READ): (_I, 1, _NOTHING),
+    (_L, _READ): (_O, 1, _NOTHING),
+    (_R, _READ): (_I, 0, _NOTHING),
+    (_S, _WHOLE): (_I, 1, _NOTHING),
+    (_I, _WHOLE): (_I, 1, _NOTHING),
+    (_H, _WHOLE): (_I, 1, _NOTHING),
     # Of a request whose body is not here. One that was answered in place of 100 Continue may or may not be followed by
     # its body, so what comes next has two readings.
-    (_B, _ANSWERED): (_R, _NOTHING),
-    (_E, _ANSWERED): (_O, _NOTHING),
-    (_L, _ANSWERED): (_O, _NOTHING),
-    (_S, _REFUSED): (_O, _TELL),
-    (_I, _REFUSED): (_O, _TELL),
-    (_H, _REFUSED): (_O, _TELL),
-    (_B, _REFUSED): (_O, _TELL | _DROP),
-    (_E, _REFUSED): (_O, _TELL | _DROP),
-    (_L, _REFUSED): (_O, _TELL | _DROP),
-    (_R, _REFUSED): (_O, _NOTHING),
-    (_S, _PEER_ENDED): (_O, _NOTHING),
-    (_I, _PEER_ENDED): (_O, _NOTHING),
-    (_H, _PEER_ENDED): (_O, _NOTHING),
-    (_B, _PEER_ENDED): (_O, _DROP),
-    (_E, _PEER_ENDED): (_O, _DROP),
-    (_L, _PEER_ENDED): (_O, _DROP),
-    (_R, _PEER_ENDED): (_O, _NOTHING),
-    (_O, _PEER_ENDED): (_O, _NOTHING),
-    (_S, _SHUTDOWN): (_O, _NOTHING),
-    (_I, _SHUTDOWN): (_O, _NOTHING),
-    (_H, _SHUTDOWN): (_O, _NOTHING),
-    (_B, _SHUTDOWN): (_L, _NOTHING),
-    (_E, _SHUTDOWN): (_L, _NOTHING),
-    (_L, _SHUTDOWN): (_L, _NOTHING),
-    (_R, _SHUTDOWN): (_O, _NOTHING),
-    (_O, _SHUTDOWN): (_O, _NOTHING),
-    (_S, _EXPIRED): (_C, _CLOSE),
-    (_I, _EXPIRED): (_C, _CLOSE),
-    (_O, _EXPIRED): (_C, _CLOSE),
-    (_C, _EXPIRED): (_C, _ABORT),
-    **{(phase, _CLOSED): (_C, _NOTHING) for phase in Phase},
-    **{(_C, event): (_C, _NOTHING) for event in Event if event is not _EXPIRED},
+    (_B, _ANSWERED): (_R, 0, _NOTHING),
+    (_E, _ANSWERED): (_O, 0, _NOTHING),
+    (_L, _ANSWERED): (_O, 0, _NOTHING),
+    (_S, _REFUSED): (_O, 0, _TELL),
+    (_I, _REFUSED): (_O, 0, _TELL),
+    (_H, _REFUSED): (_O, 0, _TELL),
+    (_B, _REFUSED): (_O, 0, _TELL | _DROP),
+    (_E, _REFUSED): (_O, 0, _TELL | _DROP),
+    (_L, _REFUSED): (_O, 0, _TELL | _DROP),
+    (_R, _REFUSED): (_O, 0, _NOTHING),
+    (_S, _PEER_ENDED): (_O, 0, _NOTHING),
+    (_I, _PEER_ENDED): (_O, 0, _NOTHING),
+    (_H, _PEER_ENDED): (_O, 0, _NOTHING),
+    (_B, _PEER_ENDED): (_O, 0, _DROP),
+    (_E, _PEER_ENDED): (_O, 0, _DROP),
+    (_L, _PEER_ENDED): (_O, 0, _DROP),
+    (_R, _PEER_ENDED): (_O, 0, _NOTHING),
+    (_O, _PEER_ENDED): (_O, 0, _NOTHING),
+    (_S, _SHUTDOWN): (_O, 0, _NOTHING),
+    (_I, _SHUTDOWN): (_O, 0, _NOTHING),
+    (_H, _SHUTDOWN): (_O, 0, _NOTHING),
+    (_B, _SHUTDOWN): (_L, 0, _NOTHING),
+    (_E, _SHUTDOWN): (_L, 0, _NOTHING),
+    (_L, _SHUTDOWN): (_L, 0, _NOTHING),
+    (_R, _SHUTDOWN): (_O, 0, _NOTHING),
+    (_O, _SHUTDOWN): (_O, 0, _NOTHING),
+    (_S, _EXPIRED): (_C, 0, _CLOSE),
+    (_I, _EXPIRED): (_C, 0, _CLOSE),
+    (_O, _EXPIRED): (_C, 0, _CLOSE),
+    (_C, _EXPIRED): (_C, 0, _ABORT),
+    **{(phase, _CLOSED): (_C, 0, _NOTHING) for phase in Phase},
+    **{(_C, event): (_C, 0, _NOTHING) for event in Event if event is not _EXPIRED},
 }
 
 #: Between two phases of one kind the time goes on, unless it is none of receiving.
@@ -147,18 +147,17 @@ class Conversation:
 
     def handle(self, event: Event, now: float) -> Act:
         """Take a step. Raises KeyError for one that there is not."""
-        before = phase = self.phase
-        act = _NOTHING
+        before = self.phase
         if event is _ANSWERED and self.due:
-            self.due -= 1
+            phase, more_due, act = before, -1, _NOTHING
         else:
-            phase, act = _STEPS[phase, event]
-        if event is _WHOLE or (event is _READ and (before is _B or before is _E or before is _L)):
-            self.due += 1
-        elif event is _CLOSED:
+            phase, more_due, act = _STEPS[before, event]
+        self.due += more_due
+        if event is _CLOSED:
             self.due = 0
         if self.due:
-            act &= ~_TELL
+            if act:
+                act &= ~_TELL
         elif phase is _O:
             phase, act = _C, act | _CLOSE
         if event is _EXPIRED and self._is_blocked:

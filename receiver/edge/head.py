@@ -100,9 +100,13 @@ class KnownHeads:
 
     def __init__(self) -> None:
         self._heads: dict[tuple[bytes, ...], tuple[Sequence[bytes], Head]] = {}
+        self._exact: dict[bytes, Head] = {}  # of senders that tell neither a correlator nor a traceparent
 
     def find(self, content: bytes) -> Head | None:
         """What `content` says, from the request line to the blank line, None where it must be parsed."""
+        exact = self._exact.get(content)
+        if exact is not None:
+            return exact
         parts = _OWN.split(content)
         values = parts[2::3]
         del parts[2::3]
@@ -119,7 +123,12 @@ class KnownHeads:
                 correlator = value.decode()
             else:
                 traceparent = _text(value, _TRACEPARENT)
-        return Head(headers, tokens, length, content_type, is_json, correlator, traceparent, envelope, fault)
+        head = Head(headers, tokens, length, content_type, is_json, correlator, traceparent, envelope, fault)
+        if len(names) == 1:
+            if len(self._exact) >= _KNOWN_MAX:
+                self._exact.clear()
+            self._exact[content] = head
+        return head
 
     def remember(self, content: bytes, head: Head) -> None:
         """A head was parsed, and is sound."""
