@@ -30,7 +30,7 @@ from receiver.backends.sqlite.node import SqliteInbox
 from receiver.backends.sqlite.view import SqliteView
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
-from receiver.inbox import Inbox, LaneLost
+from receiver.inbox import Inbox, LaneLost, Told, told_later
 from receiver.reader import PassedOver, nobody
 
 #: Beside the spools: what Kafka does not take.
@@ -199,6 +199,10 @@ class Spool:
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._held.append((notification, kept))
         return kept
+
+    def take(self, notification: Notification, told: Told) -> None:
+        """See the contract."""
+        told_later(self.append(notification), told)
 
     def keep(self, notification: Notification) -> asyncio.Future[None]:
         """Keep what Kafka did not take, on the disk whatever Kafka would say now."""

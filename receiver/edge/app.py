@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from receiver.edge.arriving import arrived
 from receiver.edge.intake import Answer, Intake, Request
+from receiver.inbox import future_of
 
 _SLASHES = re.compile("//+")
 
@@ -49,7 +50,7 @@ class EdgeApp:
             if admitted is not None:
                 await admitted
             body = await arrived(receive, partial(intake.count, request))
-            await intake.keep(request, body)
+            await future_of(partial(intake.keep, request), body)
         except Exception as error:  # noqa: BLE001  # the intake has an answer for each
             failure = error
         finally:

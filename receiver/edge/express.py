@@ -132,25 +132,18 @@ class ExpressProtocol(GuardedProtocol):
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
                 return
-            kept = self.intake.keep(request, body)
+            self.intake.keep(request, body, self._answer)
         except Exception as error:  # noqa: BLE001  # the intake has an answer for each
             self._answer(error)
-        else:
-            kept.add_done_callback(self._kept)
 
     async def _keep_once(self, admitted: Awaitable[None], request: Request, body: bytes) -> None:
-        failure: Exception | None = None
         try:
             await admitted
-            await self.intake.keep(request, body)
+            self.intake.keep(request, body, self._answer)
         except asyncio.CancelledError:
-            failure = _given_up()
+            self._answer(Unavailable("the request was given up", reason="cancelled"))
         except Exception as error:  # noqa: BLE001  # as above
-            failure = error
-        self._answer(failure)
-
-    def _kept(self, kept: asyncio.Future[None]) -> None:
-        self._answer(_given_up() if kept.cancelled() else kept.exception())
+            self._answer(error)
 
     def _answer(self, error: BaseException | None) -> None:
         request, self._request = self._request, None
@@ -164,7 +157,3 @@ class ExpressProtocol(GuardedProtocol):
                 head = b"".join([b"%b: %b\r\n" % header for header in answer.headers])
                 self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[answer.status], head, answer.content))
         self._answered()
-
-
-def _given_up() -> Unavailable:
-    return Unavailable("the append was given up", reason="cancelled")

@@ -22,7 +22,6 @@ The answers, by outcome (the `outcome` of metrics and log lines):
 Never 500, and never 410, which would end the feed (QualityOnDemand r1.2, Generic410).
 """
 
-import asyncio
 import itertools
 import secrets
 import time
@@ -40,7 +39,7 @@ from receiver.edge.admission import Admission
 from receiver.edge.arriving import Disconnected
 from receiver.edge.head import Head, RawHeaders, read_head
 from receiver.edge.peers import Network, sender_address
-from receiver.inbox import Inbox
+from receiver.inbox import Inbox, Told
 from receiver.telemetry import Telemetry
 
 Authenticate = Callable[..., str | Coroutine[Any, Any, str]]
@@ -187,32 +186,40 @@ class Intake:
         self._admission.grow(request.sender, more_bytes)
         request.admitted_bytes += more_bytes
 
-    def keep(self, request: Request, body: bytes) -> asyncio.Future[None]:
-        """Append what was posted, each event of a batch as a notification of its own.
+    def keep(self, request: Request, body: bytes, told: Told) -> None:
+        """Append what was posted, each event of a batch as a notification of its own; `told` hears once that is known.
 
-        What is returned is done when all of it is kept, and raises Unavailable. A body that is kept and refused all the
-        same is refused by `settle`.
+        A body that is kept and refused all the same is refused by `settle`.
         """
-        if request.beside is not None:
-            # A dead letter as a whole, which a replay reads.
-            letter = _notification(request, body, None)
-            notifications: Sequence[Notification] = [letter._replace(origin=f"{BESIDE}{_shown(request.beside)}")]
-            request.refusal = _not_found(why="not_found_kept")
-        else:
-            notifications = self._read(request, body)
         request.body_bytes = len(body)
-        appends = [self._inbox.append(notification) for notification in notifications]
-        return appends[0] if len(appends) == 1 else _together(appends)
+        if body.startswith(b"{") and request.beside is None and not request.head.envelope:
+            try:
+                event = parse(body)
+            except Malformed:
+                pass  # as below
+            else:
+                self._inbox.take(_notification(request, body, event), told)
+                return
+        notifications = self._read(request, body)
+        if len(notifications) > 1:
+            told = _Together(len(notifications), told)
+        for notification in notifications:
+            self._inbox.take(notification, told)
 
     def _read(self, request: Request, body: bytes) -> Sequence[Notification]:
+        """What is to be kept of a body, and in the request what is to be told of it."""
+        if request.beside is not None:
+            # A dead letter as a whole, which a replay reads.
+            request.refusal = _not_found(why="not_found_kept")
+            letter = _notification(request, body, None)
+            return [letter._replace(origin=f"{BESIDE}{_shown(request.beside)}")]
         head, limit = request.head, min(self.body_bytes_max, INFLATED_BYTES_MAX)
         try:
             if not body.startswith(b"{") or head.envelope:
                 batch = split(body, head.envelope, limit)
                 if batch:
-                    plain = head._replace(
-                        content_type=head.content_type.replace("cloudevents-batch", "cloudevents"), envelope=()
-                    )
+                    content_type = head.content_type.replace("cloudevents-batch", "cloudevents")
+                    plain = head._replace(content_type=content_type, envelope=())
                     notifications = [_notification(request, part, event, plain) for part, event in batch]
                     if len(batch) > 1:  # the line is about all of them
                         request.session_id = ""
@@ -320,21 +327,21 @@ def _notification(
     )
 
 
-def _together(appends: Sequence[asyncio.Future[None]]) -> asyncio.Future[None]:
-    """All of them or a failure, once all are known: what is repeated because one was not kept is known by then."""
-    together: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+class _Together:
+    """Hears of all events of a batch, and tells a failure or that there was none once all are known: what is repeated
+    because one was not kept is known by then.
+    """
 
-    def known(outcomes: asyncio.Future[list[BaseException | None]]) -> None:
-        if together.done():
-            return
-        failure = next(filter(None, outcomes.result()), None)
-        if failure is None:
-            together.set_result(None)
-        else:
-            together.set_exception(failure)
+    def __init__(self, count: int, told: Told) -> None:
+        self._count = count
+        self._told = told
+        self._error: BaseException | None = None
 
-    asyncio.gather(*appends, return_exceptions=True).add_done_callback(known)
-    return together
+    def __call__(self, error: BaseException | None) -> None:
+        self._count -= 1
+        self._error = self._error or error
+        if not self._count:
+            self._told(self._error)
 
 
 def error_answer(error: Refused | Unavailable, correlator: str) -> Answer:
