@@ -50,7 +50,7 @@ FAR_FUTURE = 2**62
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections opened from now on wait for a lock hardly at all."""
-    for module in ("sqlite_file", "sqlite_view"):
+    for module in ("sqlite.file", "sqlite.view"):
         monkeypatch.setattr(f"receiver.backends.{module}.BUSY_TIMEOUT_MILLIS", 20)
 
 
