@@ -33,6 +33,9 @@ from receiver.edge.room import Room
 
 _SWEEP_SECONDS = 0.5
 
+#: A name is found ten times as fast as an enum's member.
+_BODY, _ANSWERED = Phase.BODY, Event.ANSWERED
+
 #: Requests that wait for the answers to those before them. Few senders have even two; a flood of them is memory.
 _PIPELINE_MAX = 32
 _HEAD_END = b"\r\n\r\n"
@@ -162,7 +165,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _handle(self, event: Event, refusal: bytes = b"") -> None:
         """Tell the conversation what happens, and do what is to be done about it."""
-        has_own_cycle = self.conversation.phase >= Phase.BODY
+        has_own_cycle = self.conversation.phase >= _BODY
         act = self.conversation.handle(event, self.loop.time())
         if not act:
             return
@@ -295,12 +298,14 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._handle(Event.CLOSED)
             return
-        self.flow.resume_reading()
-        self._handle(Event.ANSWERED)
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        self._handle(_ANSWERED)
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
-        self._release()
+        if self._held or self._ends_there:
+            self._release()
 
     def shutdown(self) -> None:
         """As uvicorn's: close, behind the answers that are due."""

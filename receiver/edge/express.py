@@ -17,6 +17,9 @@ from receiver.edge.conversation import Event, Phase
 from receiver.edge.head import Head, KnownHeads
 from receiver.edge.intake import Intake, Request
 
+#: A name is found ten times as fast as an enum's member.
+_IDLE, _WHOLE = Phase.IDLE, Event.WHOLE
+
 _HEAD_END = b"\r\n\r\n"
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\nx-correlator: %b\r\n\r\n"
 
@@ -63,7 +66,7 @@ class ExpressProtocol(GuardedProtocol):
         """Whether the next byte begins a request, and no answer is due."""
         conversation = self.conversation
         return not (
-            conversation.phase > Phase.IDLE
+            conversation.phase > _IDLE
             or conversation.due
             or self._held
             or self._head_bytes  # of a blank line
@@ -124,7 +127,7 @@ class ExpressProtocol(GuardedProtocol):
         """Take it in; its answer comes later, unless it is refused."""
         self._request = request
         self._head_bytes = 0
-        self._handle(Event.WHOLE)
+        self.conversation.handle(_WHOLE, self.loop.time())
         try:
             admitted = self.intake.begin(request, len(body))
             if admitted is not None:
