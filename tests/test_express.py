@@ -71,21 +71,20 @@ LONG = {
 
 @pytest.mark.parametrize("request_", [*SHORT.values(), *LONG.values()], ids=[*SHORT, *LONG])
 async def test_nobody_can_tell_the_way(served: Served, request_: bytes) -> None:
-    """A request that comes in one piece is answered and kept as it is when it comes in two."""
+    """A request that comes in one piece is answered and kept as when it comes in two, and its repetition is too."""
     answers: list[Answer | None] = []
-    for pieces in ((request_,), (request_[:-1], request_[-1:])):
+    for pieces in ((request_,), (request_,), (request_[:-1], request_[-1:])):
         client = await served.connect()
         await client.send(*pieces, pause_seconds=0.05)
         answers.append(await client.answer())
-    whole, pieced = answers
-    assert whole is not None
-    assert pieced is not None
     made = re.compile(r"^[0-9a-f]{12}-[0-9a-f]+$")  # a correlator of ours
-    for answer in (whole, pieced):
+    for answer in answers:
+        assert answer is not None
         answer.headers["x-correlator"] = made.sub("made", answer.headers.get("x-correlator", ""))
-    assert whole == pieced
+    assert answers[0] == answers[1] == answers[2]
     kept = [each._replace(received_micros=0, correlator=made.sub("", each.correlator)) for each in await served.kept()]
-    assert kept[: len(kept) // 2] == kept[len(kept) // 2 :]
+    third = len(kept) // 3
+    assert kept[:third] == kept[third : 2 * third] == kept[2 * third :]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ _NO_CONTENT = b"HTTP/1.1 204 No Content\r\nx-correlator: %b\r\n\r\n"
 def express(limits: ConnectionLimits, intake: Intake, paths: Collection[str], ended: Ended) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn's `http` option: `guarded`, and the fast path for POSTs to these paths."""
     urls = frozenset(path.encode() for path in paths)
-    more = {"intake": intake, "urls": urls, "heads": KnownHeads()}
+    more = {"intake": intake, "urls": urls, "heads": KnownHeads(intake.limits.token_headers)}
     return type("NotificationProtocol", (ExpressProtocol,), {**shared(limits, ended), **more})
 
 
@@ -75,7 +75,10 @@ class ExpressProtocol(GuardedProtocol):
 
     def _is_whole(self, head: Head, head_bytes: int, piece_bytes: int) -> bool:
         body_bytes = piece_bytes - head_bytes
-        return head.length == body_bytes <= self.intake.body_bytes_max and head_bytes <= self.limits.header_bytes_max
+        return (
+            head.length == body_bytes <= self.intake.limits.body_bytes_max
+            and head_bytes <= self.limits.header_bytes_max
+        )
 
     def on_headers_complete(self) -> None:
         """See httptools."""

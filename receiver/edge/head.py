@@ -20,11 +20,14 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0
 _ONCE = {b"host": "Host", b"authorization": "Authorization", b"content-type": "Content-Type"}
 _WANTED = frozenset({*_ONCE, b"content-length", b"x-correlator", b"traceparent"})
 
-#: What is a request's own, where it is written as nearly all write it.
+#: The headers whose values are a request's own, where they are written as nearly all write them.
 _OWN = re.compile(
-    rb"\r\n([Cc]ontent-[Ll]ength|[Xx]-[Cc]orrelator|[Tt]raceparent): ([0-9a-zA-Z\-_:;./<>{}]{1,256})(?=\r\n)"
+    rb"\r\n([Cc]ontent-[Ll]ength|[Xx]-[Cc]orrelator|[Tt]raceparent|[Tt]racestate|[Xx]-[Rr]equest-[Ii][Dd])"
+    rb": ([0-9a-zA-Z\-_:;./<>{}=,@*]{1,512})(?=\r\n)"
 )
 _KNOWN_MAX = 1_024
+#: Where heads are hardly ever known again, one of so many is remembered.
+_SELDOM = 64
 _KNOWN_BYTES_MAX = 4_096
 
 _CONTENT_TYPE_CHARS_MAX = 2_048
@@ -38,10 +41,10 @@ class Head(NamedTuple):
 
     `tokens` are the value of Authorization (None: there is none) and those of the further headers that may have one.
     `length` is the body's as it was told, in bytes, or UNTOLD. `correlator` and `traceparent` are empty where the
-    sender gave none that is valid. `fault` tells what is wrong, and is empty where nothing is.
+    sender gave none that is valid. `forwarded` are the values of X-Forwarded-For. `fault` tells what is wrong, and is
+    empty where nothing is.
     """
 
-    headers: RawHeaders
     tokens: Sequence[bytes | None]
     length: int
     content_type: str
@@ -49,6 +52,7 @@ class Head(NamedTuple):
     correlator: str
     traceparent: str
     envelope: Envelope = ()
+    forwarded: Sequence[bytes] = ()
     fault: str = ""
 
 
@@ -58,6 +62,7 @@ def read_head(
     """Read a head. `token_headers` are the further headers that may have a token; `query` may have one too."""
     found: dict[bytes, bytes] = {}
     attributes: dict[str, str] = {}
+    forwarded: Sequence[bytes] = ()
     fault = ""
     for name, value in headers:
         if name in _WANTED or name in token_headers:
@@ -69,6 +74,8 @@ def read_head(
         elif name == b"content-encoding":
             codings = value.decode("latin-1")
             attributes[CONTENT_ENCODING] = ", ".join(filter(None, (attributes.get(CONTENT_ENCODING), codings)))
+        elif name == b"x-forwarded-for":
+            forwarded = (*forwarded, value)
     # RFC 9112, 3.2: HTTP/1.1 requires it, HTTP/1.0 did not know it.
     if b"host" not in found and http_version != "1.0":
         fault = "no Host header"
@@ -77,7 +84,6 @@ def read_head(
         authorization = _query_token(query)
     content_type = _unmerged(found.get(b"content-type", b""))
     return Head(
-        headers,
         (authorization, *[found[name] for name in token_headers if name in found])
         if token_headers
         else (authorization,),
@@ -87,6 +93,7 @@ def read_head(
         _text(found.get(b"x-correlator"), _CORRELATOR),
         _text(found.get(b"traceparent"), _TRACEPARENT),
         envelope_of(attributes) if attributes else (),
+        forwarded,
         fault,
     )
 
@@ -94,18 +101,22 @@ def read_head(
 class KnownHeads:
     """Heads that were read before, by their bytes: a sender's differ from request to request in a few values alone.
 
-    These are the length, the correlator and the traceparent, as they are mostly written; such a value can't change how
-    the rest of a head is read. What is remembered is bounded by the longest heads that are.
+    These are the length, the correlator and what traces a request; such a value can't change how the rest of a head is
+    read, but for that of a header which may have a token. Where other values differ, to remember heads is in vain, so
+    little of that is done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, token_headers: Collection[bytes] = ()) -> None:
+        self._token_headers = frozenset(token_headers)
         self._heads: dict[tuple[bytes, ...], tuple[Sequence[bytes], Head]] = {}
-        self._exact: dict[bytes, Head] = {}  # of senders that tell neither a correlator nor a traceparent
+        self._exact: dict[bytes, Head] = {}  # of senders that tell nothing of a request's own but its length
+        self._news_count = self._found_count = 0
 
     def find(self, content: bytes) -> Head | None:
         """What `content` says, from the request line to the blank line, None where it must be parsed."""
         exact = self._exact.get(content)
         if exact is not None:
+            self._found_count += 1
             return exact
         parts = _OWN.split(content)
         values = parts[2::3]
@@ -113,17 +124,18 @@ class KnownHeads:
         known = self._heads.get(tuple(parts))
         if known is None:
             return None
-        names, (headers, tokens, length, content_type, is_json, correlator, traceparent, envelope, fault) = known
+        self._found_count += 1
+        names, (tokens, length, content_type, is_json, correlator, traceparent, envelope, forwarded, fault) = known
         for name, value in zip(names, values, strict=True):
             if name == b"content-length":
                 if not value.isdigit():
                     return None
                 length = _length(value)
             elif name == b"x-correlator":
-                correlator = value.decode()
-            else:
+                correlator = _text(value, _CORRELATOR)
+            elif name == b"traceparent":
                 traceparent = _text(value, _TRACEPARENT)
-        head = Head(headers, tokens, length, content_type, is_json, correlator, traceparent, envelope, fault)
+        head = Head(tokens, length, content_type, is_json, correlator, traceparent, envelope, forwarded, fault)
         if len(names) == 1:
             if len(self._exact) >= _KNOWN_MAX:
                 self._exact.clear()
@@ -132,10 +144,14 @@ class KnownHeads:
 
     def remember(self, content: bytes, head: Head) -> None:
         """A head was parsed, and is sound."""
+        self._news_count += 1
+        is_in_vain = self._news_count > _KNOWN_MAX and self._found_count < self._news_count
+        if len(content) > _KNOWN_BYTES_MAX or (is_in_vain and self._news_count % _SELDOM):
+            return
         parts = _OWN.split(content)
         names = [name.lower() for name in parts[1::3]]
         del parts[2::3]
-        if len(content) > _KNOWN_BYTES_MAX:
+        if not self._token_headers.isdisjoint(names):
             return
         if len(self._heads) >= _KNOWN_MAX:
             self._heads.clear()

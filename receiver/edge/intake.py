@@ -138,15 +138,14 @@ class Intake:
         self._admission = admission
         self._inbox = inbox
         self._telemetry = telemetry
-        self._limits = limits
-        self.body_bytes_max = limits.body_bytes_max
+        self.limits = limits
         self._clock_nanos = clock_nanos
         # Unique without asking the system for randomness at every request.
         self._correlators = map(f"{secrets.token_hex(6)}-{{:x}}".format, itertools.count(1))
 
     def head(self, headers: RawHeaders, query: bytes = b"", http_version: str = "1.1") -> Head:
         """What matters of a head."""
-        limits = self._limits
+        limits = self.limits
         return read_head(headers, limits.token_headers, query if limits.query_tokens else b"", http_version)
 
     def request(self, head: Head, peer: str, beside: str | None = None) -> Request:
@@ -174,14 +173,14 @@ class Intake:
     def _admit(self, request: Request, sender: str, arrived_bytes: int) -> None:
         request.sender = sender
         request.is_proved = True
-        if request.head.length > self.body_bytes_max:
+        if request.head.length > self.limits.body_bytes_max:
             raise self._too_large()
         self._admission.enter(sender, arrived_bytes, time.monotonic())
         request.admitted_bytes = arrived_bytes
 
     def count(self, request: Request, more_bytes: int) -> None:
         """So many more bytes of the body are here. Raises Refused."""
-        if request.admitted_bytes + more_bytes > self.body_bytes_max:
+        if request.admitted_bytes + more_bytes > self.limits.body_bytes_max:
             raise self._too_large()
         self._admission.grow(request.sender, more_bytes)
         request.admitted_bytes += more_bytes
@@ -213,7 +212,7 @@ class Intake:
             request.refusal = _not_found(why="not_found_kept")
             letter = _notification(request, body, None)
             return [letter._replace(origin=f"{BESIDE}{_shown(request.beside)}")]
-        head, limit = request.head, min(self.body_bytes_max, INFLATED_BYTES_MAX)
+        head, limit = request.head, min(self.limits.body_bytes_max, INFLATED_BYTES_MAX)
         try:
             if not body.startswith(b"{") or head.envelope:
                 batch = split(body, head.envelope, limit)
@@ -292,14 +291,15 @@ class Intake:
 
     def _tell_refusal(self, request: Request, error: Refused) -> None:
         """Let a refusal be investigated: why, and whose request it was."""
-        forwarded = [value for name, value in request.head.headers if name == b"x-forwarded-for"]
-        address = sender_address(request.peer, forwarded, self._limits.trusted_proxies) if request.peer else ""
+        address = (
+            sender_address(request.peer, request.head.forwarded, self.limits.trusted_proxies) if request.peer else ""
+        )
         path = _shown(request.beside or "")
         self._telemetry.refused(request.status_code, error.why, error.message, request, address, path)
 
     def _too_large(self) -> Refused:
         status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        message = f"a body has at most {self.body_bytes_max} bytes"
+        message = f"a body has at most {self.limits.body_bytes_max} bytes"
         return Refused(status, "PAYLOAD_TOO_LARGE", message, reason="too_large")
 
 
