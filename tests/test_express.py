@@ -42,6 +42,7 @@ SHORT = {
     "a member twice": post(BODY[:-1] + b', "type": "%b"}' % TYPE.encode()),
     "an old dialect": post(bare()).replace(b"POST /notifications ", b"POST /notifications/notifications "),
     "keep-alive": post(BODY, "Connection: keep-alive"),
+    "many blank lines": post(BODY[:-1] + b"\r\n\r\n" * 1_000 + b"}"),
     "a wrong token": post(token="wrong-token-of-twenty-characters"),
     "no notification": post(b"{"),
     "an empty body": post(b""),

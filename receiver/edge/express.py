@@ -94,6 +94,7 @@ class ExpressProtocol(GuardedProtocol):
         if self._body is None:
             super().on_body(body)
         else:
+            self._head_bytes = 0
             self._body += body
 
     def on_message_complete(self) -> None:
