@@ -9,8 +9,8 @@ the last commit.
 """
 
 import asyncio
-import random
 
+from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable
 from receiver.core.event import Oddity
 from receiver.core.message import Message, bytes_of
@@ -35,8 +35,8 @@ _FORGET_MAX = 256
 
 _COMMIT_SECONDS_MAX = 10.0
 
-_BACKOFF_SECONDS_FIRST = 0.05
-_BACKOFF_SECONDS_MAX = 5.0
+_AGAIN_SECONDS_FIRST = 0.05
+_AGAIN_SECONDS_MAX = 5.0
 
 
 class Dispatcher:
@@ -69,18 +69,16 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Route for ever, waiting longer and longer while the backend fails. Raises LaneLost."""
-        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
             began = self._loop_seconds()
             try:
                 await self._flow()
             except Unavailable as error:
                 self._telemetry.lane_failed(self._lane.partition, error.message)
-                if self._loop_seconds() - began > _BACKOFF_SECONDS_MAX:
-                    backoff_seconds = _BACKOFF_SECONDS_FIRST
-                # Full jitter, so that many routers don't come back to a broken backend in step.
-                await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311  # not a secret
-                backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
+                if self._loop_seconds() - began > _AGAIN_SECONDS_MAX:
+                    backoff.reset()
+                await asyncio.sleep(backoff.seconds())
 
     async def _flow(self) -> None:
         """Route until the backend fails. Raises Unavailable and LaneLost."""

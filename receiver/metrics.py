@@ -200,5 +200,5 @@ class Metrics:
         self.ready = Gauge(
             "qod_receiver_ready", "Whether a notification can be kept now: 1 or 0, as on /readyz.", registry=registry
         )
-        build = Info("qod_receiver_build", "The release that runs.", registry=registry)
-        build.info({"version": version("qod-receiver")})
+        self.build = Info("qod_receiver_build", "The release that runs.", registry=registry)
+        self.build.info({"version": version("qod-receiver")})

@@ -9,12 +9,12 @@ from typing import NamedTuple, Protocol
 import apsw
 import pytest
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.reader import KafkaReader
-from receiver.backends.kafka.topics import Plan, create
-from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.kafka.topics import TopicPlan, create
+from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.message import Record
 from receiver.core.notification import Notification
@@ -73,7 +73,9 @@ class SqliteBackend:
     @asynccontextmanager
     async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
         """Serve the directory, with a reader beside."""
-        node = SqliteNode(self.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=append_timeout_seconds)
+        node = ServedDirectory(
+            self.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=append_timeout_seconds
+        )
         try:
             reader = SqliteReader(self.directory, SESSIONS_TOPIC)
             try:
@@ -121,14 +123,14 @@ class KafkaBackend:
     def __init__(self, cluster: Brokers, prefix: str) -> None:
         self.prefix = prefix
         self._cluster = cluster
-        self._connection = Connection([cluster.bootstrap], Security().options())
+        self._connection = KafkaConnection([cluster.bootstrap], Security().options())
         self._made = False
 
     @asynccontextmanager
     async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
         """Take the lane, with an inbox and a reader beside."""
         names = [f"{self.prefix}.{name}" for name in ("dead-letter", "sessions", "status", "unavailable")]
-        plan = Plan(self.prefix, names, 1, None, 168, 168)
+        plan = TopicPlan(self.prefix, names, 1, None, 168, 168)
         if not self._made:
             await create(self._connection, plan)
             self._made = True

@@ -24,7 +24,7 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, fro
 from cloudevents.v1.kafka import KafkaMessage as OldKafkaMessage
 from cloudevents.v1.kafka import from_binary
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import partition_of
@@ -92,9 +92,9 @@ class Site(NamedTuple):
     config: Path
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> KafkaConnection:
         """How to get there."""
-        return Connection([self.kafka.bootstrap], Security().options())
+        return KafkaConnection([self.kafka.bootstrap], Security().options())
 
     @property
     def router(self) -> Router:
@@ -327,7 +327,7 @@ def test_java_would_choose_the_same_partitions(written: Written) -> None:
     assert written.site.kafka.java_partitions(scratch, list(lies_in)) == lies_in
 
 
-async def _create(connection: Connection, topic: str) -> None:
+async def _create(connection: KafkaConnection, topic: str) -> None:
     async with connection.admin(SECONDS_MAX) as admin:
         await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
 

@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from receiver.backends.kafka.batches import Batches, builder
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.limits import (
     REFUSALS,
     Bounds,
@@ -29,7 +29,7 @@ WHERE = TopicPartition("qod.status", 0)
 
 
 #: Nothing can be read there.
-NOWHERE = Connection(["127.0.0.1:9"], Security().options())
+NOWHERE = KafkaConnection(["127.0.0.1:9"], Security().options())
 
 
 @pytest.fixture

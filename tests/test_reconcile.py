@@ -18,12 +18,12 @@ import httpx2
 import pytest
 
 from receiver.core import rfc3339
-from receiver.process.directory import open_node, open_reader
+from receiver.process.directory import open_directory, open_reader
 from receiver.process.embedded import EmbeddedNode
 from receiver.process.reconciling import reconciler
 from receiver.process.routing import build_router
 from receiver.qod.reconciler import Schedule
-from receiver.settings import Settings
+from receiver.settings import load
 from receiver.telemetry import Telemetry
 from tests import simulated
 from tests.faulty_api import SESSION, SESSION_ID, FaultyApi, answer, error
@@ -253,9 +253,9 @@ async def test_what_is_not_routed_yet_is_told_once(
     monkeypatch.setenv("QOD_RECEIVER_API__RECONCILE_SECONDS", "0")
     session_id = operator.create(NEVER_NOTIFIED, 600, start())
     until(lambda: operator.session(session_id)["qosStatus"] == "AVAILABLE", "AVAILABLE")
-    settings = Settings(data=tmp_path / "unrouted")
+    settings = load(None, {"data": tmp_path / "unrouted"})
     telemetry = Telemetry(io.StringIO())
-    with closing(open_node(settings)) as node, closing(open_reader(settings)) as reader:
+    with closing(open_directory(settings)) as node, closing(open_reader(settings)) as reader:
         async with reconciler(
             settings, EmbeddedNode(node, reader, settings, telemetry, build_router(settings))
         ) as made:

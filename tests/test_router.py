@@ -419,7 +419,7 @@ SPELLED = st.builds(
 def test_a_session_is_read_back_as_it_was_written(texts: list[str], marks_max: int) -> None:
     """The record on the sessions topic holds all of the session: value and headers give the same one again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("receiver.session.MARKS_MAX", marks_max)
+        patch.setattr("receiver.core.session.MARKS_MAX", marks_max)
         for decision in decisions(Router(prefix="qod", forget_after_seconds=1e6), list(map(posted, texts))):
             for message in decision.messages:
                 if message.topic == "qod.sessions":

@@ -434,7 +434,7 @@ def test_every_verdict_is_the_oracles(arrivals: list[tuple[Event, str, int]], me
     oracle, session = Oracle(memory_max, resumes=resumes), None
     received_micros = clock_micros = START + 3 * SECOND
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("receiver.session.MARKS_MAX", memory_max)
+        patch.setattr("receiver.core.session.MARKS_MAX", memory_max)
         for event, sender, seconds in arrivals:
             received_micros += seconds * SECOND
             clock_micros = max(clock_micros, received_micros)

@@ -70,7 +70,7 @@ def restored(session: Session) -> Session | None:
 def test_what_is_written_is_what_is_remembered(steps: list[tuple[str, Facts]], marks_max: int) -> None:
     """Whatever a session was told, its record restores to the session itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("receiver.session.MARKS_MAX", marks_max)
+        patch.setattr("receiver.core.session.MARKS_MAX", marks_max)
         session = lived(steps)
     assert restored(session) == session
 
@@ -81,7 +81,7 @@ def test_what_is_merged_is_what_is_remembered(
 ) -> None:
     """Of any two sessions the merged one's record restores to it, and neither side's knowledge is lost in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("receiver.session.MARKS_MAX", marks_max)
+        patch.setattr("receiver.core.session.MARKS_MAX", marks_max)
         here, there = lived(ours), lived(theirs, second)
         both = merged(here, there)
         assert restored(both) == both

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.known import known
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.core.errors import Unavailable
@@ -38,7 +38,7 @@ class Site:
 
     def __init__(self, kafka: Brokers, prefix: str, directory: Path) -> None:
         self.bootstrap, self.prefix, self._directory = kafka.bootstrap, prefix, directory
-        self.connection = Connection([kafka.bootstrap], Security().options())
+        self.connection = KafkaConnection([kafka.bootstrap], Security().options())
 
     def topic(self, name: str) -> str:
         """The full name."""

@@ -9,7 +9,8 @@ import typer
 import uvloop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from receiver.cli.options import ConfigOption, DataOption, expect_cluster, s, settings_of
+from receiver.cli.options import ConfigOption, DataOption, s, settings_of
+from receiver.cli.topics import expect_cluster
 from receiver.console import console, data_option, options_text, program
 from receiver.core.session_record import SESSIONS
 from receiver.export import Carried

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from receiver.process.store import Store
 from receiver.settings import Settings, load
 
 _START = re.compile(r"beginning|end|[0-9]{1,18}|[0-9]+-[0-9]+(,[0-9]+-[0-9]+)*")
@@ -35,10 +34,6 @@ OpsTokenOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
-class Failed(Exception):
-    """A command can't do what it was asked to; the message says why."""
-
-
 def start_text(text: str) -> str:
     """Where to begin, as it was written; whether there is such a partition is for the reader to tell."""
     if text and not _START.fullmatch(text):
@@ -55,12 +50,6 @@ def overrides(**given: object) -> dict[str, object]:
     """What was given on the command line, by the path of its setting; the `__` in a name is a dot in the path."""
     paths = {"kafka": "kafka.bootstrap_servers"}
     return {paths.get(name, name.replace("__", ".")): value for name, value in given.items() if value is not None}
-
-
-def expect_cluster(store: Store) -> None:
-    """Raises BadParameter where everything is kept by one process alone."""
-    if not store.is_shared:
-        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
 
 
 def s(count: int) -> str:

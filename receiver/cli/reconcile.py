@@ -2,28 +2,32 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated
 
 import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
+from receiver.cli.failed import Failed
 from receiver.cli.options import (
     ConfigOption,
     DataOption,
-    Failed,
     KafkaOption,
     OpsTokenOption,
     s,
     settings_of,
 )
-from receiver.console import behind_table, console
+from receiver.console import STATUS_STYLES, console, harmless
+from receiver.core import rfc3339
 from receiver.core.notification import CLIENT, Notification
 from receiver.core.session import Session
 from receiver.process.reconciling import api_facts, reconciler
 from receiver.process.store import store_of
 from receiver.qod.difference import Difference
 from receiver.qod.model import ApiSession
-from receiver.qod.telling import notification, told
+from receiver.qod.telling import notification, telling_of
 from receiver.reader import Reader
 from receiver.settings import Settings
 
@@ -46,7 +50,7 @@ def reconcile(
 async def learned(settings: Settings, session: ApiSession, ops_token: str) -> None:
     """Have kept what the API told of a session, so that the topics know of it. Raises Unavailable."""
     now_micros = time.time_ns() // 1000
-    telling = told(session, None, now_micros, api_facts(settings)(session))
+    telling = telling_of(session, None, now_micros, api_facts(settings)(session))
     await _keep(settings, [notification(telling, CLIENT, settings.api.sender or "", now_micros)], ops_token)
 
 
@@ -56,7 +60,7 @@ async def _reconcile(settings: Settings, ops_token: str, *, dry_run: bool) -> No
     if made.complaint:
         typer.echo(made.complaint, err=True)
     if found:
-        console().print(behind_table(found))
+        console().print(_table(found))
     if dry_run:
         typer.echo(f"{_counted(found)} would be told")
     else:
@@ -73,6 +77,25 @@ def _counted(found: Sequence[Difference]) -> str:
 async def _keep(settings: Settings, notifications: Sequence[Notification], ops_token: str) -> None:
     async with store_of(settings).operations(ops_token) as operations:
         await operations.learn(notifications)
+
+
+def _table(found: Iterable[Difference]) -> Table:
+    """Sessions of ours that are behind the operator's API."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("session", no_wrap=True, min_width=36)
+    for name in ("here", "there", "reason"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("since", no_wrap=True, min_width=len("2026-11-24T10:00:00Z"))
+    for ours, telling, is_news in found:
+        style = STATUS_STYLES[telling.qos_status] if is_news else "dim"
+        table.add_row(
+            Text(harmless(telling.session_id)),
+            Text("unknown" if ours is None else ours.qos_status, style="dim"),
+            Text(telling.qos_status if is_news else "new facts", style=style),
+            Text(harmless(telling.status_info or "") if is_news else "", style=style),
+            f"{rfc3339.render(telling.time_micros)[:19]}Z" if is_news else "",
+        )
+    return table
 
 
 class _All:

@@ -1,4 +1,4 @@
-"""`serve` and `demo`: what runs until it is told to end."""
+"""`serve`: it runs until it is told to end."""
 
 import sys
 import time
@@ -9,8 +9,7 @@ import typer
 import uvloop
 
 from receiver.cli.options import ConfigOption, DataOption, KafkaOption, settings_of
-from receiver.console import console, data_option, first_steps, program
-from receiver.demo import demonstrate
+from receiver.console import data_option, first_steps, program
 from receiver.edge import auth
 from receiver.process import workers
 from receiver.process.addresses import Addresses
@@ -115,16 +114,3 @@ def _greeting(settings: Settings, store: Store) -> Callable[[Addresses], None]:
         sys.stdout.flush()
 
     return greet
-
-
-def demo(
-    *,
-    seconds: Annotated[int, typer.Option(min=3, max=3600, help="How long it plays.", metavar="SECONDS")] = 20,
-    sessions: Annotated[int, typer.Option(min=1, max=1000, help="How many sessions it plays.", metavar="COUNT")] = 12,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port for notifications; 0 is a free one.", metavar="PORT")
-    ] = 0,
-) -> None:
-    """Play sessions against a receiver of its own, and watch what is routed."""
-    if not uvloop.run(demonstrate(console(), seconds, sessions, port)):
-        raise typer.Exit(1)

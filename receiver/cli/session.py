@@ -15,10 +15,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from receiver.cli.failed import Failed
 from receiver.cli.options import (
     ConfigOption,
     DataOption,
-    Failed,
     JsonOption,
     KafkaOption,
     OpsTokenOption,

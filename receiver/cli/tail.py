@@ -1,29 +1,26 @@
-"""`tail` and `sessions`: looking on, beside whoever serves."""
+"""`tail`: the records of a topic, beside whoever serves."""
 
 import asyncio
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import orjson
 import typer
 
+from receiver.cli.failed import Failed
 from receiver.cli.options import (
     ConfigOption,
     DataOption,
-    Failed,
     JsonOption,
     KafkaOption,
     settings_of,
     start_text,
 )
-from receiver.console import console, record_line, sessions_table
-from receiver.core.event import QosStatus
+from receiver.console import console, record_line
 from receiver.process.routing import build_router
 from receiver.process.store import store_of
-from receiver.reader import session_fields
 from receiver.settings import Settings
 
 _FOLLOW_INTERVAL_SECONDS = 0.2
@@ -62,29 +59,6 @@ def tail(
         )
 
 
-def sessions(
-    *,
-    data: DataOption = None,
-    kafka: KafkaOption = None,
-    status: Annotated[
-        QosStatus | None,
-        typer.Option(
-            help="Only sessions that are REQUESTED, AVAILABLE or UNAVAILABLE.",
-            case_sensitive=False,
-            show_default=False,
-            metavar="STATUS",
-        ),
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="At most so many, last touched first.", metavar="COUNT")
-    ] = 50,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Print the sessions remembered, each with its newest state."""
-    asyncio.run(_sessions(settings_of(config, data=data, kafka=kafka), status, limit, as_json))
-
-
 async def _tail(settings: Settings, topic: str, start: str, session: str, *, follow: bool, as_json: bool) -> None:
     out = console()
     async with store_of(settings).reader() as reader:
@@ -118,13 +92,3 @@ def _expect(settings: Settings, topic: str, topics: Sequence[str]) -> None:
     expected = build_router(settings).topics
     if topic not in expected:
         raise Failed(f"there is no topic {topic}; there are {', '.join(sorted({*expected, *topics}))}")
-
-
-async def _sessions(settings: Settings, status: QosStatus | None, limit: int, as_json: bool) -> None:
-    async with store_of(settings).reader() as reader:
-        found, counts = await reader.sessions(status, limit), await reader.session_counts()
-    if as_json:
-        for session in found:
-            typer.echo(orjson.dumps(session_fields(session)).decode())
-    else:
-        console().print(sessions_table(found, counts, time.time()))

@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 
 from aiokafka.errors import GroupAuthorizationFailedError
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.known import known, places
 from receiver.backends.kafka.standing import expect_partitions
-from receiver.backends.kafka.tokens import ClientCredentials
-from receiver.backends.kafka.topics import Difference, Plan, check, create
+from receiver.backends.kafka.tokens import KafkaTokens
+from receiver.backends.kafka.topics import TopicDifference, TopicPlan, check, create
 from receiver.core.errors import Unavailable
 from receiver.core.router import Router
 from receiver.settings import Settings
@@ -20,7 +21,7 @@ from receiver.tls import client_context
 _CONNECT_SECONDS_MAX = 15.0
 
 
-def connection_of(settings: Settings) -> Connection:
+def connection_of(settings: Settings) -> KafkaConnection:
     """How to reach the cluster of the settings. Raises Unavailable where a certificate can't be used."""
     kafka = settings.kafka
     tls = None
@@ -28,12 +29,12 @@ def connection_of(settings: Settings) -> Connection:
         try:
             tls = client_context(kafka.tls_ca_file, kafka.tls_certificate_file, kafka.tls_key_file)
         except ValueError as error:  # what was there when the settings were read
-            raise Unavailable(f"kafka's certificates can't be used, wanted is {error}", reason="kafka") from None
+            raise ClusterFailed(f"kafka's certificates can't be used, wanted is {error}") from None
     mechanism, tokens = None, None
     if kafka.security_protocol.startswith("SASL"):
         mechanism = kafka.sasl_mechanism
         if kafka.sasl_mechanism == "OAUTHBEARER":
-            tokens = ClientCredentials(
+            tokens = KafkaTokens(
                 kafka.oauth_token_url or "",
                 kafka.oauth_client_id or "",
                 kafka.oauth_client_secret.get_secret_value() if kafka.oauth_client_secret else "",
@@ -41,12 +42,12 @@ def connection_of(settings: Settings) -> Connection:
             )
     password = None if kafka.sasl_password is None else kafka.sasl_password.get_secret_value()
     security = Security(kafka.security_protocol, tls, mechanism, kafka.sasl_username, password, tokens)
-    return Connection(kafka.bootstrap_servers, security.options())
+    return KafkaConnection(kafka.bootstrap_servers, security.options())
 
 
-def plan_of(settings: Settings, router: Router) -> Plan:
+def plan_of(settings: Settings, router: Router) -> TopicPlan:
     """What the settings want of the topics."""
-    return Plan(
+    return TopicPlan(
         settings.prefix,
         router.topics,
         settings.kafka.partitions,
@@ -74,31 +75,33 @@ async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[Kaf
             async with asyncio.timeout(_CONNECT_SECONDS_MAX):
                 await inbox.connected.wait()
         except TimeoutError:
-            raise Unavailable(inbox.trouble, reason="kafka") from None
+            raise ClusterFailed(inbox.trouble) from None
         yield inbox
     finally:
         running.cancel()
         await asyncio.wait({running})
 
 
-async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, group: str = "") -> Sequence[Difference]:
+async def prepare(
+    connection: KafkaConnection, plan: TopicPlan, *, create_missing: bool, group: str = ""
+) -> Sequence[TopicDifference]:
     """Make the topics that are missing, where that is allowed, and refuse what nothing may run on: with the routers'
     `group`, another number of partitions than they decided with.
 
-    Returns what differs from the plan all the same. Raises Unavailable, with the reason `topics` where one is at fault.
+    Returns what differs from the plan all the same. Raises Unavailable, TopicsUnfit where one is at fault.
     """
     if create_missing:
         await create(connection, plan)
     differences = await check(connection, plan, made=create_missing)
     fatal = [f"{each.topic} {each.what}" for each in differences if each.fatal]
     if fatal:
-        raise Unavailable("; ".join(fatal), reason="topics")
+        raise TopicsUnfit("; ".join(fatal))
     if group:
         await expect_same_partitions(connection, plan.inbox, group)
     return differences
 
 
-async def expect_same_partitions(connection: Connection, inbox: str, group: str) -> None:
+async def expect_same_partitions(connection: KafkaConnection, inbox: str, group: str) -> None:
     """Raises Unavailable where the routers of a group decided with another number of partitions than the inbox has."""
     count = (await known(connection, [inbox]))[inbox].partitions_count
     try:

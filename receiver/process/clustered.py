@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Limits
@@ -68,13 +69,13 @@ class ClusteredNode:
         self.reader = KafkaReader(self._connection, settings.prefix, telemetry.passed_over)
 
     async def prepare(self, seconds_max: float) -> None:
-        """Make sure of the topics. Raises Unavailable, with the reason `topics` where these are at fault."""
+        """Make sure of the topics. Raises Unavailable, TopicsUnfit where these are at fault."""
         try:
             async with asyncio.timeout(seconds_max):
                 creates, group = self._settings.kafka.create_topics, group_of(self._settings)
                 differences = await prepare(self._connection, self._plan, create_missing=creates, group=group)
         except TimeoutError:
-            raise Unavailable(f"Kafka did not answer within {seconds_max:g} s", reason="kafka") from None
+            raise ClusterFailed(f"Kafka did not answer within {seconds_max:g} s") from None
         self._prepared = True
         for each in differences:
             self._telemetry.topic_differs(each.topic, each.what)
@@ -227,7 +228,7 @@ async def clustered(
         try:
             await node.prepare(_FIRST_SECONDS_MAX)
         except Unavailable as error:
-            if error.reason == "topics" and part.may_refuse:
+            if isinstance(error, TopicsUnfit) and part.may_refuse:
                 raise
             node.wait_for_cluster(error.message)
         yield node

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 
-from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
 from receiver.core.session_record import SESSIONS
 from receiver.reader import PassedOver, nobody
 from receiver.settings import Settings
 
 
-def open_node(
+def open_directory(
     settings: Settings,
     appended: Callable[[int, float], None] = lambda _count, _seconds: None,
     passed_over: PassedOver = nobody,
-) -> SqliteNode:
+) -> ServedDirectory:
     """The directory of the settings, to be served by this process alone. Raises Unavailable."""
-    return SqliteNode(
+    return ServedDirectory(
         settings.data,
         sessions_topic=f"{settings.prefix}.{SESSIONS}",
         append_timeout_seconds=settings.edge.append_timeout_seconds,

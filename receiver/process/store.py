@@ -68,7 +68,7 @@ class _Directory:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def node(self, telemetry: "Telemetry", part: "Part") -> AbstractAsyncContextManager["Node"]:  # noqa: ARG002  # all
+    def node(self, telemetry: "Telemetry", part: "Part") -> AbstractAsyncContextManager["Node"]:  # noqa: ARG002  # one process plays all parts
         """See the contract."""
         from receiver.process.embedded import embedded
 
@@ -98,14 +98,15 @@ class _Directory:
     @asynccontextmanager
     async def operations(self, ops_token: str) -> AsyncIterator[Operations]:
         """See the contract."""
-        from receiver.process.directory import open_node, open_reader
-        from receiver.process.distant import DistantOperations
-
         if (serving := self.served_at()) is not None:
+            from receiver.process.distant import DistantOperations
+
             yield DistantOperations(serving.ops_url, ops_token)
             return
-        with closing(open_node(self._settings)) as node, closing(open_reader(self._settings)) as reader:
-            yield LocalOperations(reader, node.inbox, self._settings.prefix, is_deferred=True)
+        from receiver.process.directory import open_directory, open_reader
+
+        with closing(open_directory(self._settings)) as served, closing(open_reader(self._settings)) as reader:
+            yield LocalOperations(reader, served.inbox, self._settings.prefix, is_deferred=True)
 
     def describe(self) -> Mapping[str, str]:
         """See the contract."""
@@ -127,7 +128,7 @@ class _Cluster:
         return clustered(self._settings, telemetry, build_router(self._settings), part)
 
     @contextmanager
-    def announced(self, addresses: Addresses, telemetry: "Telemetry") -> Iterator[None]:  # noqa: ARG002  # by nobody
+    def announced(self, addresses: Addresses, telemetry: "Telemetry") -> Iterator[None]:  # noqa: ARG002  # nobody needs them
         """See the contract."""
         yield
 
@@ -147,7 +148,7 @@ class _Cluster:
             await reader.close()
 
     @asynccontextmanager
-    async def operations(self, ops_token: str) -> AsyncIterator[Operations]:  # noqa: ARG002  # the cluster's own holds
+    async def operations(self, ops_token: str) -> AsyncIterator[Operations]:  # noqa: ARG002  # no process is asked
         """See the contract."""
         from receiver.process.cluster import cluster_inbox
 

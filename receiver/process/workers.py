@@ -21,6 +21,7 @@ import structlog
 import uvloop
 
 from receiver.backends.shared_spool import SharedSpool
+from receiver.backoff import Backoff
 from receiver.core.errors import ReceiverError, Unavailable
 from receiver.log import configure_log, log_format_of
 from receiver.process.addresses import Addresses
@@ -120,7 +121,7 @@ class _Child:
         self._edge_socket = edge_socket if part.receives else None
         self._lifeline = lifeline
         self._held = held
-        self._again_seconds = _AGAIN_SECONDS_FIRST
+        self._backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         self._began = 0.0
 
     def start(self) -> None:
@@ -156,9 +157,8 @@ class _Child:
                 self.start()
         elif not self.process.is_alive():
             if now - self._began > _WELL_SECONDS:
-                self._again_seconds = _AGAIN_SECONDS_FIRST
-            self.start_at = now + self._again_seconds
-            self._again_seconds = min(2 * self._again_seconds, _AGAIN_SECONDS_MAX)
+                self._backoff.reset()
+            self.start_at = now + self._backoff.seconds()
             structlog.get_logger("receiver").error(
                 "worker_ended", worker=self._name(), exit_code=self.process.exitcode, reason=self._failure()
             )

@@ -30,7 +30,7 @@ from receiver.dispatcher import Dispatcher
 from receiver.edge import auth
 from receiver.log import configure_log
 from receiver.process import ports
-from receiver.process.directory import open_node
+from receiver.process.directory import open_directory
 from receiver.process.routing import build_router
 from receiver.secret_file import mint_secret
 from receiver.settings import Settings
@@ -108,7 +108,7 @@ def router(count: int, sessions_touched: int) -> None:
 
 
 async def _drain(settings: Settings) -> float:
-    node = open_node(settings)
+    node = open_directory(settings)
     count = node.lane.lag
     dispatcher = Dispatcher(node.lane, build_router(settings), Telemetry(), batch_max=settings.router.batch_max)
     began = time.perf_counter()
@@ -124,7 +124,7 @@ async def _drain(settings: Settings) -> float:
 
 
 def _fill(settings: Settings, count: int, sessions_count: int) -> None:
-    open_node(settings).close()
+    open_directory(settings).close()
     file = SqliteFile(settings.data, f"{settings.prefix}.sessions")
     now = time.time_ns() // 1000
     for first in range(0, count, 64):

@@ -20,7 +20,7 @@ import uvloop
 
 from receiver.core import rfc3339
 from receiver.inbox import append_all
-from receiver.process.directory import open_node, open_reader
+from receiver.process.directory import open_directory, open_reader
 from receiver.process.embedded import EmbeddedNode
 from receiver.process.ports import garbage_kept_off
 from receiver.process.reconciling import reconciler
@@ -77,7 +77,7 @@ async def _comparing(count: int, directory: Path) -> AsyncIterator[Reconciler]:
         api = await stack.enter_async_context(FaultyApi().listening())
         api.script(answer(200, _listed(count)))
         settings = Settings(data=directory, api=api.settings(timeout_seconds=SECONDS_MAX))
-        node = stack.enter_context(closing(open_node(settings)))
+        node = stack.enter_context(closing(open_directory(settings)))
         reader = stack.enter_context(closing(open_reader(settings)))
         served = EmbeddedNode(node, reader, settings, Telemetry(io.StringIO()), build_router(settings))
         jobs = [asyncio.ensure_future(job) for job in served.jobs()]

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from receiver.log import configure_log
 from receiver.process import ports
 from receiver.process.addresses import Addresses
-from receiver.process.directory import open_node
+from receiver.process.directory import open_directory
 from receiver.process.receiving import build_edge
 from receiver.process.run import run
 from receiver.telemetry import Telemetry
@@ -52,7 +52,7 @@ async def _edge(directory: Path) -> None:
     settings = settings_of(directory)
     configure_log("info", "json")
     telemetry = Telemetry()
-    node = open_node(settings, telemetry.appended)
+    node = open_directory(settings, telemetry.appended)
     app, _ = build_edge(settings, node.inbox, telemetry)
     await _serve(ports.build_server(app, settings, telemetry))
 

@@ -25,7 +25,7 @@ from aiokafka.errors import (
 
 from receiver.backends.kafka import fetching
 from receiver.backends.kafka.broker import Attempts, attempts, heard
-from receiver.core.errors import Unavailable
+from receiver.backends.kafka.failures import ClusterFailed
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ _CANCELS_MAX = 10
 _RETRY_SECONDS = 0.2
 
 
-class Connection(NamedTuple):
+class KafkaConnection(NamedTuple):
     """Where the cluster is and how to log in. `options` are aiokafka's, the same for all of its clients."""
 
     bootstrap_servers: Sequence[str]
@@ -112,7 +112,7 @@ async def limited(call: Awaitable[T], seconds: float, what: str) -> T:
             return await call
     except KAFKA_FAILURES as error:
         message = f"no connection to Kafka, {made.refused}" if made.refused else f"{what}: {_why(error, made, seconds)}"
-        raise Unavailable(message, reason="kafka") from error
+        raise ClusterFailed(message) from error
     finally:
         attempts.reset(before)
 

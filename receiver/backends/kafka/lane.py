@@ -30,7 +30,8 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
-from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_consumer, limited
+from receiver.backends.kafka.connection import KAFKA_FAILURES, KafkaConnection, end_consumer, limited
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.fetching import unreadable
 from receiver.backends.kafka.known import Known, expect_topics, places
 from receiver.backends.kafka.limits import Limits
@@ -106,11 +107,11 @@ class Doubted(NamedTuple):
 
 
 class KafkaLane:
-    """`receiver.inbox.Lane` is the contract. Open it with `opened`; close it whatever happens."""
+    """`receiver.inbox.Lane` is the contract. Open it with `open`; close it whatever happens."""
 
     def __init__(
         self,
-        connection: Connection,
+        connection: KafkaConnection,
         topics: Topics,
         partition: int,
         passed_over: PassedOver = nobody,
@@ -156,9 +157,7 @@ class KafkaLane:
             await self._restore()
             await self._stand()
         except KAFKA_FAILURES as error:
-            raise Unavailable(
-                f"lane {self.partition} can't be opened: {type(error).__name__}", reason="kafka"
-            ) from error
+            raise ClusterFailed(f"lane {self.partition} can't be opened: {type(error).__name__}") from error
         # Before anything is decided: now the position that can be read is the one at which the next transaction begins.
         # A doubt is noted with it, since by the next time the log may have grown beyond where it was.
         await self.commit((await self.oldest(0))[0], (), {}, self._clock_micros)
@@ -395,7 +394,7 @@ class KafkaLane:
         consumer.assign([self._inbox])
         found = await self._ask_standing(consumer, committed)
         if await self._ask_topics() != self._known:
-            raise Unavailable("topics are being made anew", reason="kafka")
+            raise ClusterFailed("topics are being made anew")
         clock_micros = self._clock_micros
         if committed is not None:
             self._clock_micros = max(self._clock_micros, committed.clock_micros)
@@ -469,10 +468,9 @@ class KafkaLane:
         some = list(islice(self.sessions, _PLACED_MAX))
         misplaced = [each for each in some if partition_of(each, count) != self.partition]
         if len(misplaced) > _MISPLACED_SHARE * len(some):
-            raise Unavailable(
+            raise TopicsUnfit(
                 f"{self._topics.sessions} was written with another number of partitions than {count}: "
-                f"{misplaced[0]} is in {self.partition}, and belongs into {partition_of(misplaced[0], count)}",
-                reason="topics",
+                f"{misplaced[0]} is in {self.partition}, and belongs into {partition_of(misplaced[0], count)}"
             )
 
     async def _look_for_the_end(self, consumer: AIOKafkaConsumer, position: int, since: float) -> float:

@@ -28,7 +28,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
-from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.connection import KafkaConnection, limited
 from receiver.core.errors import Unavailable
 
 
@@ -149,7 +149,7 @@ class Limits:
     `now_millis` is this machine's clock, which may be wrong.
     """
 
-    def __init__(self, connection: Connection, now_millis: Callable[[], int] = _now_millis) -> None:
+    def __init__(self, connection: KafkaConnection, now_millis: Callable[[], int] = _now_millis) -> None:
         self._connection = connection
         self._now_millis = now_millis
         self._bounds: dict[str, Bounds] = {}

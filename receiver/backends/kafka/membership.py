@@ -13,7 +13,7 @@ from contextlib import suppress
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
-from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.connection import KafkaConnection, ended, limited
 from receiver.backends.kafka.known import Known, expect_topics, watch
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Limits
@@ -39,7 +39,7 @@ class Membership:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: KafkaConnection,
         topics: Topics,
         telemetry: Telemetry,
         dispatcher: Callable[[KafkaLane], Dispatcher],

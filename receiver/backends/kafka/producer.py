@@ -29,11 +29,11 @@ from aiokafka.protocol.transaction import (
 from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.batches import Filled
-from receiver.backends.kafka.connection import Connection, end_producer, persistently
+from receiver.backends.kafka.connection import KafkaConnection, end_producer, persistently
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.known import Known, known_to
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, Limits, Refused
 from receiver.backends.kafka.standing import MARK
-from receiver.core.errors import Unavailable
 
 #: Below the time after which aiokafka would send the end of a transaction a second time, which could end a later one
 #: (KAFKA-17754).
@@ -75,7 +75,7 @@ class Transactional:
     it is empty while nothing is waited for.
     """
 
-    def __init__(self, connection: Connection, name: str, limits: Limits) -> None:
+    def __init__(self, connection: KafkaConnection, name: str, limits: Limits) -> None:
         self.went_astray = False
         self.waits_for = ""
         self.waits_since = 0.0
@@ -227,7 +227,7 @@ class Transactional:
                     await asyncio.sleep(look_seconds)
                     look_seconds = min(2 * look_seconds, _LOOK_SECONDS_MAX)
         except TimeoutError:
-            raise Unavailable(f"after {_VISIBLE_SECONDS_MAX:g} s, {self.waits_for}", reason="kafka") from None
+            raise ClusterFailed(f"after {_VISIBLE_SECONDS_MAX:g} s, {self.waits_for}") from None
         finally:
             self.waits_for = ""
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.connection import KafkaConnection, ended, limited
+from receiver.backends.kafka.failures import TopicsUnfit
 from receiver.backends.kafka.records import record_of
 from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
@@ -32,7 +33,7 @@ _TABLE_SECONDS_MAX = 12 * 3_600.0
 class KafkaReader(Reader):
     """`receiver.reader.Reader` is the contract. It connects when it is first asked, and reads what is committed."""
 
-    def __init__(self, connection: Connection, prefix: str, passed_over: PassedOver = nobody) -> None:
+    def __init__(self, connection: KafkaConnection, prefix: str, passed_over: PassedOver = nobody) -> None:
         self._connection = connection
         self._passed_over = passed_over
         self._prefix = prefix
@@ -159,7 +160,7 @@ class KafkaReader(Reader):
             self._table.clear()
             self._table_cursor.clear()
         if topic not in (await self._metadata(consumer)).topics():
-            raise Unavailable(f"there is no topic {topic}", reason="topics")
+            raise TopicsUnfit(f"there is no topic {topic}")
         while records := await self._records(consumer, topic, self._table_cursor, _PAGE):
             for record in records:
                 try:

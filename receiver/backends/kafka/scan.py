@@ -7,10 +7,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from receiver.backends.kafka.connection import Connection, end_consumer, limited
+from receiver.backends.kafka.connection import KafkaConnection, end_consumer, limited
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.producer import Ends
 from receiver.backends.kafka.settlement import Tail
-from receiver.core.errors import Unavailable
 
 #: A consumer that brings nothing for so long, although there are records, is stuck (aiokafka 1154, 847).
 STUCK_SECONDS = 30.0
@@ -21,7 +21,7 @@ _TAIL_RECORDS_FIRST = 100
 
 
 @asynccontextmanager
-async def reading(connection: Connection, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
+async def reading(connection: KafkaConnection, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer for stretches, for as long as the block lasts. Raises Unavailable."""
     consumer = connection.consumer(isolation_level=isolation_level, auto_offset_reset="earliest")
     try:
@@ -56,11 +56,11 @@ async def between(consumer: AIOKafkaConsumer, partition: TopicPartition, begin: 
         if position > before:
             since = time.monotonic()
         elif time.monotonic() - since > STUCK_SECONDS:
-            raise Unavailable(f"{what}: it ends at {end}, nothing comes from {position} on", reason="kafka")
+            raise ClusterFailed(f"{what}: it ends at {end}, nothing comes from {position} on")
 
 
 async def tails(
-    connection: Connection, ends: Mapping[TopicPartition, Ends], behind: Callable[[Any], int]
+    connection: KafkaConnection, ends: Mapping[TopicPartition, Ends], behind: Callable[[Any], int]
 ) -> dict[TopicPartition, Tail]:
     """What partitions have at their ends. Raises Unavailable.
 

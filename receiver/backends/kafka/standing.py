@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from receiver.core.errors import Unavailable
+from receiver.backends.kafka.failures import TopicsUnfit
 
 #: Behind it stands, in an offset's metadata, which transaction committed it; see `producer.py`.
 MARK = "#"
@@ -111,8 +111,7 @@ def expect_partitions(inbox: str, count: int, places: Iterable[Place]) -> None:
     """Raises Unavailable where lanes have decided while the inbox had another number of partitions."""
     counts = {each.partitions_count for each in places} - {0, count}
     if counts:
-        raise Unavailable(
+        raise TopicsUnfit(
             f"{inbox} has {count} partitions, and had {counts.pop()} when its sessions were written: "
-            "keys would be in other partitions than before",
-            reason="topics",
+            "keys would be in other partitions than before"
         )

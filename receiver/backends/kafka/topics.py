@@ -12,9 +12,9 @@ from typing import NamedTuple
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.connection import KafkaConnection, limited
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import bounds_of, configs_of
-from receiver.core.errors import Unavailable
 from receiver.core.router import DEAD_LETTER, LETTER_BODY_BYTES_MAX
 from receiver.core.session_record import SESSIONS
 
@@ -39,7 +39,7 @@ _RECORD_BYTES = 64 * 1024
 INBOX = "inbox"
 
 
-class Plan(NamedTuple):
+class TopicPlan(NamedTuple):
     """What the configuration wants of the topics. `replication_factor` None: three, or as many as there are brokers."""
 
     prefix: str
@@ -92,7 +92,7 @@ class Wanted(NamedTuple):
     configs: Mapping[str, str]
 
 
-class Difference(NamedTuple):
+class TopicDifference(NamedTuple):
     """Something about a topic that is not as it should be. `fatal`: nothing may run like that."""
 
     topic: str
@@ -100,7 +100,7 @@ class Difference(NamedTuple):
     fatal: bool
 
 
-async def create(connection: Connection, plan: Plan) -> list[str]:
+async def create(connection: KafkaConnection, plan: TopicPlan) -> list[str]:
     """Make the topics that are missing, and return their names. Raises Unavailable."""
     async with connection.admin(_ADMIN_SECONDS_MAX) as admin:
         described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be listed")
@@ -122,11 +122,11 @@ async def create(connection: Connection, plan: Plan) -> list[str]:
                 error = for_code(code)
                 if code and error is not TopicAlreadyExistsError:
                     told = message[0] if message and message[0] else error.__name__
-                    raise Unavailable(f"the topic {name} can't be made: {told}", reason="kafka")
+                    raise ClusterFailed(f"the topic {name} can't be made: {told}")
     return missing
 
 
-async def check(connection: Connection, plan: Plan, *, made: bool = False) -> list[Difference]:
+async def check(connection: KafkaConnection, plan: TopicPlan, *, made: bool = False) -> list[TopicDifference]:
     """All that differs from the plan. Raises Unavailable.
 
     Where the topics were `made` a moment ago, it waits a little for brokers that don't know them yet.
@@ -140,14 +140,14 @@ async def check(connection: Connection, plan: Plan, *, made: bool = False) -> li
             await asyncio.sleep(_NEWS_INTERVAL_SECONDS)
 
 
-async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Difference], bool]:
+async def _differences(admin: AIOKafkaAdminClient, plan: TopicPlan) -> tuple[list[TopicDifference], bool]:
     """All that differs from the plan, and whether a broker did not know a topic."""
     names = [plan.inbox, *plan.names]
     # Who asks for topics by name makes those that are missing, where brokers make topics by themselves.
     described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be read")
     partitions = {each["topic"]: each["partitions"] for each in described if each["topic"] in names}
     configs, errors = await configs_of(admin, list(partitions))
-    differences = [Difference(name, "does not exist", fatal=True) for name in names if name not in partitions]
+    differences = [TopicDifference(name, "does not exist", fatal=True) for name in names if name not in partitions]
     replicas = {name: min(len(each["replicas"]) for each in some) for name, some in partitions.items()}
     # A broker that is down isn't counted, but it has its replicas all the same.
     wanted = plan.wanted(max([await _brokers_count(admin), *replicas.values()]))
@@ -155,28 +155,28 @@ async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Dif
     for name, count in {name: len(some) for name, some in partitions.items()}.items():
         if count != inbox_count:
             what = f"has {count} partitions, {plan.inbox} has {inbox_count}"
-            differences.append(Difference(name, what, fatal=True))
+            differences.append(TopicDifference(name, what, fatal=True))
         elif count != wanted[name].partitions:
             what = f"has {count} partitions, the configuration says {wanted[name].partitions}"
-            differences.append(Difference(name, what, fatal=False))
+            differences.append(TopicDifference(name, what, fatal=False))
         if replicas[name] != wanted[name].replication_factor:
             what = f"has {replicas[name]} replicas, {wanted[name].replication_factor} are wanted"
-            differences.append(Difference(name, what, fatal=False))
+            differences.append(TopicDifference(name, what, fatal=False))
     for name, found in configs.items():
         for key, value in wanted[name].configs.items():
             if found.get(key) != value:
                 # A sessions topic that forgets by age would let the router forget, too.
                 fatal = key == "cleanup.policy" and name == f"{plan.prefix}.{SESSIONS}"
-                differences.append(Difference(name, f"has {key}={found.get(key)}, {value} is wanted", fatal))
-        differences += [Difference(name, what, fatal=False) for what in _narrownesses(plan, name, found)]
+                differences.append(TopicDifference(name, f"has {key}={found.get(key)}, {value} is wanted", fatal))
+        differences += [TopicDifference(name, what, fatal=False) for what in _narrownesses(plan, name, found)]
     differences += [
-        Difference(name, f"has settings that can't be read: {error.__name__}", fatal=False)
+        TopicDifference(name, f"has settings that can't be read: {error.__name__}", fatal=False)
         for name, error in errors.items()
     ]
     return differences, len(partitions) < len(names) or UnknownTopicOrPartitionError in errors.values()
 
 
-def _narrownesses(plan: Plan, name: str, configs: Mapping[str, str]) -> Iterator[str]:
+def _narrownesses(plan: TopicPlan, name: str, configs: Mapping[str, str]) -> Iterator[str]:
     """What a topic does not take as it is, of all that edges let in, and what it may lose."""
     batch_bytes_max, before_millis, after_millis = bounds_of(configs)
     wanted = plan.bytes_wanted(name)

@@ -17,7 +17,8 @@ from aiokafka.errors import for_code
 from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.batches import Batches
-from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.connection import KafkaConnection, limited, persistently
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import Lessons, Limits, Refused
 from receiver.backends.kafka.producer import Transactional
 from receiver.backends.kafka.records import output_records, partition_of
@@ -43,7 +44,9 @@ class Writer:
     made shorter; another record is left out, by its topic and where it came from, see `left_out` there.
     """
 
-    def __init__(self, connection: Connection, name: str, dead_letters: str, limits: Limits, lessons: Lessons) -> None:
+    def __init__(
+        self, connection: KafkaConnection, name: str, dead_letters: str, limits: Limits, lessons: Lessons
+    ) -> None:
         self._connection = connection
         self._name = name
         self._dead_letters = dead_letters
@@ -97,7 +100,7 @@ class Writer:
     async def _known(self, transaction: Awaitable[None], topic: str) -> None:
         await limited(transaction, _TRANSACTION_SECONDS_MAX, f"a transaction of {topic} failed")
         if self._producer.went_astray:
-            raise Unavailable(f"a transaction of {topic} went astray", reason="kafka")
+            raise ClusterFailed(f"a transaction of {topic} went astray")
 
     def _batched(self, messages: Sequence[Message], partitions_count: int) -> tuple[Batches, Sequence[Message]]:
         """What can be written, in batches, marked by their places among the messages returned."""
@@ -136,7 +139,7 @@ def origin_of(message: Message) -> tuple[str, str]:
     return message.topic, dict(message.headers).get("inbox", message.key)
 
 
-async def positions(connection: Connection, name: str, topics: Sequence[str]) -> Mapping[str, int]:
+async def positions(connection: KafkaConnection, name: str, topics: Sequence[str]) -> Mapping[str, int]:
     """Where a writer stands, by topic, as far as Kafka knows. Raises Unavailable."""
     partitions = [TopicPartition(topic, _PARTITION) for topic in topics]
     async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
@@ -144,7 +147,7 @@ async def positions(connection: Connection, name: str, topics: Sequence[str]) ->
     return {each.topic: committed.offset for each, committed in told.items() if committed.offset >= 0}
 
 
-async def members_count(connection: Connection, group: str) -> int:
+async def members_count(connection: KafkaConnection, group: str) -> int:
     """How many consumers are members of a group now. Raises Unavailable."""
     async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
         return await _asked(partial(_members_count, admin, group), group)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from aiokafka import TopicPartition
 
 from receiver.backends.kafka.batches import Batches
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import Limits, Refused
 from receiver.backends.kafka.records import output_records
 from receiver.core.dead_letter import fitting, shortened
@@ -78,7 +79,7 @@ class Writing:
         for message in unfit:
             self._cannot_write(message, f"{message.topic} takes no record of {bytes_of(message)} bytes")
         if unfit:
-            raise Unavailable(f"{unfit[0].topic} does not take what was decided", reason="kafka")
+            raise ClusterFailed(f"{unfit[0].topic} does not take what was decided")
         return batches, written
 
     async def learn(self, error: BaseException, batches: Batches, written: Sequence[Message]) -> str:
@@ -87,7 +88,7 @@ class Writing:
             if isinstance(error, TimeoutError):
                 self._lessons.too_slow()
             return error.message if isinstance(error, Unavailable) else type(error).__name__
-        why = batches.told(error)
+        why = batches.described(error)
         mark = await batches.learn(error)
         if mark is not None:
             self._cannot_write(written[mark], why)

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -384,7 +385,7 @@ class SqliteReader(Reader):
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-class SqliteNode:
+class ServedDirectory:
     """A directory that this process serves: its lock, its file, and the inbox and the lane over it."""
 
     def __init__(
@@ -397,20 +398,20 @@ class SqliteNode:
         passed_over: PassedOver = nobody,
     ) -> None:
         make_directory(directory)
-        self._lock = Lock(directory)
-        try:
-            self._writer = ThreadPoolExecutor(1, "sqlite-writer")
-            self._reader = ThreadPoolExecutor(1, "sqlite-lane")
+        with ExitStack() as stack:
+            stack.callback(Lock(directory).release)
             self._file = SqliteFile(directory, sessions_topic, passed_over=passed_over)
+            stack.callback(self._file.close)
             self._file.open()
             self._view = SqliteView(directory, sessions_topic, passed_over, self.suspect)
+            stack.callback(self._view.close)
+            self._reader = stack.enter_context(ThreadPoolExecutor(1, "sqlite-lane"))
+            self._writer = stack.enter_context(ThreadPoolExecutor(1, "sqlite-writer"))
             self.inbox = SqliteInbox(
                 self._file, self._writer, append_timeout_seconds=append_timeout_seconds, appended=appended
             )
             self.lane = self._lane(sessions_topic)
-        except BaseException:
-            self._lock.release()
-            raise
+            self._opened = stack.pop_all()
 
     def _lane(self, sessions_topic: str) -> SqliteLane:
         def opened() -> SqliteLane:
@@ -465,8 +466,4 @@ class SqliteNode:
 
     def close(self) -> None:
         """Finish what is being written, close the file, and let another process serve the directory."""
-        self._writer.shutdown()
-        self._reader.shutdown()
-        self._view.close()
-        self._file.close()
-        self._lock.release()
+        self._opened.close()
