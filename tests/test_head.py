@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import httptools
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from receiver.edge.head import UNTOLD, Head, KnownHeads, read_head
@@ -75,6 +75,7 @@ VALUES = ["1", "300", "0300", "9" * 13, "abc", "a b", " c", "d ", "a=b", "", TRA
 LINES = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=5)
 
 
+@example([[("X-Correlator", "1"), ("X-Correlator", "a b")]], [])  # the last one counts, and is none
 @given(st.lists(LINES, min_size=1, max_size=4), LINES)
 def test_a_known_head_is_read_as_if_it_was_parsed(before: Sequence[Lines], lines: Lines) -> None:
     """Whatever heads are remembered, one that is found among them is what the parser and the reader make of it."""

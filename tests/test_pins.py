@@ -67,9 +67,9 @@ def test_no_minor_release_comes_unread(name: str) -> None:
     assert following not in DEPENDENCIES[name].specifier, f"cap {name} below {following} in pyproject.toml"
 
 
-@pytest.mark.parametrize("module", sorted(SOURCES))
+@pytest.mark.parametrize("module", [each for each in SOURCES if each.startswith("backends.kafka")])
 def test_private_members_are_known(module: str) -> None:
-    """Each private member of a library's that is used is one of a module in the table above."""
+    """Each private member of aiokafka's that is used is one of a module in the table above."""
     known = b"".join(map(_source, MODULES)).decode()
     used = {
         name

@@ -108,7 +108,7 @@ class KnownHeads:
 
     def __init__(self, token_headers: Collection[bytes] = ()) -> None:
         self._token_headers = frozenset(token_headers)
-        self._heads: dict[tuple[bytes, ...], tuple[Sequence[bytes], Head]] = {}
+        self._heads: dict[tuple[bytes, ...], tuple[list[bytes], Head]] = {}
         self._exact: dict[bytes, Head] = {}  # of senders that tell nothing of a request's own but its length
         self._news_count = self._found_count = 0
 
@@ -136,7 +136,7 @@ class KnownHeads:
             elif name == b"traceparent":
                 traceparent = _text(value, _TRACEPARENT)
         head = Head(tokens, length, content_type, is_json, correlator, traceparent, envelope, forwarded, fault)
-        if len(names) == 1:
+        if names == [b"content-length"]:
             if len(self._exact) >= _KNOWN_MAX:
                 self._exact.clear()
             self._exact[content] = head
@@ -159,6 +159,7 @@ class KnownHeads:
         self._heads[key] = names, head
         if self.find(content) != head:  # it is written in a way that would be read otherwise
             del self._heads[key]
+            self._exact.pop(content, None)
 
 
 def _length(told: bytes | None) -> int:
