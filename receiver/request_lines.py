@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
 import orjson
 import structlog
@@ -18,23 +18,34 @@ from receiver.core import rfc3339
 LINE_DELAY_SECONDS = 0.1
 _LINES_MAX = 256
 
-Fields = dict[str, str | int | float]
+
+class Line(Protocol):
+    """What the log tells of a request. It must not be changed once it is told."""
+
+    received_micros: int
+    outcome: str
+    status_code: int
+    sender: str
+    session_id: str
+    correlator: str
+    body_bytes: int
+    duration_seconds: float
 
 
 class RequestLines:
     """Lines that wait to be written to `stream`; `count` is given each group of them before."""
 
     def __init__(
-        self, stream: TextIO, log_format: Literal["json", "console"], count: Callable[[Sequence[Fields]], None]
+        self, stream: TextIO, log_format: Literal["json", "console"], count: Callable[[Sequence[Line]], None]
     ) -> None:
         self._stream = stream
         self._count = count
-        self._lines: list[Fields] = []
+        self._lines: list[Line] = []
         self._are_logged = logging.getLogger("receiver").isEnabledFor(logging.INFO)
         self._render = _console_line if log_format == "console" else _json_line
 
-    def add(self, line: Fields) -> None:
-        """Have a line written soon; it must not be changed afterwards. A loop runs."""
+    def add(self, line: Line) -> None:
+        """Have a line written soon. A loop runs."""
         if not self._lines:
             asyncio.get_running_loop().call_later(LINE_DELAY_SECONDS, self.flush)
         self._lines.append(line)
@@ -51,17 +62,27 @@ class RequestLines:
                 self._stream.flush()
 
 
-def _stamped(fields: Fields) -> dict[str, Any]:
-    timestamp = rfc3339.render(int(fields.pop("received_micros")))
-    return {"event": "request", "level": "info", "timestamp": timestamp, **fields}
+def _fields(line: Line) -> dict[str, Any]:
+    return {
+        "event": "request",
+        "level": "info",
+        "timestamp": rfc3339.render(line.received_micros),
+        "outcome": line.outcome,
+        "status_code": line.status_code,
+        "sender": line.sender,
+        "session_id": line.session_id,
+        "correlator": line.correlator,
+        "body_bytes": line.body_bytes,
+        "duration_seconds": line.duration_seconds,
+    }
 
 
-def _json_line(fields: Fields) -> str:
-    return orjson.dumps(_stamped(fields), option=orjson.OPT_APPEND_NEWLINE).decode()
+def _json_line(line: Line) -> str:
+    return orjson.dumps(_fields(line), option=orjson.OPT_APPEND_NEWLINE).decode()
 
 
 _console: Callable[..., str] = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
 
 
-def _console_line(fields: Fields) -> str:
-    return f"{_console(None, 'info', _stamped(fields))}\n"
+def _console_line(line: Line) -> str:
+    return f"{_console(None, 'info', _fields(line))}\n"

@@ -15,7 +15,7 @@ from receiver.core.session import Verdict
 from receiver.inbox import Batch, Lane
 from receiver.log import Seldom
 from receiver.metrics import Metrics
-from receiver.request_lines import Fields, RequestLines
+from receiver.request_lines import Line, RequestLines
 
 #: More names than any receiver has senders; whoever comes after shares a label, so that no metric grows without end.
 _SENDERS_MAX = 1_000
@@ -38,7 +38,7 @@ class Telemetry:
         self._log = structlog.get_logger("receiver")
         self._seldom = Seldom(self._log.warning)
 
-    def request(self, line: Fields) -> None:
+    def request(self, line: Line) -> None:
         """Count a request, and log its line; it must not be changed afterwards."""
         self._lines.add(line)
 
@@ -46,14 +46,14 @@ class Telemetry:
         """Count and write the lines that wait."""
         self._lines.flush()
 
-    def _count(self, lines: Sequence[Fields]) -> None:
-        for (outcome, sender), count in Tally((line["outcome"], line["sender"]) for line in lines).items():
-            self._metrics.edge.requests.labels(outcome, self._label(str(sender))).inc(count)
+    def _count(self, lines: Sequence[Line]) -> None:
+        for (outcome, sender), count in Tally((line.outcome, line.sender) for line in lines).items():
+            self._metrics.edge.requests.labels(outcome, self._label(sender)).inc(count)
 
-    def refused(self, status: int, why: str, message: str, line: Fields, address: str, path: str) -> None:  # noqa: PLR0917  # what a line has
+    def refused(self, status: int, why: str, message: str, line: Line, address: str, path: str) -> None:  # noqa: PLR0917  # what a line has
         """A request was refused. `line` is the request's own; the path is told of one that is not served."""
         self._metrics.edge.refusals.labels(status, why).inc()
-        more = {"path": path} if line["outcome"] == "not_found" else {}
+        more = {"path": path} if line.outcome == "not_found" else {}
         self._seldom(
             f"{status} {why}",
             "refused",
@@ -61,8 +61,8 @@ class Telemetry:
             why=why,
             reason=message,
             address=address,
-            sender=line["sender"],
-            correlator=line["correlator"],
+            sender=line.sender,
+            correlator=line.correlator,
             **more,
         )
 

@@ -17,6 +17,8 @@ LINES_MAX = 500
 PURE_ELSEWHERE = {
     "edge.admission",
     "edge.auth",
+    "edge.conversation",
+    "edge.head",
     "backends.kafka.failures",
     "backends.kafka.records",
     "backends.kafka.session_table",
@@ -82,6 +84,7 @@ LAYERS = (
     {"backoff"},
     {
         "answers",
+        "edge.conversation",
         "core.errors",
         "core.rfc3339",
         "core.topics",
@@ -97,11 +100,11 @@ LAYERS = (
     {"core.session", "qod.model"},
     {"core.headers", "qod.telling"},
     {"core.dead_letter", "core.routes", "core.session_record", "core.status_record"},
-    {"edge.admission", "edge.auth", "inbox", "qod.difference", "reader"},
-    {"edge.arriving", "edge.issuers", "process.node", "core.router", "log", "metrics", "request_lines"},
+    {"edge.admission", "edge.arriving", "edge.auth", "edge.head", "inbox", "qod.difference", "reader"},
+    {"edge.issuers", "process.node", "core.router", "log", "metrics", "request_lines"},
     {"telemetry"},
-    {"edge.connection", "dispatcher", "edge.app", "replay"},
-    {"edge.express", "operations"},
+    {"edge.connection", "dispatcher", "edge.intake", "replay"},
+    {"edge.app", "edge.express", "operations"},
     {"ops"},
     {"backends.kafka.failures"},
     {

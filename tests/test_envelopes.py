@@ -24,7 +24,7 @@ from receiver.core.event import Event
 from receiver.core.message import Record
 from receiver.core.notification import Envelope, Notification, envelope_of, parse, split
 from receiver.core.router import Router
-from receiver.inbox import Inbox
+from receiver.inbox import Inbox, Told, future_of
 from receiver.telemetry import Telemetry
 from tests.nodes import COUNT_MAX, Node, everything, route, until
 from tests.samples import SENDER, SESSION_ID, START, TYPE, bare, body, decisions, posted, told
@@ -225,12 +225,15 @@ class _FailsOnce:
 
     def append(self, notification: Notification) -> asyncio.Future[None]:
         """As the contract says."""
-        if not self._fails:
-            return self._inbox.append(notification)
-        self._fails = False
-        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        failed.set_exception(Unavailable("no room", reason="full"))
-        return failed
+        return future_of(self.take, notification)
+
+    def take(self, notification: Notification, told: Told) -> None:
+        """As the contract says."""
+        if self._fails:
+            self._fails = False
+            told(Unavailable("no room", reason="full"))
+        else:
+            self._inbox.take(notification, told)
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(

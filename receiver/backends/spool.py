@@ -24,7 +24,7 @@ from receiver.backends.spool_disk import SpoolDisk, Unsent
 from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
-from receiver.inbox import Inbox
+from receiver.inbox import Inbox, Told, told_later
 from receiver.reader import PassedOver, nobody
 
 #: Beside the spools: what Kafka does not take.
@@ -159,6 +159,10 @@ class Spool:
     def append(self, notification: Notification) -> asyncio.Future[None]:
         """See the contract."""
         return self._held.append(notification) if self._is_open else self._inbox.append(notification, self._failed)
+
+    def take(self, notification: Notification, told: Told) -> None:
+        """See the contract."""
+        told_later(self.append(notification), told)
 
     def keep(self, notification: Notification) -> asyncio.Future[None]:
         """Keep what Kafka did not take, on the disk whatever Kafka would say now."""

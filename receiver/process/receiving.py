@@ -3,8 +3,9 @@
 from datetime import datetime
 
 from receiver.edge.admission import Admission
-from receiver.edge.app import Edge, EdgeApp, Limits
+from receiver.edge.app import EdgeApp
 from receiver.edge.auth import Credentials, Issuer, StaticToken
+from receiver.edge.intake import Intake, Limits
 from receiver.edge.issuers import Authenticator, KeySource
 from receiver.inbox import Inbox
 from receiver.process.ports import connections_that_fit
@@ -54,7 +55,7 @@ def build_edge(settings: Settings, inbox: Inbox, telemetry: Telemetry) -> tuple[
         rate_per_second=edge.rate_per_second,
         rate_burst=edge.rate_burst,
     )
-    endpoint = Edge(
+    intake = Intake(
         authenticate=authenticator,
         admission=admission,
         inbox=inbox,
@@ -66,7 +67,7 @@ def build_edge(settings: Settings, inbox: Inbox, telemetry: Telemetry) -> tuple[
             edge.trusted_proxies,
         ),
     )
-    return EdgeApp(endpoint, edge.path), authenticator
+    return EdgeApp(intake, edge.path), authenticator
 
 
 def fitted(settings: Settings, telemetry: Telemetry) -> Settings:

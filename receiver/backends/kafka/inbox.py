@@ -30,6 +30,7 @@ from receiver.backends.kafka.records import inbox_record, partition_of
 from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
+from receiver.inbox import Told, told_later
 
 #: What settles the outcome of an append that failed, in place of the error.
 Otherwise = Callable[[Notification, asyncio.Future[None], Unavailable], None]
@@ -112,6 +113,10 @@ class KafkaInbox:
         if partition not in self._sending:
             self._send_soon(partition)
         return kept
+
+    def take(self, notification: Notification, told: Told) -> None:
+        """See the contract."""
+        told_later(self.append(notification), told)
 
     def partition_of(self, key: str) -> int | None:
         """Where what has this key is appended; None before it was connected for the first time."""
