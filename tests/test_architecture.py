@@ -314,6 +314,13 @@ def test_the_simulator_shares_nothing_with_the_receiver(module: str) -> None:
     assert not foreign, f"{module} leads to {sorted(foreign)}: write out what CAMARA's texts say instead"
 
 
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("backends.")])
+def test_backends_keep_and_decide_nothing(module: str) -> None:
+    """A backend keeps what others decided: it knows neither the router nor its routes."""
+    wrong = {each.module for each in _ours(module)} & {"core.router", "core.routes"}
+    assert not wrong, f"{module} imports {sorted(wrong)}: what both need belongs into a module of its own in core/"
+
+
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_modules_are_short(module: str) -> None:
     """No module has more than 500 lines."""
