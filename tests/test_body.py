@@ -62,6 +62,7 @@ def test_a_coding_changes_nothing(content: bytes, envelope: Envelope) -> None:
     ("content", "envelope", "status"),
     [
         (b"\x0b\x02\x80", coded("br"), 415),
+        (b"\xff\xff\xff", coded("deflate"), 400),
         (gzip.compress(BODY), coded("gzip,gzip,gzip"), 415),
         (gzip.compress(BODY)[:-9], coded("gzip"), 400),
         (b"\x1f\x8b" + BODY, coded("gzip"), 400),
@@ -107,6 +108,14 @@ def test_a_batch_has_a_limit() -> None:
     assert len(elements(b"[" + b"0," * (BATCH_MAX - 1) + b"0]") or ()) == BATCH_MAX
     with pytest.raises(Malformed):
         elements(b"[" + b"0," * BATCH_MAX + b"0]")
+
+
+def test_a_deep_element_is_taken_as_it_is_written() -> None:
+    """An array is taken apart however deep its elements are; one that does not end is no array."""
+    deep = b"[" * 100_000 + b"]" * 100_000
+    assert elements(b"[" + deep + b",0]") == [deep, b"0"]
+    assert elements(b"[0," + deep[:100_000]) is None
+    assert elements(b"[0] " + deep[:100_000]) is None
 
 
 def test_what_is_kept_beside_a_body_is_bounded() -> None:
