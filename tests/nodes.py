@@ -100,13 +100,14 @@ class _AskingLane(KafkaLane):
     """A lane that asks for the end of the inbox before it reads, and reads up to there."""
 
     async def settle(self) -> None:
-        assert self._consumer is not None
-        (self._end,) = (await self._consumer.end_offsets([self._inbox])).values()
+        assert self._feed is not None
+        _, self._feed.end = await self._feed.bounds()
 
     async def read(self, count_max: int) -> Batch:
         await self.settle()
         batch = await super().read(count_max)
-        while len(batch.notifications) < count_max and batch.next_position < self._end:
+        assert self._feed is not None
+        while len(batch.notifications) < count_max and batch.next_position < self._feed.end:
             more = await super().read(count_max - len(batch.notifications))
             batch = batch._replace(
                 next_position=more.next_position,

@@ -38,7 +38,7 @@ class Site:
 
     def __init__(self, kafka: Brokers, prefix: str, directory: Path) -> None:
         self.bootstrap, self.prefix, self._directory = kafka.bootstrap, prefix, directory
-        self.connection = KafkaConnection([kafka.bootstrap], Security().options())
+        self.connection = KafkaConnection(kafka.bootstrap.split(","), Security().options())
 
     def topic(self, name: str) -> str:
         """The full name."""

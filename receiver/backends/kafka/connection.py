@@ -36,6 +36,9 @@ KAFKA_FAILURES = (KafkaError, IllegalOperation, AssertionError, TimeoutError, OS
 _NO_CONNECTION = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, TimeoutError)
 
 _FETCH_WAIT_MILLIS = 50
+#: So old is what a client knows of who leads. A leader that was deposed and doesn't know tells nobody, so others must
+#: be asked: each time it is a broker that is chosen at random.
+_METADATA_MILLIS = 2_000
 
 _CLOSE_SECONDS_MAX = 3.0
 #: What is being closed; the loop itself would forget it.
@@ -52,7 +55,12 @@ class KafkaConnection(NamedTuple):
 
     def producer(self, **options: Any) -> AIOKafkaProducer:  # noqa: ANN401  # aiokafka's own
         """A producer that is not started yet."""
-        return AIOKafkaProducer(bootstrap_servers=list(self.bootstrap_servers), **self.options, **options)
+        return AIOKafkaProducer(
+            bootstrap_servers=list(self.bootstrap_servers),
+            metadata_max_age_ms=_METADATA_MILLIS,
+            **self.options,
+            **options,
+        )
 
     def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:  # noqa: ANN401  # aiokafka's own
         """A consumer that is not started yet."""
@@ -60,6 +68,7 @@ class KafkaConnection(NamedTuple):
             *topics,
             bootstrap_servers=list(self.bootstrap_servers),
             enable_auto_commit=False,
+            metadata_max_age_ms=_METADATA_MILLIS,
             # Whatever else is asked waits behind a fetch that waits for records.
             fetch_max_wait_ms=_FETCH_WAIT_MILLIS,
             **self.options,
@@ -69,7 +78,9 @@ class KafkaConnection(NamedTuple):
     @asynccontextmanager
     async def admin(self, timeout_seconds: float) -> AsyncIterator[AIOKafkaAdminClient]:
         """An admin client, for as long as the block lasts. Raises Unavailable where the cluster is away."""
-        client = AIOKafkaAdminClient(bootstrap_servers=list(self.bootstrap_servers), **self.options)
+        client = AIOKafkaAdminClient(
+            bootstrap_servers=list(self.bootstrap_servers), metadata_max_age_ms=_METADATA_MILLIS, **self.options
+        )
         try:
             await limited(client.start(), timeout_seconds, "Kafka does not answer")
             yield client

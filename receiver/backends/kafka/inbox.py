@@ -44,8 +44,8 @@ _PART_OF_TIME = 0.25
 _RECORDS_MAX = 2**30
 
 _START_SECONDS_MAX = 10.0
-#: So old is what is known of the number of partitions.
-_METADATA_MILLIS = 2_000
+#: So often is looked whether the number of partitions is what it was.
+_LOOK_SECONDS_PARTITIONS = 2.0
 _AGAIN_SECONDS_FIRST = 0.1
 _AGAIN_SECONDS_MAX = 2.0
 #: A record that is alone is sent so often before it is given up: it may have been damaged on the way.
@@ -150,7 +150,7 @@ class KafkaInbox:
         """Wait until the producer is worn out."""
         while not self._worn.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(_METADATA_MILLIS / 1000):  # `wait_for` would lose a cancellation
+                async with asyncio.timeout(_LOOK_SECONDS_PARTITIONS):  # `wait_for` would lose a cancellation
                     await self._worn.wait()
             self._look(producer)
             if not self._worn.is_set():
@@ -162,7 +162,6 @@ class KafkaInbox:
             max_batch_size=BATCH_BYTES_MAX,
             max_request_size=2 * BATCH_BYTES_MAX,
             request_timeout_ms=round(self._timeout_seconds * 1000),
-            metadata_max_age_ms=_METADATA_MILLIS,
         )
         self._limits.watch(producer.client)
         try:

@@ -55,9 +55,13 @@ async def known(connection: KafkaConnection, names: Sequence[str]) -> dict[str, 
         return await limited(known_to(admin._client, names), _SECONDS_MAX, "the topics can't be listed")  # noqa: SLF001
 
 
-async def known_to(client: Any, names: Sequence[str]) -> dict[str, Known]:  # noqa: ANN401  # aiokafka's
-    """The same, asked over a client that is connected. Raises what aiokafka does."""
-    answer = await client.send(client.get_random_node(), _MetadataRequest(names))
+async def known_to(
+    client: Any,  # noqa: ANN401  # aiokafka's
+    names: Sequence[str],
+    broker: int | None = None,
+) -> dict[str, Known]:
+    """The same, asked over a client that is connected, of any broker or of this one. Raises what aiokafka does."""
+    answer = await client.send(client.get_random_node() if broker is None else broker, _MetadataRequest(names))
     found = {}
     for topic in answer.topics:
         error = for_code(topic[0])

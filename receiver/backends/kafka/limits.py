@@ -345,6 +345,14 @@ class Lessons:
         #: Records that are no notification's, by topic and key: tombstones, and sessions that are carried over.
         self.left_out: set[tuple[str, str]] = set()
         self._records_max: dict[str, int] = {}
+        self._inbox_id = ""
+
+    def are_of(self, inbox_id: str) -> None:
+        """Forget what was learned of positions, where these are another inbox's."""
+        if inbox_id != self._inbox_id:
+            self._inbox_id = inbox_id
+            self.unwritable.clear()
+            self.bare.clear()
 
     def records_max(self, topic: str) -> int:
         """How many records a batch may have: few while the one that is refused is looked for."""

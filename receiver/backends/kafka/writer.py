@@ -77,8 +77,9 @@ class Writer:
         """End what hangs on a topic, if anything does, and go on from a position. Raises Unavailable."""
         partitions = await self._partitions(topic)
         offsets = _offsets(topic, next_position)
-        ending = self._producer.end(partitions, offsets if commits else {}, self._name, commits=commits)
-        await self._known(ending, topic)
+        ends = await limited(self._producer.ends(partitions), _ANSWER_SECONDS_MAX, f"no ends of {topic}")
+        since = {each: end for each, (_, end) in ends.items()}
+        await self._known(self._producer.end(since, offsets if commits else {}, self._name, commits=commits), topic)
         await self._known(self._producer.commit((), offsets, self._name), topic)
 
     async def commit(self, topic: str, messages: Sequence[Message], next_position: int) -> None:
@@ -98,7 +99,7 @@ class Writer:
             raise
         self._lessons.effort.took(batches.bytes, time.monotonic() - began)
 
-    async def _known(self, transaction: Awaitable[None], topic: str) -> None:
+    async def _known(self, transaction: Awaitable[object], topic: str) -> None:
         await limited(transaction, _TRANSACTION_SECONDS_MAX, f"a transaction of {topic} failed")
         if self._producer.went_astray:
             raise ClusterFailed(f"a transaction of {topic} went astray")
