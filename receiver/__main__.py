@@ -10,14 +10,14 @@ from types import FrameType
 def main() -> None:
     """Run the command that the arguments name.
 
-    `serve` ends with 0 at SIGTERM whenever that comes: also in the second until its modules are there, and while the
+    `serve` ends with 0 at SIGTERM whenever that comes: also before its modules are there, and while the
     interpreter ends.
     """
     if sys.argv[1:2] == ["serve"]:
         signal.signal(signal.SIGTERM, _end)
         # Python gives signals back their own way when it ends, but for those that are ignored.
         atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-    from receiver.cli import run  # noqa: PLC0415  # what takes the second
+    from receiver.cli import run  # noqa: PLC0415  # the first import that takes long
 
     run()
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import httpx2
 import orjson
-from tenacity import wait_random_exponential
+from tenacity import RetryCallState
+
+from receiver.backoff import full_jitter
 
 #: Asked again, these may succeed (RFC 9110 and RFC 6585).
 PASSING = frozenset({429, 502, 503, 504})
-#: Full jitter: each wait is a random part of a limit that doubles from attempt to attempt.
-BACKOFF = wait_random_exponential(multiplier=0.25, max=10)
+_BACKOFF = full_jitter(0.25, 10)
 #: A longer pause that a server wants is told to its caller, not waited for.
 RETRY_AFTER_SECONDS_MAX = 30.0
 
@@ -75,6 +76,11 @@ def retry_after_seconds(answer: httpx2.Response) -> float | None:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def pause_seconds(state: RetryCallState, wanted_seconds: float | None) -> float:
+    """How long to wait before the next attempt: as long as the server wants, and never less than chance does."""
+    return max(_BACKOFF(state), wanted_seconds or 0)
 
 
 def is_long(seconds: float | None) -> bool:

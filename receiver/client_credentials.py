@@ -20,13 +20,13 @@ import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
 
 from receiver.answers import (
-    BACKOFF,
     PASSING,
     Unreadable,
     content_of,
     is_long,
     left_alone,
     message_of,
+    pause_seconds,
     retry_after_seconds,
 )
 from receiver.core.errors import Unavailable
@@ -241,7 +241,7 @@ def _logins(client_id: str, client_secret: str) -> Sequence[_Login]:
 
 def _pause_seconds(state: RetryCallState) -> float:
     failure = _last_failure(state)
-    return max(BACKOFF(state), (failure.retry_after_seconds if failure else None) or 0)
+    return pause_seconds(state, failure.retry_after_seconds if failure else None)
 
 
 def _last_failure(state: RetryCallState) -> _Failure | None:

@@ -1,4 +1,4 @@
-"""What the commands print: records, sessions, settings, first steps.
+"""What the commands print: records, sessions, first steps.
 
 What came from outside is made harmless for a terminal: a session id may hold any character.
 """
@@ -8,26 +8,20 @@ import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, SecretStr
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from receiver.backends.kafka.topics import Difference
 from receiver.core import rfc3339
 from receiver.core.event import EXPECTED_ENDS, QosStatus
 from receiver.core.message import Record
 from receiver.core.session import Session
-from receiver.qod import difference as behind
-from receiver.settings import Settings
-from receiver.settings_layers import Layers, SettingPath
-from receiver.shown import HIDDEN, shown_url
+from receiver.settings import option_of
 
 STATUS_STYLES: dict[str, str] = {
     QosStatus.REQUESTED: "yellow",
@@ -39,10 +33,6 @@ UNEXPECTED_STYLE = "bold red"
 _PROGRAM = "qod-receiver"
 #: Tables that go to a file or a pipe are not cut to a screen's width.
 _WIDTH_PIPED = 240
-#: Where the comments of a printed tree of settings begin.
-_COMMENT_COLUMN = 40
-#: So much of a hash tells which it is.
-_SHA256_SHOWN = 8
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -133,47 +123,7 @@ def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
     return table
 
 
-def differences_table(differences: Iterable[Difference]) -> Table:
-    """What differs between the topics and the configuration, in red what nothing may run with."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("topic", no_wrap=True)
-    table.add_column("difference", overflow="fold")
-    for each in differences:
-        table.add_row(Text(each.topic), Text(each.what, style=UNEXPECTED_STYLE if each.fatal else "yellow"))
-    return table
-
-
-def behind_table(found: Iterable[behind.Difference]) -> Table:
-    """Sessions of ours that are behind the operator's API."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("session", no_wrap=True, min_width=36)
-    for name in ("here", "there", "reason"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("since", no_wrap=True, min_width=len("2026-11-24T10:00:00Z"))
-    for ours, told, is_news in found:
-        style = STATUS_STYLES[told.qos_status] if is_news else "dim"
-        table.add_row(
-            Text(harmless(told.session_id)),
-            Text("unknown" if ours is None else ours.qos_status, style="dim"),
-            Text(told.qos_status if is_news else "new facts", style=style),
-            Text(harmless(told.status_info or "") if is_news else "", style=style),
-            f"{rfc3339.render(told.time_micros)[:19]}Z" if is_news else "",
-        )
-    return table
-
-
-def settings_text(settings: Settings, layers: Layers[Settings]) -> Text:
-    """The tree in force as TOML, each value with its place, and no secret in it."""
-    text = Text()
-    for line, place in _table(settings, layers, ()):
-        text.append(line)
-        if place:
-            text.append(f"{' ' * max(2, _COMMENT_COLUMN - len(line))}# {place}", style="dim")
-        text.append("\n")
-    return text
-
-
-def first_steps(edge_url: str, token: str, settings: Settings, now: float) -> str:
+def first_steps(edge_url: str, token: str, data: Path, options: Mapping[str, str], now: float) -> str:
     """What a newcomer does next: a token, a notification to post, and where to see what became of it."""
     body = json.dumps(
         {
@@ -203,8 +153,8 @@ curl -i {shlex.quote(edge_url)} \\
   -d {shlex.quote(body)}
 
 See what came of it, in another terminal; and mint more tokens:
-{program()} tail status --from beginning{place_option(settings)}
-{program()} token mint --sender NAME{data_option(settings.data)}
+{program()} tail status --from beginning{options_text(options)}
+{program()} token mint --sender NAME{data_option(data)}
 """
 
 
@@ -218,14 +168,12 @@ def program() -> str:
 
 def data_option(data: Path) -> str:
     """The option that another command needs to look at the same directory."""
-    default = Settings.model_fields["data"].default
-    return "" if data == default else f" --data {shlex.quote(str(data))}"
+    return options_text(option_of(data))
 
 
-def place_option(settings: Settings) -> str:
-    """The option that another command needs to see the same topics."""
-    brokers = ",".join(settings.kafka.bootstrap_servers)
-    return f" --kafka {shlex.quote(brokers)}" if brokers else data_option(settings.data)
+def options_text(options: Mapping[str, str]) -> str:
+    """Options and their values as they are typed behind a command."""
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in options.items())
 
 
 def _caption(shown: int, counts: Mapping[QosStatus, int]) -> Text:
@@ -239,45 +187,3 @@ def _age(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f}{unit}"
     return f"{max(0, seconds):.0f}s"
-
-
-def _table(section: BaseModel, layers: Layers[Settings], path: SettingPath) -> Iterator[tuple[str, str]]:
-    """Lines of TOML, each with what to say behind it: first the section's own values, then the tables in it."""
-    tables: list[tuple[str, SettingPath, BaseModel]] = []
-    for name in type(section).model_fields:
-        value, here = getattr(section, name), (*path, name)
-        match value:
-            case BaseModel():
-                tables.append((f"[{_header(here)}]", here, value))
-            case (BaseModel(), *_):
-                tables += ((f"[[{_header(here)}]]", (*here, at), member) for at, member in enumerate(value))
-            case None:
-                yield f"# {name} is not set", ""
-            case _:
-                yield f"{name} = {_value(name, value)}", layers.place(here) or "default"
-    for header, here, member in tables:
-        yield "", ""
-        yield header, ""
-        yield from _table(member, layers, here)
-
-
-def _header(path: SettingPath) -> str:
-    return ".".join(part for part in path if isinstance(part, str))
-
-
-def _value(name: str, value: Any) -> str:  # noqa: ANN401, PLR0911  # a setting is of any of many types
-    match value:
-        case SecretStr():
-            return f'"{HIDDEN}"'
-        case bool() | int() | float():
-            return str(value).lower()
-        case Mapping():
-            return f"{{{', '.join(f'{json.dumps(key)} = {_value(key, member)}' for key, member in value.items())}}}"
-        case datetime():
-            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-        case tuple():
-            return f"[{', '.join(_value(name, member) for member in value)}]"
-        case str() if name.endswith("sha256"):
-            return f'"{value[:_SHA256_SHOWN]}…"'
-        case _:
-            return json.dumps(shown_url(str(value)), ensure_ascii=False)

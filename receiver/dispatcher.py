@@ -9,11 +9,11 @@ the last commit.
 """
 
 import asyncio
-import random
 
+from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable
 from receiver.core.event import Oddity
-from receiver.core.message import Message, bytes_of
+from receiver.core.message import Message, bytes_of_all
 from receiver.core.router import Decision, Router
 from receiver.core.session import Session, Verdict
 from receiver.inbox import Batch, Lane
@@ -35,8 +35,8 @@ _FORGET_MAX = 256
 
 _COMMIT_SECONDS_MAX = 10.0
 
-_BACKOFF_SECONDS_FIRST = 0.05
-_BACKOFF_SECONDS_MAX = 5.0
+_AGAIN_SECONDS_FIRST = 0.05
+_AGAIN_SECONDS_MAX = 5.0
 
 
 class Dispatcher:
@@ -69,18 +69,16 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Route for ever, waiting longer and longer while the backend fails. Raises LaneLost."""
-        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
             began = self._loop_seconds()
             try:
                 await self._flow()
             except Unavailable as error:
                 self._telemetry.lane_failed(self._lane.partition, error.message)
-                if self._loop_seconds() - began > _BACKOFF_SECONDS_MAX:
-                    backoff_seconds = _BACKOFF_SECONDS_FIRST
-                # Full jitter, so that many routers don't come back to a broken backend in step.
-                await asyncio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311  # not a secret
-                backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
+                if self._loop_seconds() - began > _AGAIN_SECONDS_MAX:
+                    backoff.reset()
+                await asyncio.sleep(backoff.seconds())
 
     async def _flow(self) -> None:
         """Route until the backend fails. Raises Unavailable and LaneLost."""
@@ -141,14 +139,12 @@ class Dispatcher:
             if index % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
             decided.clock_micros = max(decided.clock_micros, notification.received_micros)
-            session = sessions.get(notification.key)
+            key = notification.key
+            session = sessions.get(key)
             decision = self._decide_one(batch, index, session, decided.clock_micros)
             if decision.session is not session and decision.session is not None:
-                sessions[notification.key] = decided.sessions[notification.key] = decision.session
-            decided.messages += decision.messages
-            decided.bytes += sum(map(bytes_of, decision.messages))
-            decided.verdicts.append(decision.verdict)
-            decided.oddities += decision.oddities
+                sessions[key] = decided.sessions[key] = decision.session
+            decided.add(decision)
         return decided, batch, None
 
     def _decide_one(self, batch: Batch, index: int, session: Session | None, clock_micros: int) -> Decision:
@@ -197,6 +193,15 @@ class _Decided:
         self.bytes = 0
         self.verdicts: list[Verdict] = []
         self.oddities: list[Oddity] = []
+
+    def add(self, decision: Decision) -> None:
+        """A decision more, its session left out."""
+        self.verdicts.append(decision.verdict)
+        if decision.messages:
+            self.messages += decision.messages
+            self.bytes += bytes_of_all(decision.messages)
+        if decision.oddities:
+            self.oddities += decision.oddities
 
 
 def _parted(batch: Batch, count: int, sessions: dict[str, Session], clock_micros: int) -> tuple[Batch, Batch]:

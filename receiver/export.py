@@ -4,8 +4,9 @@ Carried are the records of the output topics, and the sessions. The inbox is not
 first, and then all that it caused is in these. An export that is killed goes on where it stood:
 
 - Records go in transactions under an id of the directory's own, and each commits the position behind its records to a
-  group of that name. Kafka forgets the positions of a group after a week; so the ledger, a file in the directory, has
-  them too. As with a lane: first start the producer, which ends what was left open, then read the position, then go on.
+  group of that name. Kafka forgets the positions of a group after a week; so the milestones, a file in the directory,
+  have them too. As with a lane: first start the producer, which ends what was left open, then read the position, then
+  go on.
 - Sessions are a router's memory. Only a lane may write that, so it is done by the lanes: they know what the cluster
   remembers, and what it lacks is written. A router that is at work in spite of all is fenced.
 
@@ -16,7 +17,6 @@ receives at that place for a repetition.
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
-from receiver.backends.directory import make_private
-from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.directory import write_durably
+from receiver.backends.kafka.connection import KafkaConnection, limited
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Lessons, Limits
 from receiver.backends.kafka.reader import KafkaReader
@@ -34,22 +35,25 @@ from receiver.backends.kafka.records import partition_of
 from receiver.backends.kafka.settlement import settlement
 from receiver.backends.kafka.writer import Writer, members_count, positions
 from receiver.backends.sqlite.schema import FILE_NAME, PARTITION
+from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable
+from receiver.core.headers import CE_ID, TRACE
 from receiver.core.message import Message, Record
 from receiver.core.router import Router
 from receiver.core.session import merged
-from receiver.core.session_record import SESSIONS, NoSession, session_message, session_of, traced
+from receiver.core.session_record import NoSession, session_message, session_of, traced
+from receiver.core.topics import TopicNames
 from receiver.dispatcher import Dispatcher
 from receiver.inbox import Lane, LaneLost
-from receiver.process.clustered import connection_of, plan_of, prepare
-from receiver.process.embedded import open_node, open_reader
+from receiver.process.cluster import connection_of, plan_of, prepare
+from receiver.process.directory import open_directory, open_reader
 from receiver.reader import PassedOver, Reader
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
 T = TypeVar("T")
 
-LEDGER_NAME = "export.json"
+MILESTONES_NAME = "export.json"
 
 #: Behind all positions.
 _NOTHING_LEFT = 2**63 - 1
@@ -64,8 +68,8 @@ _LANES_MAX = 4
 
 #: So long may Kafka fail again and again while nothing gets on.
 PATIENCE_SECONDS = 60.0
-_BACKOFF_SECONDS_FIRST = 0.2
-_BACKOFF_SECONDS_MAX = 5.0
+_AGAIN_SECONDS_FIRST = 0.2
+_AGAIN_SECONDS_MAX = 5.0
 _LOOK_SECONDS = 0.05
 
 
@@ -109,30 +113,32 @@ async def export(
     if not (settings.data / FILE_NAME).exists():
         raise Unavailable(f"{settings.data} has nothing to export, there is no {FILE_NAME} in it", reason="store")
     async with AsyncExitStack() as stack:
-        node = stack.enter_context(closing(open_node(settings)))
+        served = stack.enter_context(closing(open_directory(settings)))
         reader = stack.enter_context(closing(open_reader(settings, telemetry.passed_over)))
         prefix = settings.prefix
         topics = Topics.of(prefix, settings.kafka.group, router.topics)
         held = await reader.topics()
         if held and topics.sessions not in held:
             # To route under another prefix would be no harm that could be undone.
-            raise Unavailable(f"{settings.data} has not the prefix {prefix}, but {', '.join(held)}", reason="topics")
+            raise TopicsUnfit(f"{settings.data} has not the prefix {prefix}, but {', '.join(held)}")
         connection, plan = connection_of(settings), plan_of(settings, router)
         await _expect_no_routers(connection, topics.group)
         # The records of a route that was taken out of the configuration are there still.
         names = sorted({*plan.names, *await _filled(reader, topics)})
         await prepare(connection, plan._replace(names=names), create_missing=settings.kafka.create_topics)
-        dispatcher = Dispatcher(node.lane, router, telemetry, batch_max=settings.router.batch_max)
-        await _route(node.lane, dispatcher, progress, patience_seconds)
+        dispatcher = Dispatcher(served.lane, router, telemetry, batch_max=settings.router.batch_max)
+        await _route(served.lane, dispatcher, progress, patience_seconds)
         cluster = KafkaReader(connection, prefix)
         stack.push_async_callback(cluster.close)
+        milestones = Milestones(settings.data)
         exporter = _Exporter(
             connection=connection,
             cluster=cluster,
             topics=topics,
             reader=reader,
             router=router,
-            ledger=Ledger(settings.data),
+            name=TopicNames(prefix).full(f"export.{milestones.id}"),
+            milestones=milestones,
             progress=progress,
             patience_seconds=patience_seconds,
             passed_over=telemetry.passed_over,
@@ -140,14 +146,14 @@ async def export(
         return [*await exporter.carry_records(), await exporter.carry_sessions()]
 
 
-class Ledger:
+class Milestones:
     """Whose export it is, and how far it came in which cluster: a file in the directory, for who has its lock.
 
     Raises Unavailable where the file can't be read or written.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / LEDGER_NAME
+        self._path = directory / MILESTONES_NAME
         self.id = str(uuid4())
         self._positions: dict[str, dict[str, int]] = {}
         if not self._path.exists():
@@ -170,20 +176,8 @@ class Ledger:
         self._write()
 
     def _write(self) -> None:
-        unfinished = self._path.with_suffix(".unfinished")
         try:
-            unfinished.unlink(missing_ok=True)
-            make_private(str(unfinished))
-            with unfinished.open("w") as file:
-                json.dump({"id": self.id, "positions": self._positions}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            write_durably(self._path, json.dumps({"id": self.id, "positions": self._positions}).encode())
         except OSError as error:
             raise Unavailable(f"{self._path} can't be written: {error.strerror}", reason="store") from error
 
@@ -194,12 +188,13 @@ class _Exporter:
     def __init__(
         self,
         *,
-        connection: Connection,
+        connection: KafkaConnection,
         cluster: KafkaReader,
         topics: Topics,
         reader: Reader,
         router: Router,
-        ledger: Ledger,
+        name: str,
+        milestones: Milestones,
         progress: Progress,
         patience_seconds: float,
         passed_over: PassedOver,
@@ -210,10 +205,10 @@ class _Exporter:
         self._topics = topics
         self._reader = reader
         self._router = router
-        self._ledger = ledger
+        self._milestones = milestones
         self._progress = progress
         self._patience_seconds = patience_seconds
-        self._name = f"{topics.sessions.removesuffix(SESSIONS)}export.{ledger.id}"
+        self._name = name
         self._got_on = 0.0
         self._limits, self._lessons = Limits(connection), Lessons()
 
@@ -252,22 +247,20 @@ class _Exporter:
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The outcome of an attempt that Kafka does not fail. Raises Unavailable once that took too long."""
         self._got_on = began = time.monotonic()
-        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
             try:
                 await _expect_no_routers(self._connection, self._topics.group)
                 return await attempt()
-            except (Unavailable, LaneLost) as error:
-                if isinstance(error, Unavailable) and error.reason != "kafka":
-                    raise
+            except (ClusterFailed, LaneLost) as error:
                 if time.monotonic() - self._got_on > self._patience_seconds:
                     why = f"{error}; what was carried stays, and the next export goes on from there"
-                    raise Unavailable(why, reason="kafka") from error
+                    raise ClusterFailed(why) from error
                 self._progress.waiting(str(error))
             if self._got_on > began:
-                began, backoff_seconds = self._got_on, _BACKOFF_SECONDS_FIRST
-            await asyncio.sleep(backoff_seconds)
-            backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
+                began = self._got_on
+                backoff.reset()
+            await asyncio.sleep(backoff.seconds())
 
     async def _carry_records(self, first: dict[str, int]) -> None:
         topics = await _filled(self._reader, self._topics)
@@ -296,7 +289,7 @@ class _Exporter:
                 position = some[-1].position + 1
                 messages = [self._retraced(record.message) for record in some]
                 await writer.commit(topic, messages, position)
-                self._ledger.note(cluster_id, topic, position)
+                self._milestones.note(cluster_id, topic, position)
                 self._got_on = time.monotonic()
                 self._progress.moved(topic, position - since, end - since)
 
@@ -318,19 +311,19 @@ class _Exporter:
     def _behind(self, record: Any) -> int:  # noqa: ANN401  # aiokafka's
         """The directory's inbox position behind what caused a record; 0 where it was not exported from here."""
         for name, text in record.headers:
-            if name == "inbox" and (text or b"").startswith(self._trace("").encode()):
+            if name == TRACE and (text or b"").startswith(self._trace("").encode()):
                 return _number(text.decode(errors="replace")) + 1
         return 0
 
     def _trace(self, trace: str) -> str:
-        return f"export:{self._ledger.id}:{trace}"
+        return f"export:{self._milestones.id}:{trace}"
 
     async def _standing(self, topics: Sequence[str]) -> tuple[str, Mapping[str, int]]:
         """Which cluster it is, and where to go on. Only while nobody else can commit under our name."""
         async with self._connection.admin(_ANSWER_SECONDS_MAX) as admin:
             told = await limited(admin.describe_cluster(), _ANSWER_SECONDS_MAX, "the cluster can't be described")
         cluster_id = str(told["cluster_id"])
-        noted, committed = self._ledger.positions(cluster_id), await positions(self._connection, self._name, topics)
+        noted, committed = self._milestones.positions(cluster_id), await positions(self._connection, self._name, topics)
         standing = {}
         for topic in topics:
             # A topic that was made anew has nothing of what was carried to the one before.
@@ -401,11 +394,11 @@ class _Exporter:
     def _retraced(self, message: Message) -> Message:
         """A message as it goes to the cluster."""
         texts = dict(message.headers)
-        trace = texts.get("inbox", "")
+        trace = texts.get(TRACE, "")
         place = self._trace(trace)
-        if texts.get("ce_id") == trace:
-            texts["ce_id"] = place
-        texts["inbox"] = place
+        if texts.get(CE_ID) == trace:
+            texts[CE_ID] = place
+        texts[TRACE] = place
         return message._replace(headers=list(texts.items()))
 
     async def _range(self, topic: str) -> tuple[int, int]:
@@ -417,12 +410,12 @@ class _Exporter:
         try:
             return await self._cluster.end(topic)
         except KeyError:  # asked of a broker that had not heard of it yet
-            raise Unavailable(f"there is no topic {topic}", reason="kafka") from None
+            raise ClusterFailed(f"there is no topic {topic}") from None
 
 
 def _caused(record: Record) -> int:
     """The directory's inbox position of what caused a record."""
-    return _number(dict(record.message.headers).get("inbox", ""))
+    return _number(dict(record.message.headers).get(TRACE, ""))
 
 
 def _number(trace: str) -> int:
@@ -476,7 +469,7 @@ async def _route(lane: Lane, dispatcher: Dispatcher, progress: Progress, patienc
         await asyncio.wait({routing})
 
 
-async def _expect_no_routers(connection: Connection, group: str) -> None:
+async def _expect_no_routers(connection: KafkaConnection, group: str) -> None:
     """Raises Unavailable where routers are at work: they would not learn of the sessions."""
     count = await members_count(connection, group)
     if count:

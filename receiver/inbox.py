@@ -12,13 +12,21 @@ Failure      `append` raises Unavailable when it is not *known* that the notific
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
+from receiver.core.errors import Unavailable
 from receiver.core.message import Message
 from receiver.core.notification import Notification
 from receiver.core.session import Session
+
+T = TypeVar("T")
+
+#: So many are appended together.
+_APPENDED_AT_ONCE = 256
 
 
 class Batch(NamedTuple):
@@ -39,6 +47,10 @@ class Batch(NamedTuple):
     unwritable: Mapping[int, str] = MappingProxyType({})
 
 
+Told = Callable[[BaseException | None], None]
+"""Hears once what became of a notification: None where it was kept, else why that is not known."""
+
+
 class Inbox(Protocol):
     """Where the edge puts what it answers 204 for."""
 
@@ -46,10 +58,49 @@ class Inbox(Protocol):
         """Keep a notification; see the module for what that means. What is returned raises Unavailable."""
         ...
 
+    def take(self, notification: Notification, told: Told) -> None:
+        """As `append`, for as little as that can cost: without a future. `told` may be called before this returns."""
+        ...
+
     @property
     def trouble(self) -> str:
         """Why nothing can be kept now, in words for an operator; empty while all is well."""
         ...
+
+
+def tell_all(waiting: Iterable[Told], error: BaseException | None) -> None:
+    """Tell each of them, whatever one of them raises."""
+    for told in waiting:
+        try:
+            told(error)
+        except Exception as failure:  # noqa: BLE001  # those behind it wait too
+            context = {"message": "an answer could not be given", "exception": failure}
+            asyncio.get_running_loop().call_exception_handler(context)
+
+
+def told_later(kept: asyncio.Future[None], told: Told) -> None:
+    """Tell what becomes of an append."""
+    kept.add_done_callback(lambda kept: told(_error_of(kept)))
+
+
+def _error_of(kept: asyncio.Future[None]) -> BaseException | None:
+    return Unavailable("the append was given up", reason="cancelled") if kept.cancelled() else kept.exception()
+
+
+def future_of(take: Callable[[T, Told], None], what: T) -> asyncio.Future[None]:
+    """What becomes of something that is taken, as a future that raises Unavailable."""
+    kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    take(what, partial(_settle, kept))
+    return kept
+
+
+def _settle(kept: asyncio.Future[None], error: BaseException | None) -> None:
+    if kept.done():
+        return
+    if error is None:
+        kept.set_result(None)
+    else:
+        kept.set_exception(error)
 
 
 class Lane(Protocol):
@@ -102,3 +153,10 @@ class Lane(Protocol):
 
 class LaneLost(Exception):
     """Another process owns the lane now, or nobody can tell: stop, and open it anew before going on."""
+
+
+async def append_all(inbox: Inbox, notifications: Iterable[Notification]) -> None:
+    """Append a few at a time. Raises Unavailable."""
+    waiting = iter(notifications)
+    while some := list(islice(waiting, _APPENDED_AT_ONCE)):
+        await asyncio.gather(*map(inbox.append, some))

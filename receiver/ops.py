@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import contextmanager
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,16 +23,13 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from receiver.core import rfc3339
 from receiver.core.errors import Malformed, Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.notification import Notification
-from receiver.core.session import Session
-from receiver.core.session_record import session_value
-from receiver.inbox import Inbox
+from receiver.core.topics import TopicNames
+from receiver.operations import Operations
 from receiver.qod.telling import received
-from receiver.reader import Cursor, Reader, cursor_text
-from receiver.replay import DeadLetters
+from receiver.reader import Cursor, Reader, cursor_text, session_fields
 from receiver.telemetry import Telemetry
 
 _PATHS = """\
@@ -71,9 +67,8 @@ class OpsApp(Starlette):
     def __init__(
         self,
         *,
-        inbox: Inbox,
+        operations: Operations,
         reader: Reader,
-        dead_letters: DeadLetters,
         telemetry: Telemetry,
         session_counts: Callable[[], Awaitable[Mapping[QosStatus, int]]],
         troubles: Callable[[], Mapping[str, str]],
@@ -82,15 +77,14 @@ class OpsApp(Starlette):
         prefix: str,
         token_sha256: str | None,
     ) -> None:
-        self._inbox = inbox
+        self._operations = operations
         self._reader = reader
-        self._dead_letters = dead_letters
         self._telemetry = telemetry
         self._session_counts = session_counts
         self._troubles = troubles
         self._notices = notices
         self._stopping = stopping
-        self._prefix = prefix
+        self._names = TopicNames(prefix)
         self._streams = 0
         self._pages = 0
         super().__init__(
@@ -135,9 +129,7 @@ class OpsApp(Starlette):
 
     async def _topic(self, request: Request) -> Response:
         _no_parameters_but(request, "from", "session", "limit")
-        topic = request.path_params["topic"]
-        if not topic.startswith(f"{self._prefix}."):
-            topic = f"{self._prefix}.{topic}"
+        topic = self._names.spelled(request.path_params["topic"])
         live = "text/event-stream" in request.headers.get("accept", "")
         start = request.query_params.get("from", "end" if live else "beginning")
         resumed = request.headers.get("last-event-id")
@@ -232,7 +224,7 @@ class OpsApp(Starlette):
     async def _replay(self, request: Request) -> Response:
         verdicts, start = _wanted(await request.body())
         try:
-            replayed = await self._dead_letters.replay(verdicts, start)
+            replayed = await self._operations.replay(verdicts, start)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         return _json({"replayed": replayed})
@@ -241,13 +233,8 @@ class OpsApp(Starlette):
         if request.headers.get("content-type") != "application/json":
             raise HTTPException(415, "the content type is application/json")
         notifications = _learned(await request.body(), time.time_ns() // 1000)
-        await asyncio.gather(*map(self._inbox.append, notifications))
+        await self._operations.learn(notifications)
         return _json({"learned": len(notifications)})
-
-
-def session_fields(session: Session) -> dict[str, Any]:
-    """A session as `sessions` and the operations port show it: the record's value, and when it was last touched."""
-    return {**orjson.loads(session_value(session)), "touchedAt": rfc3339.render(session.touched_micros)}
 
 
 class _NoPages:

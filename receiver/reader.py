@@ -6,11 +6,15 @@ has removed is skipped without an error. All methods raise Unavailable when the 
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
+import orjson
+
+from receiver.core import rfc3339
 from receiver.core.event import QosStatus
 from receiver.core.message import Record, bytes_of
 from receiver.core.session import Session
+from receiver.core.session_record import session_value
 
 #: Positions are 64-bit integers to every backend.
 _POSITION_DIGITS_MAX = 18
@@ -91,6 +95,11 @@ class Reader(Protocol):
     async def session_counts(self) -> dict[QosStatus, int]:
         """How many sessions are remembered in each status."""
         ...
+
+
+def session_fields(session: Session) -> dict[str, Any]:
+    """A session as `sessions` and the operations port show it: the record's value, and when it was last touched."""
+    return {**orjson.loads(session_value(session)), "touchedAt": rfc3339.render(session.touched_micros)}
 
 
 def within(records: Iterable[Record], count_max: int, bytes_max: int) -> Iterator[Record]:

@@ -4,13 +4,12 @@ Each is the configured one, else a file in the data directory, made when first n
 both be the first, at once: whoever links the file into place wins, and the other reads it.
 """
 
-import os
 import secrets
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from receiver.backends.directory import make_directory
+from receiver.backends.directory import make_directory, write_durably
 from receiver.core.errors import Unavailable
 from receiver.settings import Settings
 
@@ -40,32 +39,12 @@ def _secret(configured: SecretStr | None, path: Path) -> bytes:
         return configured.get_secret_value().encode()
     try:
         if not path.exists():
-            _make(path)
+            make_directory(path.parent)
+            # A token that outlives its secret would be refused after a power cut.
+            write_durably(path, secrets.token_hex(32).encode(), is_new=True)
         secret = path.read_bytes().strip()
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}", reason="credentials") from error
     if len(secret) < _LENGTH_MIN:
         raise Unavailable(f"{path} is no secret: it has less than {_LENGTH_MIN} bytes", reason="credentials")
     return secret
-
-
-def _make(path: Path) -> None:
-    make_directory(path.parent)
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    unfinished.touch(0o600, exist_ok=False)
-    try:
-        with unfinished.open("wb") as file:
-            file.write(secrets.token_hex(32).encode())
-            file.flush()
-            # A token that outlives its secret would be refused after a power cut.
-            os.fsync(file.fileno())
-        path.hardlink_to(unfinished)
-    except FileExistsError:
-        return
-    finally:
-        unfinished.unlink()
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -20,16 +20,16 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from receiver.core.event import QosStatus
+from receiver.core.topics import RESERVED
 from receiver.headers import more_headers
 from receiver.settings_auth import AuthSettings
 from receiver.settings_fields import Address, Section, SenderName, Sha256, text
-from receiver.settings_layers import Layers, Problem, SettingsError
+from receiver.settings_layers import Layers
 from receiver.tls import client_context, trusting
 
-__all__ = ["Problem", "Settings", "SettingsError", "layers", "load"]
+ENV_PREFIX = "QOD_RECEIVER_"
 
 #: Settings that have an option of their own on the command line, by dotted path.
 OPTIONS = {
@@ -205,7 +205,7 @@ class KafkaSettings(Section):
     """The cluster that keeps everything; without bootstrap servers it is one file in the data directory."""
 
     bootstrap_servers: Annotated[tuple[HostPort, ...], BeforeValidator(_comma_separated)] = Field(
-        default=(), description="Brokers to begin with"
+        default=(), description="Brokers (bootstrap servers), separated by commas"
     )
     group: Topic = Field(
         default="router", description="Name of the routers' consumer group, behind the prefix: one for all of them"
@@ -225,32 +225,36 @@ class KafkaSettings(Section):
         default=None, ge=1, le=15, description="Replicas of each topic that is made; else 3, or as many as brokers"
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        default="PLAINTEXT", description="How to talk to the brokers"
+        default="PLAINTEXT", description="Security protocol of the brokers' listener"
     )
     tls_ca_file: Path | None = Field(
         default=None, description="Certificates (PEM) that sign the brokers'; else the system's"
     )
     tls_certificate_file: Path | None = Field(default=None, description="Our own certificate (PEM), for mutual TLS")
-    tls_key_file: Path | None = Field(default=None, validate_default=True, description="Its key (PEM)")
+    tls_key_file: Path | None = Field(
+        default=None, validate_default=True, description="Private key (PEM) of that certificate"
+    )
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
-        default="PLAIN", description="How to log in, where the protocol begins with SASL"
+        default="PLAIN", description="SASL mechanism, where the protocol begins with SASL"
     )
     sasl_username: str | None = Field(
-        default=None, min_length=1, validate_default=True, description="Who logs in, with PLAIN and SCRAM"
+        default=None, min_length=1, validate_default=True, description="User name, with PLAIN and SCRAM"
     )
-    sasl_password: SecretStr | None = Field(default=None, min_length=1, validate_default=True, description="With what")
+    sasl_password: SecretStr | None = Field(
+        default=None, min_length=1, validate_default=True, description="Password of that user"
+    )
     oauth_token_url: Annotated[str, text(r"^https?://\S+$", "an http or https URL")] | None = Field(
         default=None,
         validate_default=True,
-        description="Where tokens for OAUTHBEARER come from (client credentials)",
+        description="Token endpoint for OAUTHBEARER (OAuth client credentials)",
     )
     oauth_client_id: str | None = Field(
-        default=None, min_length=1, validate_default=True, description="Who asks for them"
+        default=None, min_length=1, validate_default=True, description="OAuth client id"
     )
     oauth_client_secret: SecretStr | None = Field(
-        default=None, min_length=1, validate_default=True, description="With what"
+        default=None, min_length=1, validate_default=True, description="OAuth client secret"
     )
-    oauth_scope: str | None = Field(default=None, min_length=1, description="For what")
+    oauth_scope: str | None = Field(default=None, min_length=1, description="OAuth scope")
 
     @field_validator("tls_ca_file", "tls_certificate_file", "tls_key_file")
     @classmethod
@@ -311,20 +315,20 @@ class ApiSettings(Section):
 
     base_url: (
         Annotated[str, text(r"^https?://[^\s?#]+$", "an http or https URL, such as https://api.example.com/v1")] | None
-    ) = Field(default=None, description="What stands before /qod/sessions")
+    ) = Field(default=None, description="URL of the API, without /qod/sessions")
     token_url: Annotated[str, text(r"^https?://\S+$", "an http or https URL")] | None = Field(
         default=None,
         validate_default=True,
-        description="Where access tokens come from (client credentials)",
+        description="Token endpoint (OAuth client credentials)",
     )
-    client_id: str | None = Field(default=None, min_length=1, validate_default=True, description="Who asks for them")
-    client_secret: SecretStr | None = Field(default=None, min_length=1, validate_default=True, description="With what")
+    client_id: str | None = Field(default=None, min_length=1, validate_default=True, description="OAuth client id")
+    client_secret: SecretStr | None = Field(
+        default=None, min_length=1, validate_default=True, description="OAuth client secret"
+    )
     scope: str | None = Field(
-        default="qod:sessions:read qod:sessions:write", description="Scope to ask for; empty asks for none"
+        default="qod:sessions:read qod:sessions:write", description="OAuth scope; empty asks for none"
     )
-    audience: str | None = Field(
-        default=None, min_length=1, description="Audience to ask for, where the server wants one"
-    )
+    audience: str | None = Field(default=None, min_length=1, description="OAuth audience, where the server wants one")
     headers: Annotated[Mapping[str, SecretStr], AfterValidator(more_headers)] = Field(
         default={},
         json_schema_extra={"allowed": "a table of names of headers and their values"},
@@ -375,7 +379,7 @@ class RouteSettings(Section):
     """An additional topic. Every condition given must be met, each by any one of its values."""
 
     topic: Topic = Field(description="Name of the topic, without the prefix")
-    sender: Texts | None = Field(default=None, description="Who sent it")
+    sender: Texts | None = Field(default=None, description="Names of senders")
     qos_status: Annotated[tuple[QosStatus, ...], Field(min_length=1), OneOrMore] | None = Field(
         default=None, description="The new status"
     )
@@ -388,7 +392,7 @@ class RouteSettings(Section):
     @field_validator("topic")
     @classmethod
     def _not_the_routers(cls, value: str) -> str:
-        if value in {"inbox", "sessions", "dead-letter"}:
+        if value in RESERVED:
             raise ValueError("a topic other than inbox, sessions and dead-letter, which are the router's own")
         return value
 
@@ -404,17 +408,8 @@ class LogSettings(Section):
     )
 
 
-class Settings(BaseSettings):
-    """All of it. Made directly it takes its arguments and the environment; `load` adds the file and explains faults."""
-
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        hide_input_in_errors=True,
-        env_prefix="QOD_RECEIVER_",
-        env_nested_delimiter="__",
-    )
+class Settings(Section):
+    """All of it. `load` reads it from its places, and explains faults."""
 
     prefix: Topic = Field(default="qod", description="What the topics' names begin with, before a dot")
     data: Path = Field(default=Path("qod-data"), description="Directory of the inbox, the topics and the sessions")
@@ -437,6 +432,11 @@ class Settings(BaseSettings):
         return value
 
 
+def option_of(data: Path) -> dict[str, str]:
+    """The option that leads another command to the data directory; none where its default does."""
+    return {} if data == Settings.model_fields["data"].default else {"data": str(data)}
+
+
 def load(config: Path | None, overrides: Mapping[str, object]) -> Settings:
     """The settings from the file `config` (None: no file), the environment and `overrides`, by dotted path.
 
@@ -447,4 +447,4 @@ def load(config: Path | None, overrides: Mapping[str, object]) -> Settings:
 
 def layers(config: Path | None, overrides: Mapping[str, object]) -> Layers[Settings]:
     """The same, with the places told apart. Raises SettingsError where the file can't be read."""
-    return Layers(Settings, config, overrides, OPTIONS)
+    return Layers(Settings, config, overrides, OPTIONS, ENV_PREFIX)

@@ -5,19 +5,22 @@ made from the tree's own JSON Schema. No value is ever repeated: a credential pa
 the log.
 """
 
+import json
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource
 
-_Tree = TypeVar("_Tree", bound=BaseSettings)
+from receiver.settings_problems import Problem, SettingsError
+
+_Tree = TypeVar("_Tree", bound=BaseModel)
 
 #: A setting's place in the tree: names, and numbers in lists.
 SettingPath = tuple[str | int, ...]
@@ -26,39 +29,26 @@ SettingPath = tuple[str | int, ...]
 _NO_SETTINGS = frozenset({"QOD_RECEIVER_CONFIG"})
 
 
-class Problem(NamedTuple):
-    """A setting that can't be used: its dotted path, where its value came from, and what is allowed there."""
-
-    setting: str
-    place: str
-    allowed: str
-
-    def __str__(self) -> str:
-        return f"{self.setting} ({self.place}): {self.allowed}"
-
-
-class SettingsError(Exception):
-    """The settings are wrong; `problems` has all that is."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = problems
-
-
 class Layers(Generic[_Tree]):
     """The places that settings come from, kept apart so that each value's place can be told.
 
-    `options` names the command line's option for a dotted path. Raises SettingsError where the file is no TOML.
+    A variable is a setting's path in capitals behind `env_prefix`, with `__` between the names. `options` names the
+    command line's option for a dotted path. Raises SettingsError where the file is no TOML.
     """
 
     def __init__(
-        self, tree: type[_Tree], config: Path | None, overrides: Mapping[str, object], options: Mapping[str, str]
+        self,
+        tree: type[_Tree],
+        config: Path | None,
+        overrides: Mapping[str, object],
+        options: Mapping[str, str],
+        env_prefix: str,
     ) -> None:
         self._tree = tree
         self._config = config
         self._option_names = options
-        self._env_prefix = tree.model_config.get("env_prefix", "").upper()
-        self._variable_names = {name.upper(): name for name in os.environ if name.upper().startswith(self._env_prefix)}
+        self._env_prefix = env_prefix
+        self._variable_names = {name.upper(): name for name in os.environ if name.upper().startswith(env_prefix)}
         text = "" if config is None else _read(config)
         try:
             self._file = tomllib.loads(text)
@@ -68,16 +58,13 @@ class Layers(Generic[_Tree]):
             raise SettingsError([Problem("the file", place, "TOML, which this is not")]) from None
         self._lines = _lines(text)
         self._options = _nested(overrides)
-        self._variables = _Environment(tree)()
+        self._variables = self._read_variables()
 
     def settings(self) -> _Tree:
         """All layers in one, the higher over the lower. Raises SettingsError."""
-        layers = (self._options, self._variables, self._file)
-        sources = tuple(InitSettingsSource(self._tree, layer) for layer in layers)
-        arguments: dict[str, Any] = {"_build_sources": (sources, {})}
         problems = list(self._unknown_variables())
         try:
-            settings = self._tree(**arguments)
+            settings = self._tree(**_over(self._options, _over(self._variables, self._file)))
         except ValidationError as error:
             details = error.errors(include_input=False, include_url=False)
             wrong_members = {detail["loc"][:-1] for detail in details}
@@ -105,6 +92,15 @@ class Layers(Generic[_Tree]):
             return f"{self._config}, line {line}" if line else str(self._config)
         return None
 
+    def _read_variables(self) -> dict[str, Any]:
+        """The tree that the variables make, a whole section as JSON below its single settings."""
+        tree: dict[str, Any] = {}
+        for variable, spelled in sorted(self._variable_names.items()):
+            path = variable.removeprefix(self._env_prefix).lower().split("__")
+            if path[0] in self._tree.model_fields:
+                tree = _over(_nested({".".join(path): _decoded(self._tree, path, os.environ[spelled])}), tree)
+        return tree
+
     def _unknown_variables(self) -> Iterator[Problem]:
         for variable, spelled in sorted(self._variable_names.items()):
             name = variable.removeprefix(self._env_prefix).split("__")[0].lower()
@@ -115,25 +111,41 @@ class Layers(Generic[_Tree]):
         path, schema = detail["loc"], self._tree.model_json_schema()
         match detail["type"]:
             case "extra_forbidden":
-                allowed = _unknown(str(path[-1]), _describe(schema, path[:-1]).get("properties", {}))
+                words = _unknown(str(path[-1]), describe(schema, path[:-1]).get("properties", {}))
             case "value_error":
-                allowed = str(detail["ctx"]["error"])
+                words = str(detail["ctx"]["error"])
             case "missing":
-                allowed = f"required: {_allowed(schema, path)}"
+                words = f"required: {allowed(schema, path)}"
             case _:
-                allowed = _allowed(schema, path)
+                words = allowed(schema, path)
         place = self.place(path[:-1] if detail["type"] == "missing" else path)
-        return Problem(_dotted(path), place or "not set", allowed)
+        return Problem(_dotted(path), place or "not set", words)
 
 
-class _Environment(EnvSettingsSource):
-    """The environment; a variable that should be JSON and is not is left to validation, which names every one."""
+def _over(higher: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees in one, the higher's values in place of the lower's."""
+    both = dict(lower)
+    for name, value in higher.items():
+        below = lower.get(name)
+        both[name] = _over(value, below) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+    return both
 
-    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:  # noqa: ANN401  # the base's types
-        try:
-            return super().decode_complex_value(field_name, field, value)
-        except ValueError:
-            return value
+
+def _decoded(tree: Any, path: Sequence[str], text: str) -> object:  # noqa: ANN401  # an annotation
+    """A variable's value: JSON where a list or a table is wanted, else the text. Validation names what is no JSON."""
+    for name in path:
+        fields: Mapping[str, Any] = next(
+            (each.model_fields for each in (tree, *get_args(tree)) if _is_kind(each, BaseModel)), {}
+        )
+        tree = fields[name].annotation if name in fields else None
+    if any(_is_kind(get_origin(each) or each, (BaseModel, tuple, Mapping)) for each in (tree, *get_args(tree))):
+        with suppress(ValueError):
+            return json.loads(text)
+    return text
+
+
+def _is_kind(annotation: Any, kinds: Any) -> bool:  # noqa: ANN401  # what annotations are
+    return isinstance(annotation, type) and issubclass(annotation, kinds)
 
 
 def _read(config: Path) -> str:
@@ -212,7 +224,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     return f"no such setting; did you mean {near[0]}?" if near else f"no such setting; there are {', '.join(known)}"
 
 
-def _describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]:
+def describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]:
     """What the tree's JSON Schema says of the setting at `path`; empty where nothing is there."""
     here = schema
     for part in (None, *path):
@@ -227,9 +239,9 @@ def _describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]
     return here
 
 
-def _allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR0911  # a table of shapes
+def allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR0911  # a table of shapes
     """What may stand at `path`, in words."""
-    match _describe(schema, path):
+    match describe(schema, path):
         case {"allowed": str(words)}:
             return words
         case {"enum": [*words]}:
@@ -239,7 +251,7 @@ def _allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR0
         case {"type": "boolean"}:
             return "true or false"
         case {"type": "array", **rest}:
-            return f"a list{', not empty' if rest.get('minItems') else ''}, each of it {_allowed(schema, (*path, 0))}"
+            return f"a list{', not empty' if rest.get('minItems') else ''}, each of it {allowed(schema, (*path, 0))}"
         case {"type": "object", "properties": names}:
             return f"a table of {', '.join(names)}"
         case {"format": "date-time"}:

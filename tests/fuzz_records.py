@@ -23,20 +23,20 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.fetching import Batches, Records
 from receiver.backends.kafka.lane import Topics
 from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import inbox_record, notification_of, output_records, partition_of, record_of
-from receiver.backends.kafka.topics import Plan, create
+from receiver.backends.kafka.topics import TopicPlan, create
 from receiver.console import record_line
+from receiver.core.dead_letter import revived
 from receiver.core.message import Message
 from receiver.core.router import Router
 from receiver.core.session import Session
 from receiver.core.session_record import NoSession, session_of
 from receiver.dispatcher import Dispatcher
-from receiver.replay import revived
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Cluster, unavailable_reason
 from tests.raw_records import CODECS, Partition, Raw, batch, flipped, sealed
@@ -166,9 +166,9 @@ class Fuzz:
         self._chance = random.Random(seed)
         self._count = count
         self._bootstrap = bootstrap
-        self._connection = Connection([bootstrap], Security().options())
+        self._connection = KafkaConnection([bootstrap], Security().options())
         self._router = Router(prefix=prefix, forget_after_seconds=1e9)
-        self._plan = Plan(prefix, self._router.topics, _PARTITIONS, None, 168, 168)
+        self._plan = TopicPlan(prefix, self._router.topics, _PARTITIONS, None, 168, 168)
         self._topics = Topics.of(prefix, "router", self._router.topics)
         self._log = StringIO()
         self._telemetry = Telemetry(self._log)

@@ -432,7 +432,8 @@ class Cluster(Brokers):
     Each is a controller too, and their quorum needs more than half of them. The data and the logs are in `directory`,
     and survive: a cluster made on the same directory with the same number of brokers has them, on other ports.
     Besides the listener of `bootstrap` there is one that advertises ports where nothing listens, until a test puts a
-    proxy there: see `way`. Brokers talk with each other on a third one.
+    proxy there: see `way`. Brokers talk with each other on a third one. With `linked=True` they reach each other's
+    controllers only by what a test puts between them: see `links`.
     """
 
     def __init__(
@@ -444,6 +445,7 @@ class Cluster(Brokers):
         properties: Mapping[str, str] | None = None,
         java_options: Sequence[str] = ("-Xmx512m", *_LIGHT),
         secure: bool = False,
+        linked: bool = False,
         _record: Path | None = None,
     ) -> None:
         self.directory = directory
@@ -459,6 +461,7 @@ class Cluster(Brokers):
             listener: [self._reserve() for _ in range(brokers)]
             for listener in (*self._listeners(), *self._advertised_names())
         }
+        self._linked_ports = [self._reserve() for _ in range(brokers)] if linked else []
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._paused: set[int] = set()
         self._guard: subprocess.Popen[bytes] | None = None
@@ -491,6 +494,12 @@ class Cluster(Brokers):
         advertised = [Address(HOST, port) for port in self._ports[self._advertised_names()[number]]]
         behind = [Address(HOST, port) for port in self._ports[self._way_names()[number]]]
         return Way(_joined(advertised), tuple(zip(advertised, behind, strict=True)))
+
+    @property
+    def links(self) -> tuple[tuple[Address, Address], ...]:
+        """For each controller of a cluster with `linked=True`, where others look for it and where it listens."""
+        looked_for = [Address(HOST, port) for port in self._linked_ports]
+        return tuple(zip(looked_for, (Address(HOST, port) for port in self._ports["CONTROLLER"]), strict=True))
 
     @property
     def credentials(self) -> "Credentials":
@@ -662,7 +671,10 @@ class Cluster(Brokers):
         advertised |= {way: ports[name] for way, name in zip(self._way_names(), self._advertised_names(), strict=True)}
         protocols = ((listener, _PROTOCOLS.get(listener, "PLAINTEXT")) for listener in listening)
         replication, in_sync = min(3, self.count), min(2, self.count)
-        voters = (f"{number}@{HOST}:{port}" for number, port in enumerate(self._ports["CONTROLLER"]))
+        controllers = self._linked_ports or self._ports["CONTROLLER"]
+        if self._linked_ports:
+            advertised["CONTROLLER"] = controllers[broker]
+        voters = (f"{number}@{HOST}:{port}" for number, port in enumerate(controllers))
         return {
             "process.roles": "broker,controller",
             "node.id": str(broker),

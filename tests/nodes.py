@@ -9,12 +9,12 @@ from typing import NamedTuple, Protocol
 import apsw
 import pytest
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.reader import KafkaReader
-from receiver.backends.kafka.topics import Plan, create
-from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.kafka.topics import TopicPlan, create
+from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.message import Record
 from receiver.core.notification import Notification
@@ -73,7 +73,9 @@ class SqliteBackend:
     @asynccontextmanager
     async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
         """Serve the directory, with a reader beside."""
-        node = SqliteNode(self.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=append_timeout_seconds)
+        node = ServedDirectory(
+            self.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=append_timeout_seconds
+        )
         try:
             reader = SqliteReader(self.directory, SESSIONS_TOPIC)
             try:
@@ -98,13 +100,14 @@ class _AskingLane(KafkaLane):
     """A lane that asks for the end of the inbox before it reads, and reads up to there."""
 
     async def settle(self) -> None:
-        assert self._consumer is not None
-        (self._end,) = (await self._consumer.end_offsets([self._inbox])).values()
+        assert self._feed is not None
+        _, self._feed.end = await self._feed.bounds()
 
     async def read(self, count_max: int) -> Batch:
         await self.settle()
         batch = await super().read(count_max)
-        while len(batch.notifications) < count_max and batch.next_position < self._end:
+        assert self._feed is not None
+        while len(batch.notifications) < count_max and batch.next_position < self._feed.end:
             more = await super().read(count_max - len(batch.notifications))
             batch = batch._replace(
                 next_position=more.next_position,
@@ -121,7 +124,7 @@ class KafkaBackend:
     def __init__(self, cluster: Brokers, prefix: str) -> None:
         self.prefix = prefix
         self._cluster = cluster
-        self._connection = Connection([cluster.bootstrap], Security().options())
+        self._connection = KafkaConnection([cluster.bootstrap], Security().options())
         self._made = False
 
     @asynccontextmanager
@@ -129,7 +132,7 @@ class KafkaBackend:
         """Take the lane, with an inbox and a reader beside."""
         names = [f"{self.prefix}.{name}" for name in ("dead-letter", "sessions", "status", "unavailable")]
         # Records of our samples, which are from 2026, keep their times for ten years.
-        plan = Plan(self.prefix, names, 1, None, 168, 10 * 365 * 24)
+        plan = TopicPlan(self.prefix, names, 1, None, 168, 10 * 365 * 24)
         if not self._made:
             await create(self._connection, plan)
             self._made = True

@@ -12,7 +12,7 @@ from aiokafka.errors import for_code
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c, encode_varint
 
-from receiver.backends.kafka.connection import Connection
+from receiver.backends.kafka.connection import KafkaConnection
 
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 _ENCODERS = {0: bytes, 1: codec.gzip_encode, 2: codec.snappy_encode, 3: codec.lz4_encode, 4: codec.zstd_encode}
@@ -45,7 +45,7 @@ def sealed(body: bytes, count: int, attributes: int = 0, base_offset: int = 0, f
 class Partition:
     """A way into a partition that passes by every check of a client."""
 
-    def __init__(self, connection: Connection, topic: str, partition: int = 0) -> None:
+    def __init__(self, connection: KafkaConnection, topic: str, partition: int = 0) -> None:
         self._producer = connection.producer()
         self._topic, self._partition = topic, partition
 

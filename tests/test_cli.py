@@ -118,11 +118,12 @@ def test_every_command_has_a_line_of_help_and_an_example_that_it_accepts(name: s
     outcome = qod(*name.split(), "--help")
     assert outcome.status == 0
     command = commands()[name]
-    assert command.help, "give the command a docstring"
+    assert command.help, "give the command a line of help"
     assert command.help.count("\n") == 0, "tell it in one line"
     example = (command.epilog or "").removeprefix(f"Example: qod-receiver {name}")
     assert example != command.epilog, f"give {name} an epilog such as: Example: qod-receiver {name} …"
-    command.make_context(name, shlex.split(example))
+    imported = command.make_context(name, shlex.split(example)).command
+    assert command.help == imported.help, "the table in receiver/cli/__init__.py has the docstring of each command"
 
 
 def test_a_token_is_printed_alone(qod: Qod, tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ import apsw
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.spool import Spool
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.errors import Unavailable
-from receiver.core.session_record import SESSIONS
-from receiver.process.build import build_router
-from receiver.process.clustered import SPOOL, ClusteredNode, Part, clustered
+from receiver.core.topics import SESSIONS
+from receiver.process.clustered import SPOOL, ClusteredNode, clustered
+from receiver.process.part import Part
+from receiver.process.routing import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster
@@ -75,7 +76,7 @@ async def _node(settings: Settings, part: Part, telemetry: Telemetry) -> AsyncIt
 
 async def _leave(directory: Path, session_ids: Sequence[str]) -> None:
     """Leave notifications in a spool, as a process does that ends while Kafka is away."""
-    nowhere = KafkaInbox(Connection(["127.0.0.1:9"], Security().options()), "inbox", append_timeout_seconds=1)
+    nowhere = KafkaInbox(KafkaConnection(["127.0.0.1:9"], Security().options()), "inbox", append_timeout_seconds=1)
     spool = Spool(directory, nowhere, Telemetry(StringIO()), bytes_max=1 << 20, append_timeout_seconds=30)
     with closing(spool):
         await asyncio.gather(*(spool.append(posted("A1", session_id=each)) for each in session_ids))
@@ -188,7 +189,7 @@ async def test_a_reader_goes_on_behind_an_outage(
 ) -> None:
     """What it can't read now it says, in time; and it reads again as soon as Kafka answers."""
     settings = _settings(kafka_cluster, topic_prefix, tmp_path)
-    connection = Connection([kafka_cluster.bootstrap], Security().options())
+    connection = KafkaConnection([kafka_cluster.bootstrap], Security().options())
     reader = KafkaReader(connection, topic_prefix)
     try:
         with pytest.raises(Unavailable, match=f"there is no topic {topic_prefix}.sessions"):

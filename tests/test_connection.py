@@ -18,8 +18,9 @@ from structlog.testing import capture_logs
 
 from receiver.core.notification import Notification
 from receiver.edge.admission import Admission
-from receiver.edge.app import Edge, EdgeApp, Limits
+from receiver.edge.app import EdgeApp
 from receiver.edge.auth import Credentials, StaticToken
+from receiver.edge.intake import Intake, Limits
 from receiver.edge.issuers import Authenticator
 from receiver.process.ports import build_server
 from receiver.settings import EdgeSettings, Settings
@@ -168,13 +169,13 @@ async def serving(app: ASGIApp, limits: dict[str, Any], node: Node | None = None
             await until(lambda: not server.server_state.connections and not server.server_state.tasks)
 
 
-def edge_app(node: Node, telemetry: Telemetry, edge_class: type[Edge] = Edge) -> EdgeApp:
+def edge_app(node: Node, telemetry: Telemetry) -> EdgeApp:
     """The application of the public port, with one token."""
     tokens = [
         StaticToken(sender, hashlib.sha256(token.encode()).digest())
         for sender, token in ((SENDER, TOKEN), ("greedy", GREEDY_TOKEN))
     ]
-    edge = edge_class(
+    intake = Intake(
         authenticate=Authenticator(Credentials(tokens=tokens), {}),
         # Half of it is less than 1,100 stalled bodies of 1,000 bytes.
         admission=Admission(in_flight_max=4000, in_flight_bytes_max=2_000_000, share=64, share_bytes=BODY_BYTES_MAX),
@@ -182,7 +183,7 @@ def edge_app(node: Node, telemetry: Telemetry, edge_class: type[Edge] = Edge) ->
         telemetry=telemetry,
         limits=Limits(BODY_BYTES_MAX),
     )
-    return EdgeApp(edge, "/notifications")
+    return EdgeApp(intake, "/notifications")
 
 
 @pytest.fixture

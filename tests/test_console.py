@@ -98,7 +98,7 @@ def test_no_piece_lets_a_sender_command_the_terminal(router: Router) -> None:
 def test_the_first_steps_fit_a_terminal() -> None:
     """What a newcomer is to do is short enough that its beginning is in sight on a terminal of 80 times 24."""
     token = "t" * 160
-    lines = first_steps("http://127.0.0.1:8080/notifications", token, Settings(), 0).splitlines()
+    lines = first_steps("http://127.0.0.1:8080/notifications", token, Settings().data, {}, 0).splitlines()
     urls, cursor = 2, 1
     assert urls + sum(max(1, -(-len(line) // 80)) for line in lines) + cursor <= 24
 

@@ -109,7 +109,7 @@ async def test_appended_together_each_is_kept_once(node: Node) -> None:
         read += batch.notifications
         positions += batch.positions
     assert positions == list(range(len(given)))
-    assert sorted(read) == sorted(given)
+    assert sorted(read, key=repr) == sorted(given, key=repr)
 
 
 async def test_a_sender_that_went_away_harms_nobody(node: Node) -> None:
@@ -380,7 +380,8 @@ async def test_cursors(routed: Node, start: str, first: int) -> None:
     topic = routed.topic("status")
     wanted = [each for each in await everything(routed.reader, topic) if each.position >= first]
     assert await routed.reader.records(topic, await routed.reader.cursor(topic, start), COUNT_MAX) == wanted
-    assert len(wanted) in {0, 10 - first, 11 - first}
+    # In Kafka the ends of transactions have positions too: two of the lane's opening, and one between the batches.
+    assert len(wanted) in {0, 10, 10 - first, 12 - first, 13 - first}
 
 
 @pytest.mark.parametrize(
@@ -431,7 +432,8 @@ async def test_a_record_is_what_was_committed(node: Node, router: Router) -> Non
     (decision,) = await route(node, router)
     for message in decision.messages:
         (record,) = await everything(node.reader, message.topic)
-        assert (record.partition, record.position) == (0, 0)
+        assert record.partition == 0
+        assert record.position in {0, 2}  # in Kafka it is behind the ends of two transactions of the lane's opening
         assert _comparable(record.message) == _comparable(message)
 
 

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from receiver.backends.sqlite.check import Checked, Finding, check
-from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
 from receiver.backends.sqlite.schema import FILE_NAME, MARK_NAME
 from receiver.core.errors import Unavailable
 from receiver.core.router import Router
@@ -38,7 +38,7 @@ class Serving(NamedTuple):
 
     node: Node
     places: dict[str, str]
-    sqlite: SqliteNode
+    sqlite: ServedDirectory
 
     async def patiently(self, what: Callable[[], Awaitable[T]]) -> T:
         """What comes once the file was made anew, as it is at the next look."""
@@ -58,7 +58,9 @@ async def serving(directory: Path) -> AsyncIterator[Serving]:
     def tell(place: str, why: str) -> None:
         places.setdefault(place, why)
 
-    node = SqliteNode(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=SECONDS_MAX, passed_over=tell)
+    node = ServedDirectory(
+        directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=SECONDS_MAX, passed_over=tell
+    )
     try:
         reader = SqliteReader(directory, SESSIONS_TOPIC, tell, node.suspect)
         try:

@@ -26,10 +26,11 @@ from receiver.core.notification import Notification
 from receiver.core.router import Router
 from receiver.core.session import Verdict
 from receiver.edge.admission import Admission
-from receiver.edge.app import Edge, EdgeApp, Limits
+from receiver.edge.app import EdgeApp
 from receiver.edge.auth import Credentials, Issuer, StaticToken
+from receiver.edge.intake import Intake, Limits
 from receiver.edge.issuers import Authenticator, KeySource
-from receiver.replay import DeadLetters
+from receiver.operations import LocalOperations
 from receiver.telemetry import Telemetry
 from tests.nodes import Node, SqliteBackend, everything, route, until
 from tests.samples import SENDER, SESSION_ID, bare, body, told
@@ -230,14 +231,14 @@ def door(
         rate_per_second=rate_per_second,
         rate_burst=2,
     )
-    edge = Edge(
+    intake = Intake(
         authenticate=Authenticator(credentials, {ISSUER: keys}),
         admission=admission,
         inbox=node.inbox,
         telemetry=telemetry,
         limits=Limits(BODY_BYTES_MAX, query_tokens, [b"x-qod-token"], [ip_network("127.0.0.1/32")]),
     )
-    return Door(EdgeApp(edge, path), node, telemetry, admission)
+    return Door(EdgeApp(intake, path), node, telemetry, admission)
 
 
 @pytest.fixture
@@ -362,14 +363,14 @@ async def test_a_token_that_names_no_sender_is_forbidden(node: Node, telemetry: 
     credentials = Credentials(issuers=[Issuer(ISSUER, "us", ["HS256"])])
     credentials.replace_keys(ISSUER, {"k": KEY})
     admission = Admission(in_flight_max=1, in_flight_bytes_max=BODY_BYTES_MAX, share_bytes=BODY_BYTES_MAX)
-    edge = Edge(
+    intake = Intake(
         authenticate=Authenticator(credentials, {}),
         admission=admission,
         inbox=node.inbox,
         telemetry=telemetry,
         limits=Limits(BODY_BYTES_MAX),
     )
-    forbidding = Door(EdgeApp(edge, "/notifications"), node, telemetry, admission)
+    forbidding = Door(EdgeApp(intake, "/notifications"), node, telemetry, admission)
     assert (await forbidding.answer(authorization=signed({"sub": "no name"}, KEY))).status == 403
     assert (await forbidding.answer(authorization=signed({"sub": "name"}, KEY))).status == 204
     assert forbidding.outcomes() == {("forbidden", ""): 1, ("kept", "name"): 1}
@@ -715,7 +716,7 @@ async def test_what_is_posted_beside_has_no_effect_until_it_is_replayed(edge: Do
     assert decision.verdict is Verdict.UNRECOGNIZED
     (letter,) = await everything(edge.node.reader, "qod.dead-letter")
     assert orjson.loads(letter.message.value or b"")["reason"].startswith("posted to /Notifications, where nothing is")
-    assert await DeadLetters(edge.node.reader, edge.node.inbox, "qod").replay() == 1
+    assert await LocalOperations(edge.node.reader, edge.node.inbox, "qod").replay() == 1
     (replayed,) = await route(edge.node, router)
     assert replayed.verdict is Verdict.ACCEPTED
 

@@ -28,10 +28,10 @@ from receiver.core.facts import Facts
 from receiver.core.message import Record
 from receiver.core.notification import RECONCILE, Notification
 from receiver.core.session import MARKS_MAX, Session, apply, merged
-from receiver.export import LEDGER_NAME, Carried, Ledger, export
-from receiver.process.build import build_router
-from receiver.process.clustered import connection_of
-from receiver.process.embedded import open_node, open_reader
+from receiver.export import MILESTONES_NAME, Carried, Milestones, export
+from receiver.process.cluster import connection_of
+from receiver.process.directory import open_directory, open_reader
+from receiver.process.routing import build_router
 from receiver.qod import telling
 from receiver.settings import KafkaSettings, RouteSettings, Settings
 from receiver.telemetry import Telemetry
@@ -105,12 +105,12 @@ class Directory:
 
     def ledger(self) -> dict[str, Any]:
         """What the exports noted."""
-        found: dict[str, Any] = json.loads((self.path / LEDGER_NAME).read_bytes())
+        found: dict[str, Any] = json.loads((self.path / MILESTONES_NAME).read_bytes())
         return found
 
     def carried_count(self) -> int:
         """How many records were carried, as far as it was noted."""
-        if not (self.path / LEDGER_NAME).exists():
+        if not (self.path / MILESTONES_NAME).exists():
             return 0
         return sum(sum(topics.values()) for topics in self.ledger()["positions"].values())
 
@@ -168,7 +168,7 @@ class Directory:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Node]:
-        opened = open_node(self.settings)
+        opened = open_directory(self.settings)
         with contextlib.closing(opened), contextlib.closing(open_reader(self.settings)) as reader:
             yield Node(opened.inbox, opened.lane, reader, self.settings.prefix)
 
@@ -191,12 +191,14 @@ class Told(NamedTuple):
 def in_directory(directory: Directory, records: Sequence[Record]) -> dict[str, list[Told]]:
     """What records of a directory should tell in the cluster, by key and in their order."""
     found: dict[str, list[Told]] = defaultdict(list)
-    for _, _, (_, key, value, headers, timestamp_millis) in records:
-        trace = dict(headers)["inbox"]
+    for _, _, message in records:
+        trace = dict(message.headers)["inbox"]
         traced = f"export:{directory.ledger()['id']}:{trace}"
         # What came without an id has its place for one, and every dead letter has.
-        renewed = [(name, traced if text == trace and name in {"inbox", "ce_id"} else text) for name, text in headers]
-        found[key].append(Told(value, renewed, timestamp_millis))
+        renewed = [
+            (name, traced if text == trace and name in {"inbox", "ce_id"} else text) for name, text in message.headers
+        ]
+        found[message.key].append(Told(message.value, renewed, message.timestamp_millis))
     return dict(found)
 
 
@@ -390,7 +392,7 @@ def test_an_end_that_the_api_told_does_not_revive(
 def test_what_is_served_is_not_carried(directory: Directory) -> None:
     """While another process has the directory its export is refused, and says why."""
     directory.keep(*lives(1))
-    with contextlib.closing(open_node(directory.settings)):
+    with contextlib.closing(open_directory(directory.settings)):
         outcome = directory.run()
     assert (outcome.returncode, outcome.stdout) == (1, "")
     assert outcome.stderr == f"qod-receiver: another process serves {directory.path}\n"
@@ -472,13 +474,13 @@ def test_both_sides_know_how_far_it_came(directory: Directory) -> None:
     noted = directory.ledger()
     forgotten = {"id": "another", "positions": noted["positions"]}  # nothing was committed under that name
     for ledger in ({"id": noted["id"], "positions": {}}, forgotten):
-        (directory.path / LEDGER_NAME).write_text(json.dumps(ledger))
+        (directory.path / MILESTONES_NAME).write_text(json.dumps(ledger))
         assert directory.carried() == {name: (0, count) for name, (count, _) in first.items()}
-    (directory.path / LEDGER_NAME).write_text(json.dumps(noted))
+    (directory.path / MILESTONES_NAME).write_text(json.dumps(noted))
     expect_all(directory)
     (topics,) = noted["positions"].values()
     topics[f"{directory.settings.prefix}.status"] = 1_000
-    (directory.path / LEDGER_NAME).write_text(json.dumps(noted))
+    (directory.path / MILESTONES_NAME).write_text(json.dumps(noted))
     with pytest.raises(Unavailable, match="status ends at 20, and 1000 records of it were carried before"):
         directory.carried()
 
@@ -489,9 +491,9 @@ def test_another_cluster_is_carried_to_from_the_beginning(directory: Directory) 
     first = directory.carried()
     noted = directory.ledger()
     elsewhere = {"another-cluster": dict.fromkeys(directory.held(), 10_000)}
-    (directory.path / LEDGER_NAME).write_text(json.dumps({"id": noted["id"], "positions": elsewhere}))
+    (directory.path / MILESTONES_NAME).write_text(json.dumps({"id": noted["id"], "positions": elsewhere}))
     assert directory.carried() == {name: (0, count) for name, (count, _) in first.items()}
-    (directory.path / LEDGER_NAME).write_text(json.dumps(noted))
+    (directory.path / MILESTONES_NAME).write_text(json.dumps(noted))
     asyncio.run(directory.delete_topics())
     assert directory.carried() == first
     expect_all(directory)
@@ -500,9 +502,9 @@ def test_another_cluster_is_carried_to_from_the_beginning(directory: Directory) 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"id": "x"}'])
 def test_a_damaged_ledger_is_refused(content: bytes, tmp_path: Path) -> None:
     """No export begins anew because nobody can read how far it came."""
-    (tmp_path / LEDGER_NAME).write_bytes(content)
+    (tmp_path / MILESTONES_NAME).write_bytes(content)
     with pytest.raises(Unavailable, match="without which all would be carried once more"):
-        Ledger(tmp_path)
+        Milestones(tmp_path)
 
 
 def test_another_prefix_is_refused(directory: Directory) -> None:
@@ -560,9 +562,10 @@ A, AU, AUN = (session(*events) for events in (("A1#a",), ("A1#a", "U2#b"), ("A1#
 def test_what_both_know_is_merged(ours: Session, theirs: Session, ahead: Session, marks: str) -> None:
     """The state that is ahead stays, every event is remembered once, and merging again changes nothing."""
     after = merged(ours, theirs)
-    assert (after.qos_status, after.status_info, after.time_micros) == ahead[2:5]
-    ids = {session(f"A1#{name}").marks[0].split("|")[0]: name for name in "abcde"}
-    assert "".join(ids[mark.split("|")[0]] for mark in after.marks) == marks
+    known = ahead.qos_status, ahead.status_info, ahead.time_micros
+    assert (after.qos_status, after.status_info, after.time_micros) == known
+    ids = {session(f"A1#{name}").marks[0].identity: name for name in "abcde"}
+    assert "".join(ids[mark.identity] for mark in after.marks) == marks
     assert after.touched_micros == max(ours.touched_micros, theirs.touched_micros)
     assert merged(ours, after) == after
 

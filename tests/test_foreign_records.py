@@ -18,10 +18,10 @@ from receiver.backends.kafka.fetching import Batches, Records, unreadable
 from receiver.backends.kafka.records import inbox_record, output_records
 from receiver.backends.kafka.topics import create
 from receiver.backends.sqlite.schema import FILE_NAME
+from receiver.core.dead_letter import revived
 from receiver.core.event import QosStatus
 from receiver.core.message import Message, Record
 from receiver.core.router import Router
-from receiver.replay import revived
 from receiver.telemetry import Telemetry
 from tests.fuzz_records import fuzz
 from tests.kafka_cluster import Brokers

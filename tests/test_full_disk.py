@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from receiver.backends.reserve import Reserve
-from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
 from receiver.core.errors import Unavailable
 from receiver.core.router import Router
 from tests.full_disk import fill, small_disk
@@ -166,7 +166,7 @@ def test_a_node_with_a_full_disk_heals(disk: Path, tmp_path: Path) -> None:
     assert "Traceback" not in receiver.log.read_text()
 
 
-async def _append_until_refused(node: SqliteNode, name: str) -> int:
+async def _append_until_refused(node: ServedDirectory, name: str) -> int:
     for number in range(POSTS_MAX):
         session_id = f"{name}-{number}"
         try:
@@ -179,7 +179,7 @@ async def _append_until_refused(node: SqliteNode, name: str) -> int:
 async def test_retention_makes_room_on_a_full_disk(disk: Path, router: Router) -> None:
     """What retention removes goes back to the disk until the reserve is whole; then all goes on as before."""
     directory = disk / "data"
-    node = SqliteNode(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=30)
+    node = ServedDirectory(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=30)
     whole = Node(node.inbox, node.lane, SqliteReader(directory, SESSIONS_TOPIC))
     try:
         for round_number in range(3):

@@ -15,7 +15,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from tests.kafka_cluster import Cluster
 from tests.kafka_fixtures import need_kafka
@@ -52,7 +52,7 @@ class Stage:
         self.proxies = [KafkaProxy(listen, target) for listen, target in way.proxies]
         settings = {"KAFKA__PARTITIONS": str(PARTITIONS), "KAFKA__REPLICATION_FACTOR": "1"}
         self.router = KafkaReceiver(directory, way.bootstrap, prefix, "--role", "router", **settings)
-        self._connection = Connection(cluster.bootstrap.split(","), Security().options())
+        self._connection = KafkaConnection(cluster.bootstrap.split(","), Security().options())
 
     async def start(self) -> None:
         """Start the router, and wait until it routes all partitions."""

@@ -10,13 +10,13 @@ from typing import Any, Self
 import pytest
 from aiokafka import TopicPartition
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.scan import reading
-from receiver.backends.kafka.topics import Plan, create
+from receiver.backends.kafka.topics import TopicPlan, create
 from receiver.backends.spool import Spool
 from receiver.core.errors import Unavailable
 from receiver.core.message import Record
@@ -38,16 +38,16 @@ class Site:
     """Topics of its own on the cluster, and whatever runs on them."""
 
     def __init__(self, brokers: Brokers, prefix: str) -> None:
-        self.connection = Connection([brokers.bootstrap], Security().options())
+        self.connection = KafkaConnection([brokers.bootstrap], Security().options())
         self.router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
-        self.plan = Plan(prefix, self.router.topics, PARTITIONS, None, 168, 168)
+        self.plan = TopicPlan(prefix, self.router.topics, PARTITIONS, None, 168, 168)
         self.topics = Topics.of(prefix, "router", self.router.topics)
         self.prefix = prefix
 
     def through(self, bootstrap: str) -> Self:
         """The same on another way to the brokers."""
         other = copy(self)
-        other.connection = Connection([bootstrap], Security().options())
+        other.connection = KafkaConnection([bootstrap], Security().options())
         return other
 
     async def ends(self) -> int:

@@ -24,7 +24,7 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, fro
 from cloudevents.v1.kafka import KafkaMessage as OldKafkaMessage
 from cloudevents.v1.kafka import from_binary
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.kafka.records import partition_of
@@ -34,8 +34,10 @@ from receiver.core.message import Record
 from receiver.core.notification import Notification
 from receiver.core.router import Router
 from receiver.core.session import Session
-from receiver.process import build
-from receiver.process.clustered import Part, clustered, plan_of
+from receiver.process.cluster import plan_of
+from receiver.process.clustered import clustered
+from receiver.process.part import Part
+from receiver.process.routing import build_router
 from receiver.reader import Cursor
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
@@ -90,14 +92,14 @@ class Site(NamedTuple):
     config: Path
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> KafkaConnection:
         """How to get there."""
-        return Connection([self.kafka.bootstrap], Security().options())
+        return KafkaConnection([self.kafka.bootstrap], Security().options())
 
     @property
     def router(self) -> Router:
         """What the router decides with."""
-        return build.build_router(self.settings)
+        return build_router(self.settings)
 
     @property
     def inbox(self) -> str:
@@ -258,10 +260,10 @@ def decided(site: Site, inbox: Sequence[JavaRecord]) -> Mapping[str, Sequence[tu
         trace = f"{record.partition}-{record.offset}"
         decision = site.router.decide(notification, trace, sessions.get(notification.key), clock)
         sessions[notification.key] = decision.session
-        for topic, key, value, headers, timestamp_millis in decision.messages:
-            pairs = tuple((name, text.encode()) for name, text in headers)
-            told = record.partition, key.encode(), pairs, value, timestamp_millis
-            topics[topic.removeprefix(f"{site.prefix}.")].append(told)
+        for each in decision.messages:
+            pairs = tuple((name, text.encode()) for name, text in each.headers)
+            told = record.partition, each.key.encode(), pairs, each.value, each.timestamp_millis
+            topics[each.topic.removeprefix(f"{site.prefix}.")].append(told)
     return topics
 
 
@@ -327,7 +329,7 @@ def test_java_would_choose_the_same_partitions(written: Written) -> None:
     assert written.site.kafka.java_partitions(scratch, list(lies_in)) == lies_in
 
 
-async def _create(connection: Connection, topic: str) -> None:
+async def _create(connection: KafkaConnection, topic: str) -> None:
     async with connection.admin(SECONDS_MAX) as admin:
         await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
 

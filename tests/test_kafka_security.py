@@ -20,11 +20,13 @@ import httpx2
 import pytest
 
 from receiver.backends.kafka import topics
-from receiver.backends.kafka.tokens import ClientCredentials
+from receiver.backends.kafka.tokens import KafkaTokens
 from receiver.core.errors import Unavailable
 from receiver.core.message import Record
-from receiver.process import build
-from receiver.process.clustered import WHOLE, ClusteredNode, clustered, connection_of, plan_of
+from receiver.process.cluster import connection_of, plan_of
+from receiver.process.clustered import ClusteredNode, clustered
+from receiver.process.part import WHOLE
+from receiver.process.routing import build_router
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import HOST, PASSWORD, USER, Cluster, Credentials
@@ -184,7 +186,7 @@ def site(broker: Cluster, stranger: Credentials, tokens: TokenServer, topic_pref
 @asynccontextmanager
 async def serving(settings: Settings, telemetry: Telemetry) -> AsyncIterator[ClusteredNode]:
     """An edge's spool and a router, at work."""
-    async with clustered(settings, telemetry, build.build_router(settings), WHOLE) as node:
+    async with clustered(settings, telemetry, build_router(settings), WHOLE) as node:
         jobs = [asyncio.ensure_future(job) for job in node.jobs()]
         try:
             yield node
@@ -209,7 +211,7 @@ async def statuses(node: ClusteredNode, prefix: str, count: int) -> Sequence[Rec
 
 async def refusal(settings: Settings) -> str:
     """What is told of a cluster that can't be asked."""
-    plan = plan_of(settings, build.build_router(settings))
+    plan = plan_of(settings, build_router(settings))
     with pytest.raises(Unavailable) as caught:
         await topics.check(connection_of(settings), plan)
     return caught.value.message
@@ -405,9 +407,9 @@ async def test_an_authorization_server_that_is_down(site: Site, telemetry: Telem
     assert [record.message.key for record in records] == [f"s{number}" for number in range(count + 1)]
 
 
-def credentials(server: TokenServer, timeout_seconds: float = SECONDS_MAX) -> ClientCredentials:
+def credentials(server: TokenServer, timeout_seconds: float = SECONDS_MAX) -> KafkaTokens:
     """What asks an authorization server, in time."""
-    return ClientCredentials(server.url, CLIENT_ID, CLIENT_SECRET, SCOPE, timeout_seconds=timeout_seconds)
+    return KafkaTokens(server.url, CLIENT_ID, CLIENT_SECRET, SCOPE, timeout_seconds=timeout_seconds)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,7 @@ async def test_an_answer_without_a_token(tokens: TokenServer, status: int, conte
 async def test_no_authorization_server(url: str, why: str) -> None:
     """Where nobody is, or nobody can be, this is told."""
     with pytest.raises(Unavailable, match=f"no token for Kafka: the token server can't be reached: {why}"):
-        await ClientCredentials(url, CLIENT_ID, CLIENT_SECRET, None).token()
+        await KafkaTokens(url, CLIENT_ID, CLIENT_SECRET, None).token()
 
 
 @pytest.mark.parametrize("life", ['"3600"', '"NaN"', "1e400", "null", '"soon"', "[]"])
@@ -455,7 +457,7 @@ async def test_a_life_of_unknown_length(tokens: TokenServer, life: str) -> None:
     source = credentials(tokens)
     assert [await source.token(), await source.token()] == ["a.b", "a.b"]
     assert tokens.asked == 1
-    assert source.seconds_left < 3601
+    assert source.tokens.seconds_left < 3601
 
 
 @pytest.mark.parametrize("fault", ["silent", "trickling"])
@@ -484,10 +486,10 @@ async def test_a_token_is_used_until_its_end(tokens: TokenServer) -> None:
     source = credentials(tokens)
     assert await source.token() == "first"
     tokens.answer = 500, b""
-    await until(lambda: source.seconds_left < 1.9)
+    await until(lambda: source.tokens.seconds_left < 1.9)
     assert await source.token() == "first"
     assert tokens.asked == 2
-    await until(lambda: source.seconds_left <= 0)
+    await until(lambda: source.tokens.seconds_left <= 0)
     with pytest.raises(Unavailable, match="the token server answers 500"):
         await source.token()
     tokens.answer = None

@@ -45,7 +45,8 @@ def _posting(spelled: str) -> Posting:
         return Posting("acme", b"{", "application/json", Facts("malformed"))
     session_id, what = spelled.split()
     event, sender = told(f"{what}" if "@" in what else f"{what}@acme", session_id)
-    facts = Facts("event", session_id, *event[1:4], event.id, event.source, event.type)
+    status, info, micros = event.qos_status, event.status_info, event.time_micros
+    facts = Facts("event", session_id, status, info, micros, event.id, event.source, event.type)
     is_end = facts.qos_status == "UNAVAILABLE"
     return Posting(sender, body(event), "application/json", facts, Told(int(is_end), 0, is_end))
 

@@ -14,6 +14,7 @@ from receiver.core.facts import NO_FACTS, Facts, facts_of, members, merged
 from receiver.core.notification import CLIENT, RECONCILE, Notification
 from receiver.core.router import Decision, Router
 from receiver.core.session import MISSING_SOURCE, Session, Verdict, apply, learn
+from receiver.core.session import merged as merged_sessions
 from receiver.core.session_record import session_from
 from receiver.qod.difference import differences
 from receiver.qod.model import ApiSession
@@ -133,6 +134,17 @@ def test_the_sender_stays() -> None:
     assert session.sender == "other"
 
 
+def test_a_merged_session_is_its_senders() -> None:
+    """Two sessions of one id are one only where they are one sender's; then the end's reason is kept."""
+    ours, _ = after(["A1", "~U5"])
+    theirs, _ = after(["A1", "U4:N"])
+    assert (
+        merged_sessions(ours, theirs).status_info == merged_sessions(theirs, ours).status_info == "NETWORK_TERMINATED"
+    )
+    another, _ = after(["A1@other"])
+    assert merged_sessions(ours, another) is another
+
+
 def test_facts_stay() -> None:
     """What the API told of a session is remembered through all that senders tell, and its latest word counts."""
     session, _ = after(["~!R1", "A2", "~A3", "U4:N"])
@@ -197,7 +209,7 @@ def test_learning_twice_changes_nothing(texts: list[str]) -> None:
 def test_an_end_is_told_once(before: list[str], later: list[str]) -> None:
     """After the API told of the end nothing that is posted is accepted any more: no alert comes twice."""
     known = [*before, "~U9"]
-    assume("U" in after(known)[0].learned)  # and was not known before
+    assume(QosStatus.UNAVAILABLE in after(known)[0].learned)  # and was not known before
     for text in later:
         if not text.startswith("~"):
             known.append(text)
@@ -298,6 +310,7 @@ def test_facts_are_read_back() -> None:
         {"duration": "60"},
         {"duration": True},
         {"expiresAt": "soon"},
+        {"expiresAt": "9999-12-31T23:59:59-23:00"},
         {"device": []},
         {"qosProfile": 1},
     ]

@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from receiver.backends.kafka.batches import Batches, builder
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.limits import (
     REFUSALS,
     Effort,
@@ -28,7 +28,7 @@ WHERE = TopicPartition("qod.status", 0)
 
 
 #: Nothing can be read there.
-NOWHERE = Connection(["127.0.0.1:9"], Security().options())
+NOWHERE = KafkaConnection(["127.0.0.1:9"], Security().options())
 
 
 @pytest.fixture
@@ -135,3 +135,15 @@ def test_a_dead_letter_fits(bytes_max: int, size: int) -> None:
     assert (b"{" + b"x" * size).startswith(b64decode(value["body"]))
     if bytes_max >= 2 * size + 2_000:
         assert shorter == letter
+
+
+def test_what_was_learned_of_positions_is_of_one_inbox() -> None:
+    """Positions that could not be written are forgotten with the inbox that they were in, and with no other."""
+    lessons = Lessons()
+    lessons.are_of("one")
+    lessons.unwritable[3] = "too long"
+    lessons.bare.add(3)
+    lessons.are_of("one")
+    assert (lessons.unwritable, lessons.bare) == ({3: "too long"}, {3})
+    lessons.are_of("another")
+    assert (lessons.unwritable, lessons.bare) == ({}, set())

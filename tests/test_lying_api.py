@@ -133,7 +133,7 @@ async def test_an_api_that_forgot_everything_ends_nobody() -> None:
 @pytest.mark.parametrize("count", [2_500, 6_000])
 async def test_an_api_that_forgot_many_ends_nobody(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """So it is however few of them are asked for at a time: those stand for all."""
-    monkeypatch.setattr("receiver.qod.reconcile._ASKED_MAX", 100)
+    monkeypatch.setattr("receiver.qod.reconciler._ASKED_MAX", 100)
     async with comparing(live(count)) as (api, reconciler):
         api.script(answer(200, []), GONE)
         with pytest.raises(ReceiverError, match=f"about {count} of our {count} sessions no more"):
@@ -142,7 +142,7 @@ async def test_an_api_that_forgot_many_ends_nobody(count: int, monkeypatch: pyte
 
 async def test_a_part_that_is_gone_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where less than half are gone they are told, as many as are asked for at a time."""
-    monkeypatch.setattr("receiver.qod.reconcile._ASKED_MAX", 100)
+    monkeypatch.setattr("receiver.qod.reconciler._ASKED_MAX", 100)
     async with comparing(live(1_000)) as (api, reconciler):
         api.script(answer(200, [{**SESSION, "sessionId": f"s-{number}"} for number in range(600)]), GONE)
         found = await reconciler.compare()

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from receiver.backends.sqlite.node import SqliteNode
+from receiver.backends.sqlite.node import ServedDirectory
 from receiver.core.notification import Notification
 from tests.limits import SECONDS_MAX
 from tests.nodes import SESSIONS_TOPIC
@@ -34,7 +34,7 @@ def keep(directory: Path, count: int, body_bytes: int) -> None:
     """Have a backlog in a directory."""
 
     async def append() -> None:
-        node = SqliteNode(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=SECONDS_MAX)
+        node = ServedDirectory(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=SECONDS_MAX)
         try:
             for first in range(0, count, 16):
                 some = [large(number, body_bytes) for number in range(first, min(first + 16, count))]

@@ -223,7 +223,7 @@ async def test_what_does_not_pass_is_asked_once(reply: Reply, server: FaultyApi)
 async def test_who_has_a_token_waits_for_no_other(server: FaultyApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A token that can't be renewed now is used, and nobody waits for the server's pause."""
     server.grant = lambda _: answer(200, {"access_token": "t", "expires_in": 60})
-    monkeypatch.setattr("receiver.oauth._LIFE_USED", 0)
+    monkeypatch.setattr("receiver.client_credentials._LIFE_USED", 0)
     source = credentials(server, attempts_max=4)
     assert await source.token() == "t"
     server.grant = lambda _: answer(503, retry_after="30")

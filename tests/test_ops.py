@@ -16,18 +16,18 @@ import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
-import receiver.telemetry
+import receiver.metrics
 from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.router import Router
 from receiver.core.session import Verdict
+from receiver.operations import LocalOperations
 from receiver.ops import OpsApp
-from receiver.replay import DeadLetters
 from receiver.telemetry import Telemetry
 from tests.limits import SECONDS_MAX
 from tests.nodes import Node, SqliteBackend, append, everything, forget, route, until
 from tests.samples import SENDER, SESSION_ID, body, posted, told
 
-SOURCE_OF_METRICS = Path(receiver.telemetry.__file__).read_text()
+SOURCE_OF_METRICS = Path(receiver.metrics.__file__).read_text()
 TOKEN = "a token of the operations port"
 UNKNOWN_TYPE = body(told("A1")[0]._replace(type="org.camaraproject.device-roaming.v0.roaming-status"))
 
@@ -56,9 +56,8 @@ async def serving(node: Node, telemetry: Telemetry, token: str | None = None) ->
     notices: dict[str, str] = {}
     stopping = asyncio.Event()
     app = OpsApp(
-        inbox=node.inbox,
         reader=node.reader,
-        dead_letters=DeadLetters(node.reader, node.inbox, "qod"),
+        operations=LocalOperations(node.reader, node.inbox, "qod"),
         telemetry=telemetry,
         session_counts=node.reader.session_counts,
         troubles=lambda: troubles,

@@ -21,7 +21,7 @@ from receiver.core import rfc3339
 from receiver.core.errors import Malformed
 from receiver.core.event import QosStatus
 from receiver.qod import model
-from receiver.qod.model import ApiSession, Creation, Device, Identifiers, QosProfile, api_session, code_told, told
+from receiver.qod.model import ApiSession, Creation, Device, Identifiers, QosProfile, api_session, code_told, quoted
 from tests.samples import SESSION_ID
 
 PHONE = "+34600111222"
@@ -343,18 +343,18 @@ def test_a_url_to_post_to(url: str) -> None:
 )
 def test_what_the_api_says_is_shown_without_what_was_sent(message: object, shown: str) -> None:
     """A message comes without control characters, in one line, short, and without identifiers and tokens."""
-    assert told(message, asked().notified(URL, SecretStr(TOKEN)), 300) == shown
+    assert quoted(message, asked().notified(URL, SecretStr(TOKEN)), 300) == shown
 
 
 def test_a_number_is_not_shown_whoever_it_is() -> None:
     """Where no device was sent, what looks like a phone number is removed all the same, and an id is not."""
-    assert told(f"{PHONE} holds {SESSION_ID}", None, 300) == f"… holds {SESSION_ID}"
+    assert quoted(f"{PHONE} holds {SESSION_ID}", None, 300) == f"… holds {SESSION_ID}"
 
 
 @given(st.lists(st.sampled_from([*SECRETS, " ", "x", "+", "\n", "is busy", "1"]), max_size=12), st.integers(0, 60))
 def test_no_message_quotes_what_was_sent(parts: list[str], chars_max: int) -> None:
     """However the API mixes identifiers into a message, and wherever that is cut, none is shown."""
-    shown = told("".join(parts), asked().notified(URL, SecretStr(TOKEN)), chars_max)
+    shown = quoted("".join(parts), asked().notified(URL, SecretStr(TOKEN)), chars_max)
     assert not [secret for secret in SECRETS if secret in shown]
     assert len(shown) <= chars_max + 1
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from receiver.process.build import build_router
-from receiver.process.clustered import WHOLE, clustered
+from receiver.process.clustered import clustered
+from receiver.process.part import WHOLE
+from receiver.process.routing import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Cluster

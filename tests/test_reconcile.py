@@ -18,11 +18,12 @@ import httpx2
 import pytest
 
 from receiver.core import rfc3339
-from receiver.process.build import build_router
-from receiver.process.embedded import EmbeddedNode, open_node, open_reader
+from receiver.process.directory import open_directory, open_reader
+from receiver.process.embedded import EmbeddedNode
 from receiver.process.reconciling import reconciler
+from receiver.process.routing import build_router
 from receiver.qod.reconciler import Schedule
-from receiver.settings import Settings
+from receiver.settings import load
 from receiver.telemetry import Telemetry
 from tests import simulated
 from tests.faulty_api import SESSION, SESSION_ID, FaultyApi, answer, error
@@ -205,14 +206,16 @@ def test_an_ordinary_session_is_enriched(operator: Operator, start: Start) -> No
     assert end["value"]["deviceHash"] == sessions(receiver)[session_id]["deviceHash"]
 
 
-@pytest.mark.usefixtures("operator")
-def test_a_session_that_was_made_here_is_enriched_from_the_first(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_was_made_here_is_enriched_from_the_first(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`session create` tells the receiver of the session before its first notification can come."""
-    monkeypatch.setenv("QOD_RECEIVER_API__RECONCILE_SECONDS", "0")
-    receiver = start()
-    options = "--profile", "QOS_L", "--duration", "1", "--json", "--data", str(receiver.directory)
-    session_id = json.loads(run("session", "create", "--phone", TOLD, *options))["sessionId"]
-    until(lambda: sessions(receiver).get(session_id, {}).get("qosStatus") == "UNAVAILABLE", "the end")
+    with simulated.serving(tmp_path, "--available-after", "5") as process:  # however busy the machine is
+        known(monkeypatch, process.url, RECONCILE_SECONDS="0")
+        receiver = start()
+        options = "--profile", "QOS_L", "--duration", "1", "--json", "--data", str(receiver.directory)
+        session_id = json.loads(run("session", "create", "--phone", TOLD, *options))["sessionId"]
+        until(lambda: sessions(receiver).get(session_id, {}).get("qosStatus") == "UNAVAILABLE", "the end")
     told = [
         (record["value"]["qosStatus"], record["headers"].get("origin"), record["value"]["qosProfile"])
         for record in tail(receiver.directory, "status")
@@ -252,9 +255,9 @@ async def test_what_is_not_routed_yet_is_told_once(
     monkeypatch.setenv("QOD_RECEIVER_API__RECONCILE_SECONDS", "0")
     session_id = operator.create(NEVER_NOTIFIED, 600, start())
     until(lambda: operator.session(session_id)["qosStatus"] == "AVAILABLE", "AVAILABLE")
-    settings = Settings(data=tmp_path / "unrouted")
+    settings = load(None, {"data": tmp_path / "unrouted"})
     telemetry = Telemetry(io.StringIO())
-    with closing(open_node(settings)) as node, closing(open_reader(settings)) as reader:
+    with closing(open_directory(settings)) as node, closing(open_reader(settings)) as reader:
         async with reconciler(
             settings, EmbeddedNode(node, reader, settings, telemetry, build_router(settings))
         ) as made:

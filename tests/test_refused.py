@@ -20,12 +20,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import Topics
 from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.membership import Membership
-from receiver.backends.kafka.topics import Plan, create
+from receiver.backends.kafka.topics import TopicPlan, create
 from receiver.backends.spool import SET_ASIDE, Spool
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
@@ -208,7 +208,7 @@ def _left_by_a_clock_ahead(directory: Path, hours: int, count: int) -> None:
     """What an edge left in its spool whose clock was ahead."""
 
     async def leave() -> None:
-        nowhere = KafkaInbox(Connection(["127.0.0.1:9"], Security().options()), "inbox", append_timeout_seconds=1)
+        nowhere = KafkaInbox(KafkaConnection(["127.0.0.1:9"], Security().options()), "inbox", append_timeout_seconds=1)
         spool = Spool(directory, nowhere, Telemetry(StringIO()), bytes_max=1 << 20, append_timeout_seconds=30)
         with closing(spool):
             await asyncio.gather(*(spool.append(each) for each in _ahead(hours, count)))
@@ -271,9 +271,9 @@ async def _kept(inbox: KafkaInbox, notification: Notification) -> None:
 @pytest.mark.parametrize("hours", [3, -3, 50])
 async def test_our_own_clock_is_wrong(narrow: Cluster, prefix: str, hours: int) -> None:
     """Where this machine's clock is wrong by hours, notifications are appended once and routed once all the same."""
-    connection = Connection([narrow.bootstrap], Security().options())
+    connection = KafkaConnection([narrow.bootstrap], Security().options())
     router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
-    plan = Plan(prefix, router.topics, 1, None, 168, 168)
+    plan = TopicPlan(prefix, router.topics, 1, None, 168, 168)
     topics = Topics.of(prefix, "router", router.topics)
     await create(connection, plan)
     limits = Limits(connection, lambda: _now_micros() // 1000 + hours * HOUR // 1000)

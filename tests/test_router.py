@@ -17,7 +17,7 @@ from receiver.core.router import Decision, Router
 from receiver.core.routes import DEFAULT_ROUTES, Route, targets
 from receiver.core.session import MARKS_MAX, Verdict
 from receiver.core.session_record import session_from
-from receiver.process.build import build_router
+from receiver.process.routing import build_router
 from receiver.settings import RouterSettings, Settings
 from tests.samples import HOUR, SECOND, SENDER, SESSION_ID, SOURCE, START, TYPE, bare, body, decisions, posted, told
 
@@ -145,7 +145,7 @@ def test_status_value(router: Router, what: list[str | bytes], value: dict[str, 
 def test_both_streams_tell_the_same(router: Router) -> None:
     """A record on the stream of ends is the one on the status stream."""
     decision = made(router, "A1", "U2:N")
-    assert one(decision, "qod.unavailable")[1:] == one(decision, "qod.status")[1:]
+    assert one(decision, "qod.unavailable") == one(decision, "qod.status")._replace(topic="qod.unavailable")
 
 
 @pytest.mark.parametrize(
@@ -330,6 +330,19 @@ def test_a_dead_letter_is_one_that_brokers_take(router: Router) -> None:
     assert value["bodyBytes"] == 900_000
 
 
+@pytest.mark.parametrize(
+    ("origin", "content", "reason"),
+    [
+        ("beside:/wrong", body(told("A1")[0]), "posted to /wrong, where nothing is served; replay it"),
+        ("reconcile", body(told("A1")[0], more="x" * 70_000), "longer than 65536 bytes"),
+    ],
+)
+def test_where_it_came_from_may_be_why(router: Router, origin: str, content: bytes, reason: str) -> None:
+    """What was posted beside our paths dies, and what is longer than anything that the API tells."""
+    decision = decisions(router, [posted(content, origin=origin)])[0]
+    assert told_by(decision, "qod.dead-letter")["reason"].startswith(reason)
+
+
 def test_a_dead_letter_says_why(router: Router) -> None:
     """The reason tells an operator what was wrong."""
     assert "JSON" in told_by(made(router, b"{"), "qod.dead-letter")["reason"]
@@ -480,6 +493,15 @@ def test_a_topic_gets_a_message_once() -> None:
     router = Router(prefix="qod", routes=routes, forget_after_seconds=1)
     topics = [message.topic for message in made(router, "U1:N").messages]
     assert topics == ["qod.sessions", "qod.status", "qod.unavailable", "qod.alerts"]
+
+
+def test_kinds_of_events_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender may make up as many reasons as it likes: each event goes where its kind goes, and memory has a limit."""
+    monkeypatch.setattr("receiver.core.router._KINDS_MAX", 2)
+    router = Router(prefix="qod", forget_after_seconds=1)
+    for number in range(5):
+        topics = [message.topic for message in made(router, f"U1:REASON_{number}").messages]
+        assert topics == ["qod.sessions", "qod.status", "qod.unavailable"]
 
 
 def test_an_extra_route_can_feed_a_default_topic() -> None:

@@ -196,7 +196,7 @@ def test_the_openapi_document_has_every_answer() -> None:
     described = {int(status) for status in document["paths"]["/notifications"]["post"]["responses"]}
     source = "".join(
         (Path(receiver.__file__).parent / name).read_text()
-        for name in ("edge/auth.py", "edge/admission.py", "edge/app.py", "core/errors.py")
+        for name in ("edge/auth.py", "edge/admission.py", "edge/intake.py", "core/errors.py")
     )
     given_by_code = {HTTPStatus[name].value for name in re.findall(r"HTTPStatus\.([A-Z_]+)", source)}
     elsewhere = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from receiver.core.event import QosStatus
-from receiver.settings import Problem, Settings, SettingsError, layers, load
+from receiver.settings import Settings, layers, load
+from receiver.settings_problems import Problem, SettingsError
 from tests.kafka_cluster import Credentials
 
 SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.shared_spool import DistantSpool, SharedSpool
 from receiver.backends.spool import Spool
@@ -23,7 +23,7 @@ SECONDS_MAX = 60
 @pytest.fixture
 async def nowhere() -> KafkaInbox:
     """Kafka is away."""
-    return KafkaInbox(Connection(["127.0.0.1:9"], Security().options()), "inbox", append_timeout_seconds=1)
+    return KafkaInbox(KafkaConnection(["127.0.0.1:9"], Security().options()), "inbox", append_timeout_seconds=1)
 
 
 @pytest.fixture

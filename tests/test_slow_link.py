@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Limits
-from receiver.backends.kafka.topics import Plan, create
+from receiver.backends.kafka.topics import TopicPlan, create
 from receiver.backends.spool import Spool
 from receiver.core.message import Message
 from receiver.core.router import Router
@@ -73,9 +73,9 @@ def link(kafka_cluster: Cluster) -> Iterator[Link]:
 
 async def _fill(kafka: Brokers, prefix: str) -> None:
     """Let sessions change often, before anybody routes."""
-    connection = Connection([kafka.bootstrap], Security().options())
+    connection = KafkaConnection([kafka.bootstrap], Security().options())
     router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
-    plan = Plan(prefix, router.topics, 1, None, 168, 168)
+    plan = TopicPlan(prefix, router.topics, 1, None, 168, 168)
     await create(connection, plan)
     inbox = KafkaInbox(connection, plan.inbox, append_timeout_seconds=60)
     running = asyncio.create_task(inbox.run())
@@ -122,8 +122,10 @@ async def test_an_edge_drains_over_a_slow_link(
     link: Link, topic_prefix: str, tmp_path: Path, telemetry: Telemetry
 ) -> None:
     """What lies on the disk gets into four partitions although a batch for each does not get through in time."""
-    connection = Connection([link.bootstrap], Security().options())
-    plan = Plan(topic_prefix, Router(prefix=topic_prefix, forget_after_seconds=96 * 3600).topics, 4, None, 168, 168)
+    connection = KafkaConnection([link.bootstrap], Security().options())
+    plan = TopicPlan(
+        topic_prefix, Router(prefix=topic_prefix, forget_after_seconds=96 * 3600).topics, 4, None, 168, 168
+    )
     await create(connection, plan)
     inbox = KafkaInbox(connection, plan.inbox, append_timeout_seconds=2)
     spool = Spool(tmp_path / "0", inbox, telemetry, bytes_max=1 << 30, append_timeout_seconds=60)
@@ -153,8 +155,10 @@ def _large() -> dict[int, int]:
 
 async def test_what_a_lost_lane_held_is_freed(link: Link, topic_prefix: str) -> None:
     """Commits that take too long become smaller until one is done, and no lane leaves its records behind."""
-    connection = Connection([link.bootstrap], Security().options())
-    plan = Plan(topic_prefix, Router(prefix=topic_prefix, forget_after_seconds=96 * 3600).topics, 1, None, 168, 168)
+    connection = KafkaConnection([link.bootstrap], Security().options())
+    plan = TopicPlan(
+        topic_prefix, Router(prefix=topic_prefix, forget_after_seconds=96 * 3600).topics, 1, None, 168, 168
+    )
     await create(connection, plan)
     topics = Topics.of(topic_prefix, "router", plan.names)
     limits = Limits(connection)

@@ -23,7 +23,7 @@ from receiver.backends.packing import (
     unpack_messages,
     unpack_notifications,
 )
-from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
 from receiver.backends.sqlite.schema import FILE_NAME, MARK_NAME
 from receiver.core.errors import Unavailable
 from receiver.core.message import Message
@@ -50,8 +50,8 @@ FAR_FUTURE = 2**62
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections opened from now on wait for a lock hardly at all."""
-    for module in ("sqlite_file", "sqlite_view"):
-        monkeypatch.setattr(f"receiver.backends.{module}.BUSY_TIMEOUT_MILLIS", 20)
+    for module in ("file", "view"):
+        monkeypatch.setattr(f"receiver.backends.sqlite.{module}.BUSY_TIMEOUT_MILLIS", 20)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ async def test_two_nodes_cannot_serve_one_directory(backend: SqliteBackend) -> N
     """The second is refused with a message that names the directory, and does the first no harm."""
     async with backend.opened() as node:
         with pytest.raises(Unavailable, match=f"another process serves {backend.directory}") as caught:
-            SqliteNode(backend.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=1)
+            ServedDirectory(backend.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=1)
         assert caught.value.reason == "locked"
         await append(node, posted("A1"))
 
@@ -284,7 +284,7 @@ def test_no_reader_without_a_file(tmp_path: Path) -> None:
 
 async def test_every_commit_is_synced(backend: SqliteBackend) -> None:
     """The writing connection has a write-ahead log and syncs it at every commit, whatever SQLite's default is."""
-    node = SqliteNode(backend.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=1)
+    node = ServedDirectory(backend.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=1)
     try:
         connection = node._file._connection  # noqa: SLF001  # nothing else shows it short of a power cut
         assert connection is not None
@@ -362,9 +362,9 @@ async def test_a_damaged_record_is_not_shown(backend: SqliteBackend, router: Rou
 
 
 @contextmanager
-def retaining(directory: Path) -> Iterator[SqliteNode]:
+def retaining(directory: Path) -> Iterator[ServedDirectory]:
     """A node whose retention can be asked for."""
-    node = SqliteNode(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=30)
+    node = ServedDirectory(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=30)
     try:
         yield node
     finally:

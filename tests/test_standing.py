@@ -17,7 +17,8 @@ NOW, WAS, TABLE, OTHER_TABLE = "now", "was", "table", "other"
         (Place(7, 1, NOW, TABLE), {NOW: 80}, (5, 9), Standing(7)),  # it was longer once, and that was settled
         (Place(7), {"": 7}, (5, 9), Standing(7)),  # by an older release
         (Place(7), {WAS: 7}, (5, 9), Standing(7)),
-        (None, {"": 7}, (5, 9), Standing(7)),
+        (Place(7, 1, NOW, TABLE), {"": 7, NOW: 7}, (5, 9), Standing(7)),
+        (None, {"": 7}, (5, 9), Standing(5, Doubt.INBOX_ANEW)),
         (None, {"": 7, NOW: 8}, (5, 9), Standing(8)),
         (None, {NOW: 8, WAS: 80}, (5, 9), Standing(8)),
         (None, {"": 0, NOW: 0}, (5, 9), Standing(5)),  # what was exported from a directory has no place
@@ -34,6 +35,13 @@ NOW, WAS, TABLE, OTHER_TABLE = "now", "was", "table", "other"
         (Place(7, 1, NOW, OTHER_TABLE), {}, (5, 9), Standing(5, Doubt.SESSIONS_ANEW, 7)),
         (Place(7, 1, NOW, OTHER_TABLE), {NOW: 3}, (5, 9), Standing(5, Doubt.SESSIONS_ANEW, 7)),
         (Place(7, 1, NOW, ""), {}, (5, 9), Standing(7)),
+        (Place(7, 1, NOW, TABLE), {"": 8}, (5, 9), Standing(7, Doubt.FOREIGN_POSITION)),  # a record without an id
+        (Place(7, 1, NOW, TABLE), {"": 8, NOW: 9}, (5, 9), Standing(9)),
+        (Place(7, 1, NOW, TABLE), {"": 80}, (5, 9), Standing(7)),
+        (Place(9, is_ours=False), {}, (5, 9), Standing(5, Doubt.FOREIGN_POSITION)),
+        (Place(9, is_ours=False), {NOW: 8}, (5, 9), Standing(8, Doubt.FOREIGN_POSITION)),
+        (Place(9, is_ours=False), {"": 9, WAS: 8}, (5, 9), Standing(5, Doubt.FOREIGN_POSITION)),
+        (Place(6, is_ours=False), {NOW: 10}, (5, 9), Standing(None, Doubt.INBOX_SHORTER)),
     ],
 )
 def test_a_lane_stands_where_its_positions_fit(
@@ -53,7 +61,7 @@ def test_brokers_that_tell_no_ids_are_trusted(committed: Place) -> None:
 @pytest.mark.parametrize("place", [Place(0), Place(3, 17, NOW, TABLE, 12), Place(3, 17, "", "", 12)])
 def test_a_place_is_read_as_it_was_written(place: Place) -> None:
     """The group's metadata tells a place."""
-    assert place_of(place.position, place.metadata) == place
+    assert place_of(place.position, f"{place.metadata}#4.0.12") == place
 
 
 @pytest.mark.parametrize(
@@ -61,4 +69,5 @@ def test_a_place_is_read_as_it_was_written(place: Place) -> None:
 )
 def test_other_metadata_tells_no_ids(metadata: str, clock_micros: int) -> None:
     """An older release told the clock alone, and other programs tell what they like."""
-    assert place_of(3, metadata) == Place(3, clock_micros)
+    assert place_of(3, f"{metadata}#4.0.12") == Place(3, clock_micros)
+    assert place_of(3, metadata) == Place(3, clock_micros, is_ours=False)

@@ -7,7 +7,8 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import pytest
 import structlog
@@ -17,7 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from receiver.core.event import QosStatus
 from receiver.core.router import Router
 from receiver.core.session import Verdict
-from receiver.telemetry import LINE_DELAY_SECONDS, Fields, Telemetry, configure_log
+from receiver.log import configure_log
+from receiver.request_lines import LINE_DELAY_SECONDS, Line
+from receiver.telemetry import Telemetry
 from tests.nodes import Node, append, commit, until
 from tests.samples import SESSION_ID, START, posted
 
@@ -74,9 +77,9 @@ def logged() -> Iterator[tuple[Telemetry, io.StringIO]]:
         yield both
 
 
-def line(**changed: str | float) -> Fields:
+def line(**changed: str | float) -> Line:
     """What the edge tells of a request."""
-    return {
+    known: dict[str, Any] = {
         "received_micros": START,
         "outcome": "kept",
         "status_code": 204,
@@ -87,6 +90,7 @@ def line(**changed: str | float) -> Fields:
         "duration_seconds": 0.00125,
         **changed,
     }
+    return cast("Line", SimpleNamespace(**known))
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:

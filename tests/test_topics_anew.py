@@ -13,13 +13,14 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.structs import OffsetAndMetadata
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.known import known
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.core.errors import Unavailable
 from receiver.core.message import Record
-from receiver.process.build import build_router
-from receiver.process.clustered import WHOLE, ClusteredNode, Part, clustered
+from receiver.process.clustered import ClusteredNode, clustered
+from receiver.process.part import WHOLE, Part
+from receiver.process.routing import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers
@@ -37,7 +38,7 @@ class Site:
 
     def __init__(self, kafka: Brokers, prefix: str, directory: Path) -> None:
         self.bootstrap, self.prefix, self._directory = kafka.bootstrap, prefix, directory
-        self.connection = Connection([kafka.bootstrap], Security().options())
+        self.connection = KafkaConnection(kafka.bootstrap.split(","), Security().options())
 
     def topic(self, name: str) -> str:
         """The full name."""

@@ -1,7 +1,8 @@
-"""The directory that a process serves: its owner's alone, and no other process's meanwhile."""
+"""The directory that a process serves: its owner's alone, no other process's meanwhile, and its small files durable."""
 
 import fcntl
 import os
+import secrets
 from pathlib import Path
 
 from receiver.core.errors import Unavailable
@@ -38,3 +39,36 @@ def make_private(path: str) -> None:
     except FileExistsError:
         return
     os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes, *, is_new: bool = False) -> None:
+    """Write a file that is the owner's alone: whole or not at all, and there after a power cut. Blocks.
+
+    It takes the place of one that is there; with `is_new` that one stays, as several may make it at once.
+    """
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8) if is_new else 'unfinished'}")
+    unfinished.unlink(missing_ok=True)
+    make_private(str(unfinished))
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            path.hardlink_to(unfinished)
+        else:
+            unfinished.replace(path)
+    except FileExistsError:
+        return
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in a directory survive a power cut. Blocks."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -37,10 +37,25 @@ class Damaged(Exception):
 def pack_notifications(notifications: Sequence[Notification]) -> Pack:
     """Notifications as one blob."""
     return _pack(
-        # Earlier releases had no envelope, and read packs without one.
-        [(len(each.body), *(each[1:] if each.envelope else each[1:-1])) for each in notifications],
+        [_known(each) for each in notifications],
         [each.body for each in notifications],
     )
+
+
+def _known(notification: Notification) -> tuple[Any, ...]:
+    """What the index has of a notification: all but its body, of which it has the length."""
+    known = (
+        len(notification.body),
+        notification.key,
+        notification.sender,
+        notification.received_micros,
+        notification.content_type,
+        notification.correlator,
+        notification.traceparent,
+        notification.origin,
+    )
+    # Earlier releases had no envelope, and read packs without one.
+    return (*known, notification.envelope) if notification.envelope else known
 
 
 def unpack_notifications(blob: bytes, crc: int) -> list[Notification]:
@@ -62,10 +77,10 @@ def pack_messages(messages: Sequence[Message]) -> Pack:
     """Messages of one topic as one blob."""
     return _pack(
         [
-            (None if value is None else len(value), key, timestamp_millis, headers)
-            for _, key, value, headers, timestamp_millis in messages
+            (None if each.value is None else len(each.value), each.key, each.timestamp_millis, each.headers)
+            for each in messages
         ],
-        [message.value or b"" for message in messages],
+        [each.value or b"" for each in messages],
     )
 
 

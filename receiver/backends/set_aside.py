@@ -5,7 +5,6 @@ behind one went on without it, so that it may be late when it gets there.
 """
 
 import asyncio
-import os
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from hashlib import sha256
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 import orjson
+from msgspec.structs import asdict
 
+from receiver.backends.directory import sync_directory, write_durably
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification, envelope_again
 from receiver.inbox import Inbox
@@ -55,14 +56,15 @@ class SetAside:
 
     def keep(self, notification: Notification, why: str) -> None:
         """Keep one durably; one that lies here already is kept once. Blocks. Raises Unavailable."""
-        told = {**notification._asdict(), "body": b64encode(notification.body).decode()}
+        told = {**asdict(notification), "body": b64encode(notification.body).decode()}
         content = orjson.dumps(told, option=orjson.OPT_INDENT_2)
         path = self._directory / f"{notification.received_micros}-{sha256(content).hexdigest()[:16]}{_SUFFIX}"
         if sum(self._sizes.values()) + len(content) > self._bytes_max:
             raise Unavailable(f"no room to set a notification aside that Kafka does not take: {why}", reason="spool")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            _write(path, content)
+            write_durably(path, content)
+            sync_directory(self._directory.parent)
         except OSError as error:
             raise Unavailable(f"a notification can't be set aside: {error.strerror}", reason="spool") from error
         self._sizes[path] = len(content)
@@ -98,21 +100,6 @@ class SetAside:
 
     def _oldest_first(self) -> Sequence[Path]:
         return sorted(self._sizes, key=lambda path: int(path.name.partition("-")[0]))
-
-
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    for directory in (path.parent, path.parent.parent):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read(path: Path) -> Notification:

@@ -28,6 +28,7 @@ from receiver.backends.packing import Damaged, pack_notifications, unpack_notifi
 from receiver.backends.spool import FallibleInbox, Spool
 from receiver.core.errors import Unavailable
 from receiver.core.notification import Notification
+from receiver.inbox import Told, told_later
 
 #: What is handed over at a time. An edge waits for the answer before it hands over more, so that all else waits where
 #: its time limit is seen to.
@@ -152,6 +153,10 @@ class DistantSpool:
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hand_over(notification, kept, failed=False)
         return kept
+
+    def take(self, notification: Notification, told: Told) -> None:
+        """See the contract."""
+        told_later(self.append(notification), told)
 
     async def run(self) -> None:
         """Hand over what waits. What edge 0 did not answer before it ended is handed over again when it is back."""

@@ -8,48 +8,31 @@ While the disk is being emptied, appends wait a moment for the batch on its way,
 the disk that it holds less than before; the last ones go to Kafka. Else senders that never pause would keep it in use
 for ever, and could fill it faster than it empties, with nothing wrong any more.
 
-The disk is the embedded node's: the same file, the same syncs, the same care after a failure. What Kafka has is noted
-there and removed. While that fails draining goes on all the same: what is not noted is sent again after a restart.
+What Kafka has is noted on the disk (`spool_disk.py`). While that fails draining goes on all the same.
 """
 
 import asyncio
 import contextlib
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from receiver.backends.directory import Lock, make_directory
-from receiver.backends.packing import Pack
 from receiver.backends.set_aside import SetAside
-from receiver.backends.sqlite.file import Effects, SqliteFile
-from receiver.backends.sqlite.node import SqliteInbox
-from receiver.backends.sqlite.view import SqliteView
+from receiver.backends.spool_disk import SpoolDisk, Unsent
+from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
-from receiver.inbox import Inbox, LaneLost
+from receiver.inbox import Inbox, Told, told_later
 from receiver.reader import PassedOver, nobody
 
 #: Beside the spools: what Kafka does not take.
 SET_ASIDE = "set-aside"
 
-_NO_EFFECTS = Effects((), (), ())
-#: What is sent at a time: enough for a few batches, few enough to be sent again when one of them fails.
-_DRAIN_MAX = 2_000
-_DRAIN_BYTES_MAX = 8 * 1024 * 1024
-_BACKOFF_SECONDS_FIRST = 0.2
-_BACKOFF_SECONDS_MAX = 5.0
-_RETAIN_ROWS_MAX = 10_000
+_AGAIN_SECONDS_FIRST = 0.2
+_AGAIN_SECONDS_MAX = 5.0
 _TIDY_AGAIN_SECONDS = 10.0
-#: What a notification takes on disk besides its body, its index and SQLite's own included, is seldom more.
-_ROW_BYTES = 512
-#: Of what the spool may take, its log may take so much.
-_LOG_PART = 16
-#: An empty file is made small again when it takes so much.
-_SHRINK_BYTES = 1024 * 1024
 #: Kafka is slow rather than back where a batch takes longer; appends don't wait for that.
 _HOLD_SECONDS_MAX = 0.25
 
@@ -82,41 +65,40 @@ class Gauges(Protocol):
         ...
 
 
-class _Read(NamedTuple):
-    """What was read from the disk: all before a position, and what of that Kafka does not have yet."""
+class Held:
+    """Appends that wait a moment, for the batch that is on its way to Kafka, before `keep` writes them to the disk."""
 
-    unsent: Sequence[Notification]
-    next_position: int
+    def __init__(self, keep: Callable[[Notification], asyncio.Future[None]]) -> None:
+        self._keep = keep
+        self._waiting: deque[tuple[Notification, asyncio.Future[None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
+    def append(self, notification: Notification) -> asyncio.Future[None]:
+        """Have it wait where others do, or where a batch is on its way; else keep it."""
+        if self._timer is None and not self._waiting:
+            return self._keep(notification)
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((notification, kept))
+        return kept
 
-class _SpoolFile(SqliteFile):
-    """A file that knows what it takes on the disk, see `SqliteFile.taken_bytes`."""
+    def begin(self) -> None:
+        """A batch is on its way; no append waits for it longer than _HOLD_SECONDS_MAX."""
+        self._timer = asyncio.get_running_loop().call_later(_HOLD_SECONDS_MAX, self.end)
 
-    measured_bytes = 0
+    def end(self, count_max: int | None = None) -> None:
+        """Keep those that wait, or so many of them; who comes next waits no more, unless some still do."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for _ in range(len(self._waiting) if count_max is None else min(count_max, len(self._waiting))):
+            notification, kept = self._waiting.popleft()
+            self._keep(notification).add_done_callback(partial(_pass_on, kept))
 
-    def open(self) -> None:
-        """See SqliteFile."""
-        super().open()
-        self.measured_bytes = self.taken_bytes()
-
-    def append(self, pack: Pack, now_micros: int) -> None:
-        """See SqliteFile."""
-        super().append(pack, now_micros)
-        self.measured_bytes = self.taken_bytes()
-
-    def remove(self, position: int, next_position: int) -> None:
-        """Note that Kafka has what is between the positions, and remove it. Raises LaneLost and Unavailable."""
-        now_micros = time.time_ns() // 1000
-        if next_position > position:
-            self.commit(position, next_position, _NO_EFFECTS, now_micros)
-        self.retain(now_micros, now_micros, _RETAIN_ROWS_MAX)
-        self.measured_bytes = self.taken_bytes()
-
-    def shrink(self) -> None:
-        """See SqliteFile; where that gives back more than it costs."""
-        if self.file_bytes() > _SHRINK_BYTES:
-            super().shrink()
-            self.measured_bytes = self.taken_bytes()
+    def hand_over(self, append: Callable[[Notification], asyncio.Future[None]]) -> None:
+        """Give those that wait to `append` instead."""
+        waiting, self._waiting = self._waiting, deque()
+        for notification, kept in waiting:
+            append(notification).add_done_callback(partial(_pass_on, kept))
 
 
 class Spool:
@@ -139,31 +121,19 @@ class Spool:
         is_open: bool = False,
         passed_over: PassedOver = nobody,
     ) -> None:
-        make_directory(directory.parent)
-        make_directory(directory)
-        self._name = directory.name
-        self._lock = Lock(directory)
-        try:
-            self._file = _SpoolFile(directory, "", log_bytes_max=bytes_max // _LOG_PART, passed_over=passed_over)
-            self._file.open()
-            self._view = SqliteView(directory, "", passed_over, self._suspect)
-        except BaseException:
-            self._lock.release()
-            raise
-        self._writer, self._reader = ThreadPoolExecutor(1, "spool-writer"), ThreadPoolExecutor(1, "spool-reader")
-        self._disk = SqliteInbox(
-            self._file, self._writer, append_timeout_seconds=append_timeout_seconds, appended=appended
+        self._set_aside = SetAside(directory.parent / SET_ASIDE, gauges, bytes_max=bytes_max)
+        self._disk = SpoolDisk(
+            directory,
+            bytes_max=bytes_max,
+            append_timeout_seconds=append_timeout_seconds,
+            appended=appended,
+            passed_over=passed_over,
         )
+        self._held = Held(self._keep)
         self._inbox = inbox
         self._gauges = gauges
-        self._bytes_max = bytes_max
-        self._position = self._noted = self._view.position()
-        self._writing = self._writing_bytes = 0
-        self._set_aside = SetAside(directory.parent / SET_ASIDE, gauges, bytes_max=bytes_max)
-        self._read: _Read | None = None
+        self._unsent: Unsent | None = None
         self._filled = asyncio.Event()
-        self._held: deque[tuple[Notification, asyncio.Future[None]]] = deque()
-        self._holding: asyncio.TimerHandle | None = None
         self._opened = opened
         self._set_open(is_open or self.count > 0)
         self._tell()
@@ -171,7 +141,7 @@ class Spool:
     @property
     def count(self) -> int:
         """How many notifications wait on the disk."""
-        return self._file.end - self._position
+        return self._disk.count
 
     @property
     def notice(self) -> str:
@@ -184,21 +154,15 @@ class Spool:
     @property
     def trouble(self) -> str:
         """See the contract: empty as long as the disk can take what Kafka can't."""
-        if not self._is_open:
-            return ""
-        if self._taken_bytes >= self._bytes_max:
-            return self._full()
-        return self._disk.trouble
+        return self._disk.trouble if self._is_open else ""
 
     def append(self, notification: Notification) -> asyncio.Future[None]:
         """See the contract."""
-        if not self._is_open:
-            return self._inbox.append(notification, self._failed)
-        if self._holding is None and not self._held:
-            return self._keep(notification)
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._held.append((notification, kept))
-        return kept
+        return self._held.append(notification) if self._is_open else self._inbox.append(notification, self._failed)
+
+    def take(self, notification: Notification, told: Told) -> None:
+        """See the contract."""
+        told_later(self.append(notification), told)
 
     def keep(self, notification: Notification) -> asyncio.Future[None]:
         """Keep what Kafka did not take, on the disk whatever Kafka would say now."""
@@ -220,31 +184,23 @@ class Spool:
 
     async def empty(self) -> None:
         """Drain until nothing lies here."""
-        backoff_seconds = _BACKOFF_SECONDS_FIRST
+        backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while self._is_open:
             try:
                 try:
                     await self._drain()
                 finally:
-                    self._let_in()
+                    self._held.end()
             except Unavailable as error:
                 self._gauges.spool_failed(error.message)
                 await self._note()  # and find out whether the disk can be written, without any traffic
-                await asyncio.sleep(backoff_seconds)
-                backoff_seconds = min(2 * backoff_seconds, _BACKOFF_SECONDS_MAX)
+                await asyncio.sleep(backoff.seconds())
             else:
-                backoff_seconds = _BACKOFF_SECONDS_FIRST
+                backoff.reset()
 
     def close(self) -> None:
         """Finish what is being written. What waits here is drained after the next start."""
-        self._writer.shutdown()
-        self._reader.shutdown()
-        self._view.close()
-        self._file.close()
-        self._lock.release()
-
-    def _suspect(self) -> None:
-        self._file.is_suspect = True
+        self._disk.close()
 
     def _set_open(self, is_open: bool) -> None:
         self._is_open = is_open
@@ -258,126 +214,78 @@ class Spool:
         self.keep(notification).add_done_callback(partial(_pass_on, kept))
 
     def _keep(self, notification: Notification) -> asyncio.Future[None]:
-        if self._taken_bytes >= self._bytes_max:
-            refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            refused.set_exception(Unavailable(self._full(), reason="spool"))
-            return refused
-        size = len(notification.body) + _ROW_BYTES
-        self._writing_bytes += size
-        self._writing += 1
-        written = self._disk.append(notification)
-        written.add_done_callback(lambda done: self._written(done, size))
-        return written
-
-    def _written(self, written: asyncio.Future[None], size: int) -> None:
-        self._writing -= 1
-        self._writing_bytes -= size
-        if not written.cancelled():
-            written.exception()  # is told to whoever waits for it
-        self._tell()
+        return self._disk.append(notification, self._tell)
 
     async def _drain(self) -> None:
         """Send what lies here until nothing does, then let appends go straight again. Raises Unavailable."""
-        loop = asyncio.get_running_loop()
         drained_count = 0
-        while self.count or self._writing:
+        while self.count or self._disk.writing_count:
             if not self.count:
                 await asyncio.sleep(0.001)
                 continue
             if drained_count:
-                self._holding = loop.call_later(_HOLD_SECONDS_MAX, self._let_in)
-            if self._read is None:
-                found = await loop.run_in_executor(
-                    self._reader, self._view.inbox, self._position, _DRAIN_MAX, _DRAIN_BYTES_MAX
-                )
-                self._read = _Read(*found)
-            next_position = await self._send(self._read)
-            self._read = None
-            drained_count = next_position - self._position
-            self._position = next_position
+                self._held.begin()
+            if self._unsent is None:
+                self._unsent = await self._disk.read()
+            next_position = await self._send(self._unsent)
+            self._unsent = None
+            drained_count = self._disk.pass_to(next_position)
             await self._note()
-            self._let_in(drained_count // 2)
+            self._held.end(drained_count // 2)
             self._tell()
         self._set_open(False)
-        held, self._held = self._held, deque()
-        for notification, kept in held:
-            self.append(notification).add_done_callback(partial(_pass_on, kept))
+        self._held.hand_over(self.append)
         self._tell()
 
     async def _note(self) -> bool:
         """Note on the disk what Kafka has; whether that succeeded."""
-        loop, position = asyncio.get_running_loop(), self._position
         try:
-            await loop.run_in_executor(self._writer, self._file.remove, self._noted, position)
-        except LaneLost:
-            # A commit that failed was kept all the same.
-            self._noted = await loop.run_in_executor(self._reader, self._view.position)
-            return False
+            return await self._disk.note()
         except Unavailable as error:
             self._gauges.spool_failed(error.message)
-            self._disk.trouble = error.message
             return False
-        self._noted = position
-        self._disk.trouble = self._file.full
-        return True
 
     async def _tidy(self) -> bool:
         """Leave the file small and without anything that Kafka has; whether that succeeded."""
         is_noted = await self._note()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._file.shrink)
+            await self._disk.shrink()
         except Unavailable as error:
             self._gauges.spool_failed(error.message)
             return False
         self._tell()
         return is_noted
 
-    def _let_in(self, count_max: int | None = None) -> None:
-        """Write those that wait, or so many of them; who comes next waits no more, unless some still do."""
-        if self._holding is not None:
-            self._holding.cancel()
-            self._holding = None
-        for _ in range(len(self._held) if count_max is None else min(count_max, len(self._held))):
-            notification, kept = self._held.popleft()
-            self._keep(notification).add_done_callback(partial(_pass_on, kept))
-
-    async def _send(self, read: _Read) -> int:
+    async def _send(self, read: Unsent) -> int:
         """Send these in order; returns the position behind them.
 
         What Kafka does not take as it is, is set aside. Raises Unavailable where some were not kept: those alone are
         sent the next time.
         """
-        outcomes = await asyncio.gather(*map(self._inbox.append, read.unsent), return_exceptions=True)
+        outcomes = await asyncio.gather(*map(self._inbox.append, read.notifications), return_exceptions=True)
         unsent, failed = list[Notification](), None
-        for notification, outcome in zip(read.unsent, outcomes, strict=True):
+        for notification, outcome in zip(read.notifications, outcomes, strict=True):
             failure = await self._put_aside(notification, outcome) if isinstance(outcome, Unwritable) else outcome
             if isinstance(failure, BaseException):
                 unsent.append(notification)
                 failed = failed or failure
         if failed is not None:
-            self._read = read._replace(unsent=unsent)
-            taken_count, count = len(read.unsent) - len(unsent), len(read.unsent)
+            self._unsent = read._replace(notifications=unsent)
+            taken_count, count = len(read.notifications) - len(unsent), len(read.notifications)
             raise Unavailable(f"Kafka took {taken_count} of {count}: {failed}", reason="kafka") from failed
         return read.next_position
 
     async def _put_aside(self, notification: Notification, why: Unwritable) -> Unavailable | None:
         """Why it could not be put aside, None where it was."""
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._writer, self._set_aside.keep, notification, why.message)
+            await self._disk.write(self._set_aside.keep, notification, why.message)
         except Unavailable as error:
             return error
         return None
 
-    @property
-    def _taken_bytes(self) -> int:
-        return self._file.measured_bytes + self._writing_bytes
-
-    def _full(self) -> str:
-        return f"the spool is full: it takes {self._bytes_max} bytes of the disk"
-
     def _tell(self) -> None:
-        self._gauges.spooled(self._name, self.count + self._writing, self._taken_bytes)
+        disk = self._disk
+        self._gauges.spooled(disk.name, disk.count + disk.writing_count, disk.taken_bytes)
 
 
 def _pass_on(kept: asyncio.Future[None], written: asyncio.Future[None]) -> None:

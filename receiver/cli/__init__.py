@@ -1,29 +1,133 @@
-"""The command line. Exit status: 0 done, 1 failed, 2 not used as the help says. Logs go to standard error."""
+"""The command line. Exit status: 0 done, 1 failed, 2 not used as the help says. Logs go to standard error.
+
+A command's module is imported when the command is used, so that each waits for what it needs and for no more. What
+the list of commands shows stands here.
+"""
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 
-from receiver.cli import (
-    check_data,
-    export,
-    reconcile,
-    replay,
-    serve,
-    session,
-    simulate,
-    tail,
-    token,
-    topics,
-)
-from receiver.cli.options import ConfigOption, DataOption, Failed, KafkaOption, overrides, s
-from receiver.console import console, settings_text
+from receiver.cli.failed import Failed
 from receiver.core.errors import ReceiverError
-from receiver.settings import SettingsError, layers
+from receiver.settings_problems import SettingsError
+
+
+class _Command(NamedTuple):
+    """A command: its function as `module:name`, that function's docstring, and an example."""
+
+    place: str
+    help: str
+    example: str
+    context_settings: dict[str, Any] | None = None
+
+
+_EXAMPLE_ID = "3f2b8c1e-0d5a-4b7e-9c64-1a2b3c4d5e6f"
+
+_COMMANDS = {
+    "serve": _Command(
+        "serve:serve", "Receive notifications until Ctrl-C or SIGTERM.", "--data /var/lib/qod --port 8080"
+    ),
+    "demo": _Command(
+        "demo:demo",
+        "Play sessions against a receiver of its own, and watch what is routed.",
+        "--seconds 40 --sessions 30",
+    ),
+    "tail": _Command(
+        "tail:tail",
+        "Print the records of a topic: status, unavailable, sessions, dead-letter or one of your own.",
+        "unavailable --from beginning",
+    ),
+    "sessions": _Command(
+        "sessions:sessions",
+        "Print the sessions remembered, each with its newest state.",
+        "--status UNAVAILABLE --limit 10",
+    ),
+    "replay": _Command(
+        "replay:replay", "Send dead letters through today's parser again.", "--verdict unrecognized --dry-run"
+    ),
+    "reconcile": _Command(
+        "reconcile:reconcile",
+        "Tell the topics what the operator's API knows of our sessions and no notification told.",
+        "--dry-run",
+    ),
+    "export": _Command(
+        "export:export",
+        "Carry topics and sessions of a data directory to Kafka, once each; what waits in its inbox is routed first.",
+        "--kafka broker-1:9092,broker-2:9092 --data /var/lib/qod",
+    ),
+    "simulate": _Command(
+        "simulate:simulate",
+        "Play the operator: a QoD API whose sessions live, end and are told, well or badly.",
+        "--port 9090 --speed 10 --faults some --dialect all",
+    ),
+    "check-data": _Command(
+        "check_data:check_data",
+        "Read all of a data directory, and name what is damaged or lost. Exit status 1 where anything is.",
+        "--data /var/lib/qod",
+    ),
+    "check-config": _Command(
+        "check_config:check_config",
+        "Name every wrong setting, or print the settings in force.",
+        "--config qod.toml",
+    ),
+}
+_TOKEN_COMMANDS = {
+    "mint": _Command(
+        "token:mint",
+        "Mint a token that `serve` on the same directory accepts, and print it alone.",
+        "--sender operator-a --ttl 90d",
+    )
+}
+_TOPICS_COMMANDS = {
+    "create": _Command(
+        "topics:create",
+        "Make the topics that are missing in the Kafka cluster; those that exist are left alone.",
+        "--kafka 127.0.0.1:9092 --partitions 12",
+    ),
+    "check": _Command(
+        "topics:check",
+        "Name each difference between the topics in the Kafka cluster and what the configuration says.",
+        "--kafka 127.0.0.1:9092",
+    ),
+}
+_SESSION_COMMANDS = {
+    "create": _Command(
+        "session:create",
+        "Make a session whose notifications come to this receiver, with a token minted for them.",
+        "--phone +34600000001 --profile QOS_E --duration 3600",
+        {"allow_extra_args": True},
+    ),
+    "list": _Command("session:list_", "Print the sessions that the API has of ours.", "--json"),
+    "get": _Command("session:get", "Print a session as the API has it.", _EXAMPLE_ID),
+    "delete": _Command("session:delete", "End a session, whose end is then notified like any other.", _EXAMPLE_ID),
+}
+
+
+def _deferred(command: _Command) -> type[TyperCommand]:
+    """The class of a command that is imported when it is used; until then it has its help, and no options."""
+
+    class Deferred(TyperCommand):
+        def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:  # noqa: ANN401  # typer's own
+            module, _, function = command.place.partition(":")
+            alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            found = getattr(import_module(f"receiver.cli.{module}"), function)
+            alone.command(self.name, epilog=self.epilog, context_settings=command.context_settings)(found)
+            return typer.main.get_command(alone).make_context(info_name, args, parent, **extra)
+
+    return Deferred
+
+
+def _add(group: typer.Typer, commands: Mapping[str, _Command], path: str) -> None:
+    for name, command in commands.items():
+        example = f"Example: {path} {name} {command.example}"
+        group.command(name, cls=_deferred(command), help=command.help, epilog=example)(lambda: None)
+
 
 app = typer.Typer(
     name="qod-receiver",
@@ -34,12 +138,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
 )
-token_app = typer.Typer(help="Tokens that senders present.", no_args_is_help=True)
-app.add_typer(token_app, name="token")
-topics_app = typer.Typer(help="The topics in a Kafka cluster.", no_args_is_help=True)
-app.add_typer(topics_app, name="topics")
-session_app = typer.Typer(help="Sessions at the operator's QoD API.", no_args_is_help=True)
-app.add_typer(session_app, name="session")
+_add(app, _COMMANDS, "qod-receiver")
+for _name, _help, _commands in (
+    ("token", "Tokens that senders present.", _TOKEN_COMMANDS),
+    ("topics", "The topics in a Kafka cluster.", _TOPICS_COMMANDS),
+    ("session", "Sessions at the operator's QoD API.", _SESSION_COMMANDS),
+):
+    _group = typer.Typer(help=_help, no_args_is_help=True)
+    _add(_group, _commands, f"qod-receiver {_name}")
+    app.add_typer(_group, name=_name)
 
 
 @app.callback(invoke_without_command=True)
@@ -48,45 +155,12 @@ def _root(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if show_version:
+        from importlib.metadata import version  # noqa: PLC0415  # it takes longer than all else here
+
         typer.echo(f"qod-receiver {version('qod-receiver')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         raise typer.BadParameter("a command is wanted")
-
-
-def check_config(config: ConfigOption = None, data: DataOption = None, kafka: KafkaOption = None) -> None:
-    """Name every wrong setting, or print the settings in force."""
-    places = layers(config, overrides(data=data, kafka=kafka))
-    settings = places.settings()
-    out = console()
-    out.print("configuration is valid", style="green")
-    out.print(settings_text(settings, places), soft_wrap=True)
-
-
-_COMMANDS: Sequence[tuple[Callable[..., None], str]] = (
-    (serve.serve, "qod-receiver serve --data /var/lib/qod --port 8080"),
-    (serve.demo, "qod-receiver demo --seconds 40 --sessions 30"),
-    (tail.tail, "qod-receiver tail unavailable --from beginning"),
-    (tail.sessions, "qod-receiver sessions --status UNAVAILABLE --limit 10"),
-    (replay.replay, "qod-receiver replay --verdict unrecognized --dry-run"),
-    (reconcile.reconcile, "qod-receiver reconcile --dry-run"),
-    (export.export, "qod-receiver export --kafka broker-1:9092,broker-2:9092 --data /var/lib/qod"),
-    (simulate.simulate, "qod-receiver simulate --port 9090 --speed 10 --faults some --dialect all"),
-    (check_data.check_data, "qod-receiver check-data --data /var/lib/qod"),
-    (check_config, "qod-receiver check-config --config qod.toml"),
-)
-for command, example in _COMMANDS:
-    app.command(epilog=f"Example: {example}")(command)
-token_app.command(epilog="Example: qod-receiver token mint --sender operator-a --ttl 90d")(token.mint)
-topics_app.command(epilog="Example: qod-receiver topics create --kafka 127.0.0.1:9092 --partitions 12")(topics.create)
-topics_app.command(epilog="Example: qod-receiver topics check --kafka 127.0.0.1:9092")(topics.check)
-session_app.command(
-    epilog="Example: qod-receiver session create --phone +34600000001 --profile QOS_E --duration 3600",
-    context_settings={"allow_extra_args": True},
-)(session.create)
-session_app.command("list", epilog="Example: qod-receiver session list --json")(session.list_)
-session_app.command(epilog=f"Example: qod-receiver session get {session.EXAMPLE_ID}")(session.get)
-session_app.command(epilog=f"Example: qod-receiver session delete {session.EXAMPLE_ID}")(session.delete)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -95,7 +169,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except SettingsError as error:
-        _complain(f"{len(error.problems)} wrong setting{s(len(error.problems))}:")
+        _complain(f"{len(error.problems)} wrong setting{'s' * (len(error.problems) != 1)}:")
         for problem in error.problems:
             _complain(f"  {problem.setting}: {problem.allowed}  ({problem.place})")
     except OSError as error:

@@ -4,7 +4,8 @@ import orjson
 import typer
 
 from receiver.backends.sqlite.check import Checked, Finding, check
-from receiver.cli.options import ConfigOption, DataOption, Failed, JsonOption, s, settings_of
+from receiver.cli.failed import Failed
+from receiver.cli.options import ConfigOption, DataOption, JsonOption, s, settings_of
 from receiver.console import harmless
 
 

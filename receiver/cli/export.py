@@ -10,15 +10,18 @@ import uvloop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from receiver.cli.options import ConfigOption, DataOption, s, settings_of
-from receiver.console import console, data_option, place_option, program
-from receiver.core.session_record import SESSIONS
+from receiver.cli.topics import expect_cluster
+from receiver.console import console, data_option, options_text, program
+from receiver.core.topics import TopicNames
 from receiver.export import Carried
 from receiver.export import export as carry
-from receiver.process import build
+from receiver.log import configure_log, log_format_of
+from receiver.process.routing import build_router
+from receiver.process.store import Store, store_of
 from receiver.secret_file import FILE_NAME as SECRET_NAME
 from receiver.secret_file import is_made
 from receiver.settings import Settings
-from receiver.telemetry import Telemetry, configure_log, log_format_of
+from receiver.telemetry import Telemetry
 
 
 def export(
@@ -32,16 +35,16 @@ def export(
 ) -> None:
     """Carry topics and sessions of a data directory to Kafka, once each; what waits in its inbox is routed first."""
     settings = settings_of(config, kafka=kafka, data=data)
-    if not settings.kafka.bootstrap_servers:
-        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
+    store = store_of(settings)
+    expect_cluster(store)
     log_format = log_format_of(settings.log.format)
     configure_log("warning", log_format)
     telemetry = Telemetry(log_format=log_format)
     with closing(_Bars()) as bars:
-        carried = uvloop.run(carry(settings, build.build_router(settings), telemetry, bars))
+        carried = uvloop.run(carry(settings, build_router(settings), telemetry, bars))
     for each in carried:
         typer.echo(_line(each, settings))
-    typer.echo(_next_steps(settings, config))
+    typer.echo(_next_steps(settings, store, config))
 
 
 class _Bars:
@@ -80,13 +83,13 @@ class _Bars:
 
 
 def _line(carried: Carried, settings: Settings) -> str:
-    noun = "session" if carried.topic == f"{settings.prefix}.{SESSIONS}" else "record"
+    noun = "session" if carried.topic == TopicNames(settings.prefix).sessions else "record"
     count, there = carried.now_count, carried.before_count
     return f"{carried.topic}: {count} {noun}{s(count)} carried, {there} {'was' if there == 1 else 'were'} there already"
 
 
-def _next_steps(settings: Settings, config: Path | None) -> str:
-    options = f"{place_option(settings)}{data_option(settings.data)}"
+def _next_steps(settings: Settings, store: Store, config: Path | None) -> str:
+    options = f"{options_text(store.describe())}{data_option(settings.data)}"
     options += f" --config {shlex.quote(str(config))}" if config else ""
     lines = [
         "",

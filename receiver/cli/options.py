@@ -1,17 +1,11 @@
 """What several commands share: their options, the settings that these give, and their failures."""
 
-import contextlib
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import httpx2
 import typer
 
-from receiver.core.errors import Unavailable
-from receiver.process import build
-from receiver.reader import Reader
 from receiver.settings import Settings, load
 
 _START = re.compile(r"beginning|end|[0-9]{1,18}|[0-9]+-[0-9]+(,[0-9]+-[0-9]+)*")
@@ -40,10 +34,6 @@ OpsTokenOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
-class Failed(Exception):
-    """A command can't do what it was asked to; the message says why."""
-
-
 def start_text(text: str) -> str:
     """Where to begin, as it was written; whether there is such a partition is for the reader to tell."""
     if text and not _START.fullmatch(text):
@@ -60,33 +50,6 @@ def overrides(**given: object) -> dict[str, object]:
     """What was given on the command line, by the path of its setting; the `__` in a name is a dot in the path."""
     paths = {"kafka": "kafka.bootstrap_servers"}
     return {paths.get(name, name.replace("__", ".")): value for name, value in given.items() if value is not None}
-
-
-@contextlib.asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[Reader]:
-    """The topics, beside whoever serves them. Raises Failed where there are none."""
-    try:
-        async with build.reading(settings) as reader:
-            yield reader
-    except Unavailable as error:
-        if settings.kafka.bootstrap_servers:
-            raise
-        raise Failed(f"{error}; has `qod-receiver serve` run with this directory? --data names another") from error
-
-
-def ask_process(url: str, wanted: object, ops_token: str) -> Any:  # noqa: ANN401  # what JSON is
-    """What the operations port of the process that serves a directory answers. Raises Failed."""
-    headers = {"authorization": f"Bearer {ops_token}"} if ops_token else {}
-    try:
-        response = httpx2.post(url, json=wanted, headers=headers, timeout=60)
-        told = response.json()
-    except (httpx2.HTTPError, ValueError) as error:
-        raise Failed(
-            f"the process that serves this directory did not answer at {url}: {type(error).__name__}"
-        ) from error
-    if response.status_code != httpx2.codes.OK:
-        raise Failed(f"the process that serves this directory refused: {told.get('detail', response.status_code)}")
-    return told
 
 
 def s(count: int) -> str:

@@ -2,35 +2,34 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated
 
 import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
+from receiver.cli.failed import Failed
 from receiver.cli.options import (
     ConfigOption,
     DataOption,
-    Failed,
     KafkaOption,
     OpsTokenOption,
-    ask_process,
-    reading,
     s,
     settings_of,
 )
-from receiver.console import behind_table, console
+from receiver.console import STATUS_STYLES, console, harmless
+from receiver.core import rfc3339
 from receiver.core.notification import CLIENT, Notification
 from receiver.core.session import Session
-from receiver.process import build
 from receiver.process.reconciling import api_facts, reconciler
+from receiver.process.store import store_of
 from receiver.qod.difference import Difference
 from receiver.qod.model import ApiSession
-from receiver.qod.telling import notification, sent, told
+from receiver.qod.telling import notification, telling_of
 from receiver.reader import Reader
 from receiver.settings import Settings
-
-#: As many as the operations port takes at once, by far.
-_ASKED_AT_ONCE = 32
 
 
 def reconcile(
@@ -49,19 +48,19 @@ def reconcile(
 
 
 async def learned(settings: Settings, session: ApiSession, ops_token: str) -> None:
-    """Have kept what the API told of a session, so that the topics know of it. Raises Failed and Unavailable."""
+    """Have kept what the API told of a session, so that the topics know of it. Raises Unavailable."""
     now_micros = time.time_ns() // 1000
-    telling = told(session, None, now_micros, api_facts(settings)(session))
+    telling = telling_of(session, None, now_micros, api_facts(settings)(session))
     await _keep(settings, [notification(telling, CLIENT, settings.api.sender or "", now_micros)], ops_token)
 
 
 async def _reconcile(settings: Settings, ops_token: str, *, dry_run: bool) -> None:
-    async with reading(settings) as reader, reconciler(settings, _All(reader)) as made:
+    async with store_of(settings).reader() as reader, reconciler(settings, _All(reader)) as made:
         found = await made.compare()
     if made.complaint:
         typer.echo(made.complaint, err=True)
     if found:
-        console().print(behind_table(found))
+        console().print(_table(found))
     if dry_run:
         typer.echo(f"{_counted(found)} would be told")
     else:
@@ -76,14 +75,27 @@ def _counted(found: Sequence[Difference]) -> str:
 
 
 async def _keep(settings: Settings, notifications: Sequence[Notification], ops_token: str) -> None:
-    """Into the cluster; else by the process that serves the directory; else into the directory."""
-    serving = None if settings.kafka.bootstrap_servers else build.served_at(settings.data)
-    if serving is None:
-        await build.learn(settings, notifications)
-        return
-    for first in range(0, len(notifications), _ASKED_AT_ONCE):
-        some = [sent(each) for each in notifications[first : first + _ASKED_AT_ONCE]]
-        await asyncio.to_thread(ask_process, f"{serving.ops_url}/learn", {"notifications": some}, ops_token)
+    async with store_of(settings).operations(ops_token) as operations:
+        await operations.learn(notifications)
+
+
+def _table(found: Iterable[Difference]) -> Table:
+    """Sessions of ours that are behind the operator's API."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("session", no_wrap=True, min_width=36)
+    for name in ("here", "there", "reason"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("since", no_wrap=True, min_width=len("2026-11-24T10:00:00Z"))
+    for ours, telling, is_news in found:
+        style = STATUS_STYLES[telling.qos_status] if is_news else "dim"
+        table.add_row(
+            Text(harmless(telling.session_id)),
+            Text("unknown" if ours is None else ours.qos_status, style="dim"),
+            Text(telling.qos_status if is_news else "new facts", style=style),
+            Text(harmless(telling.status_info or "") if is_news else "", style=style),
+            f"{rfc3339.render(telling.time_micros)[:19]}Z" if is_news else "",
+        )
+    return table
 
 
 class _All:
@@ -93,9 +105,9 @@ class _All:
         self._reader = reader
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
-        """See `receiver.qod.reconcile.Ours`."""
+        """See `receiver.qod.reconciler.Ours`."""
         return await self._reader.sessions_of(sender, session_ids)
 
     def owns(self, session_id: str) -> bool:  # noqa: ARG002  # all of them
-        """See `receiver.qod.reconcile.Ours`."""
+        """See `receiver.qod.reconciler.Ours`."""
         return True

@@ -12,16 +12,15 @@ from receiver.cli.options import (
     DataOption,
     KafkaOption,
     OpsTokenOption,
-    ask_process,
-    reading,
     s,
     settings_of,
     start_text,
 )
 from receiver.console import console, letters_table
-from receiver.core.router import DEAD_LETTER
-from receiver.process import build
-from receiver.replay import REPLAYABLE, letters, revived
+from receiver.core.dead_letter import revived
+from receiver.core.topics import TopicNames
+from receiver.process.store import store_of
+from receiver.replay import REPLAYABLE, letters
 from receiver.settings import Settings
 
 
@@ -63,26 +62,22 @@ def replay(
     verdicts = [str(one) for one in verdict or REPLAYABLE]
     if dry_run:
         asyncio.run(_list_letters(settings, verdicts, start))
-    elif settings.kafka.bootstrap_servers:
-        count = asyncio.run(build.replay(settings, verdicts, start))
-        typer.echo(f"{count} dead letter{s(count)} went into the inbox again")
-    elif (serving := build.served_at(settings.data)) is not None:
-        told = ask_process(f"{serving.ops_url}/replay", {"verdicts": verdicts, "from": start}, ops_token)
-        count = int(told["replayed"])
-        typer.echo(f"{count} dead letter{s(count)} went into the inbox again")
     else:
-        count = asyncio.run(_replay_unserved(settings, verdicts, start))
-        typer.echo(f"{count} dead letter{s(count)} went into the inbox again, for the next `serve` to route")
+        asyncio.run(_replay(settings, verdicts, start, ops_token))
 
 
-async def _replay_unserved(settings: Settings, verdicts: list[str], start: str) -> int:
-    async with reading(settings):  # a directory that nothing was received in is not one to make
-        return await build.replay(settings, verdicts, start)
+async def _replay(settings: Settings, verdicts: Sequence[str], start: str, ops_token: str) -> None:
+    store = store_of(settings)
+    # The reader comes first: a directory that nothing was received in is not one to make.
+    async with store.reader(), store.operations(ops_token) as operations:
+        count = await operations.replay(verdicts, start)
+        later = ", for the next `serve` to route" if operations.is_deferred else ""
+    typer.echo(f"{count} dead letter{s(count)} went into the inbox again{later}")
 
 
 async def _list_letters(settings: Settings, verdicts: Sequence[str], start: str) -> None:
-    async with reading(settings) as reader:
-        topic = f"{settings.prefix}.{DEAD_LETTER}"
+    async with store_of(settings).reader() as reader:
+        topic = TopicNames(settings.prefix).dead_letters
         found = [(record, bool(revived(record))) async for record in letters(reader, topic, verdicts, start)]
     if found:
         console().print(letters_table(found))

@@ -1,4 +1,4 @@
-"""`serve` and `demo`: what runs until it is told to end."""
+"""`serve`: it runs until it is told to end."""
 
 import sys
 import time
@@ -9,11 +9,13 @@ import typer
 import uvloop
 
 from receiver.cli.options import ConfigOption, DataOption, KafkaOption, settings_of
-from receiver.console import console, data_option, first_steps, program
-from receiver.demo import demonstrate
+from receiver.console import data_option, first_steps, program
 from receiver.edge import auth
-from receiver.process import build, workers
-from receiver.process.clustered import Part
+from receiver.process import workers
+from receiver.process.addresses import Addresses
+from receiver.process.part import Part
+from receiver.process.run import run
+from receiver.process.store import Store, store_of
 from receiver.secret_file import is_made, mint_secret
 from receiver.settings import Settings
 from receiver.shown import shown_url
@@ -71,31 +73,32 @@ def serve(
     settings = settings_of(
         config, data=data, edge__host=host, edge__port=port, ops__port=ops_port, log__level=log_level, kafka=kafka
     )
-    _expect_kafka(settings, role, worker_count)
-    greet = _greeting(settings)
+    store = store_of(settings)
+    _expect_shared(store, role, worker_count)
+    greet = _greeting(settings, store)
     if worker_count > 1:
         workers.run(settings, role, worker_count, greet)
     else:
-        uvloop.run(build.run(settings, part=Part(role), ready=greet))
+        uvloop.run(run(settings, part=Part(role), ready=greet))
 
 
-def _expect_kafka(settings: Settings, role: str, worker_count: int) -> None:
+def _expect_shared(store: Store, role: str, worker_count: int) -> None:
     """Refuse what a single file can't do, and what does not go together."""
     hint = "one process does everything over a data directory; more of them share a cluster (--kafka)"
-    if not settings.kafka.bootstrap_servers and role != "all":
+    if not store.is_shared and role != "all":
         raise typer.BadParameter(hint, param_hint="--role")
-    if not settings.kafka.bootstrap_servers and worker_count > 1:
+    if not store.is_shared and worker_count > 1:
         raise typer.BadParameter(hint, param_hint="--workers")
     if role == "router" and worker_count > 1:
         raise typer.BadParameter("a router is one process: start more of them instead", param_hint="--workers")
 
 
-def _greeting(settings: Settings) -> Callable[[build.Addresses], None]:
+def _greeting(settings: Settings, store: Store) -> Callable[[Addresses], None]:
     """What to print once the ports listen. Made before serving, which makes the secret."""
     configured = settings.auth.anonymous or settings.auth.tokens or settings.auth.jwt
     minted = is_made(settings)
 
-    def greet(addresses: build.Addresses) -> None:
+    def greet(addresses: Addresses) -> None:
         edge_url = shown_url(addresses.edge_url)
         if edge_url:
             typer.echo(f"Notifications: {edge_url}")
@@ -105,22 +108,9 @@ def _greeting(settings: Settings) -> Callable[[build.Addresses], None]:
         elif not configured and not minted:
             now = time.time()
             token = auth.mint(mint_secret(settings), "default", _FIRST_TOKEN_SECONDS, now)
-            typer.echo(first_steps(edge_url, token, settings, now))
+            typer.echo(first_steps(edge_url, token, settings.data, store.describe(), now))
         elif not configured:
             typer.echo(f"Mint a token:  {program()} token mint --sender NAME{data_option(settings.data)}")
         sys.stdout.flush()
 
     return greet
-
-
-def demo(
-    *,
-    seconds: Annotated[int, typer.Option(min=3, max=3600, help="How long it plays.", metavar="SECONDS")] = 20,
-    sessions: Annotated[int, typer.Option(min=1, max=1000, help="How many sessions it plays.", metavar="COUNT")] = 12,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port for notifications; 0 is a free one.", metavar="PORT")
-    ] = 0,
-) -> None:
-    """Play sessions against a receiver of its own, and watch what is routed."""
-    if not uvloop.run(demonstrate(console(), seconds, sessions, port)):
-        raise typer.Exit(1)

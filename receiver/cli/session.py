@@ -15,10 +15,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from receiver.cli.failed import Failed
 from receiver.cli.options import (
     ConfigOption,
     DataOption,
-    Failed,
     JsonOption,
     KafkaOption,
     OpsTokenOption,
@@ -30,7 +30,7 @@ from receiver.console import STATUS_STYLES, console, harmless, program
 from receiver.core import rfc3339
 from receiver.core.errors import ReceiverError
 from receiver.edge import auth
-from receiver.process import build
+from receiver.process.store import store_of
 from receiver.qod import model
 from receiver.qod.client import QodClient
 from receiver.qod.model import ApiSession, Creation, Identifiers, QosProfile
@@ -201,7 +201,7 @@ def _notification_url(settings: Settings) -> str:
     """Where this receiver is posted to, with a warning where only this machine knows that place."""
     if settings.edge.public_url is not None:
         return settings.edge.public_url
-    serving = build.served_at(settings.data)
+    serving = store_of(settings).served_at()
     host = _ANY_ADDRESSES.get(settings.edge.host, settings.edge.host)
     if serving is not None and serving.edge_url:
         url = serving.edge_url
@@ -227,7 +227,7 @@ async def _create(settings: Settings, request: Creation, ops_token: str, *, as_j
         session = await client.create(request)
     try:
         await learned(settings, session, ops_token)
-    except (Failed, ReceiverError) as error:
+    except ReceiverError as error:
         typer.echo(f"the session was made, but its receiver does not know of it yet: {error}", err=True)
     finally:
         _print(session, show_device=False, as_json=as_json)

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import typer
 import uvloop
 
-from receiver import telemetry, tls
+from receiver import tls
 from receiver.cli.options import s
+from receiver.log import configure_log, log_format_of
 from receiver.process.ports import listening, signals, url_of
 from receiver.simulator.dialects import RELEASES, Release
 from receiver.simulator.oauth import Client, client_of
@@ -89,7 +90,7 @@ def simulate(
         clients=[_client(text) for text in client or ()],
         trust=None if ca_file is None else tls.trusting(ca_file),
     )
-    telemetry.configure_log(log_level, telemetry.log_format_of("auto"))
+    configure_log(log_level, log_format_of("auto"))
 
     def greet(url: str) -> None:
         typer.echo(_greeting(url, options, dialect, fault_preset if plan is None else f"{fault_preset}, {plan}"))

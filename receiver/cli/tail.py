@@ -1,29 +1,27 @@
-"""`tail` and `sessions`: looking on, beside whoever serves."""
+"""`tail`: the records of a topic, beside whoever serves."""
 
 import asyncio
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import orjson
 import typer
 
+from receiver.cli.failed import Failed
 from receiver.cli.options import (
     ConfigOption,
     DataOption,
-    Failed,
     JsonOption,
     KafkaOption,
-    reading,
     settings_of,
     start_text,
 )
-from receiver.console import console, record_line, sessions_table
-from receiver.core.event import QosStatus
-from receiver.ops import session_fields
-from receiver.process import build
+from receiver.console import console, record_line
+from receiver.core.topics import TopicNames
+from receiver.process.routing import build_router
+from receiver.process.store import store_of
 from receiver.settings import Settings
 
 _FOLLOW_INTERVAL_SECONDS = 0.2
@@ -55,39 +53,16 @@ def tail(
 ) -> None:
     """Print the records of a topic: status, unavailable, sessions, dead-letter or one of your own."""
     settings = settings_of(config, data=data, kafka=kafka)
-    name = topic if topic.startswith(f"{settings.prefix}.") else f"{settings.prefix}.{topic}"
+    name = TopicNames(settings.prefix).spelled(topic)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(
             _tail(settings, name, start or ("end" if follow else "beginning"), session, follow=follow, as_json=as_json)
         )
 
 
-def sessions(
-    *,
-    data: DataOption = None,
-    kafka: KafkaOption = None,
-    status: Annotated[
-        QosStatus | None,
-        typer.Option(
-            help="Only sessions that are REQUESTED, AVAILABLE or UNAVAILABLE.",
-            case_sensitive=False,
-            show_default=False,
-            metavar="STATUS",
-        ),
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="At most so many, last touched first.", metavar="COUNT")
-    ] = 50,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-) -> None:
-    """Print the sessions remembered, each with its newest state."""
-    asyncio.run(_sessions(settings_of(config, data=data, kafka=kafka), status, limit, as_json))
-
-
 async def _tail(settings: Settings, topic: str, start: str, session: str, *, follow: bool, as_json: bool) -> None:
     out = console()
-    async with reading(settings) as reader:
+    async with store_of(settings).reader() as reader:
         while topic not in await reader.topics():
             _expect(settings, topic, await reader.topics())
             if not follow:
@@ -115,16 +90,6 @@ async def _tail(settings: Settings, topic: str, start: str, session: str, *, fol
 
 def _expect(settings: Settings, topic: str, topics: Sequence[str]) -> None:
     """Raises Failed unless the router may still make the topic."""
-    expected = build.build_router(settings).topics
+    expected = build_router(settings).topics
     if topic not in expected:
         raise Failed(f"there is no topic {topic}; there are {', '.join(sorted({*expected, *topics}))}")
-
-
-async def _sessions(settings: Settings, status: QosStatus | None, limit: int, as_json: bool) -> None:
-    async with reading(settings) as reader:
-        found, counts = await reader.sessions(status, limit), await reader.session_counts()
-    if as_json:
-        for session in found:
-            typer.echo(orjson.dumps(session_fields(session)).decode())
-    else:
-        console().print(sessions_table(found, counts, time.time()))

@@ -1,15 +1,21 @@
 """`topics`: the topics in a Kafka cluster."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from receiver.backends.kafka import topics
-from receiver.cli.options import ConfigOption, Failed, KafkaOption, s, settings_of
-from receiver.console import console, differences_table
-from receiver.process import build
-from receiver.process.clustered import connection_of, expect_same_partitions, group_of, plan_of
+from receiver.cli.failed import Failed
+from receiver.cli.options import ConfigOption, KafkaOption, s, settings_of
+from receiver.console import UNEXPECTED_STYLE, console
+from receiver.process.cluster import connection_of, expect_same_partitions, group_of, plan_of
+from receiver.process.routing import build_router
+from receiver.process.store import Store, store_of
 from receiver.settings import Settings
 
 
@@ -36,7 +42,7 @@ def create(
 ) -> None:
     """Make the topics that are missing in the Kafka cluster; those that exist are left alone."""
     settings = _settings(config, kafka, partitions, replication_factor)
-    made = asyncio.run(topics.create(connection_of(settings), plan_of(settings, build.build_router(settings))))
+    made = asyncio.run(topics.create(connection_of(settings), plan_of(settings, build_router(settings))))
     for name in made:
         typer.echo(name)
     typer.echo(f"{len(made)} topic{s(len(made))} made")
@@ -51,9 +57,15 @@ def check(
     """Name each difference between the topics in the Kafka cluster and what the configuration says."""
     settings = _settings(config, kafka)
     _check(settings)
-    inbox = plan_of(settings, build.build_router(settings)).inbox
+    inbox = plan_of(settings, build_router(settings)).inbox
     asyncio.run(expect_same_partitions(connection_of(settings), inbox, group_of(settings)))
     typer.echo("the topics are as the configuration says")
+
+
+def expect_cluster(store: Store) -> None:
+    """Raises BadParameter where everything is kept by one process alone."""
+    if not store.is_shared:
+        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
 
 
 def _settings(
@@ -62,16 +74,25 @@ def _settings(
     settings = settings_of(
         config, kafka=kafka, kafka__partitions=partitions, kafka__replication_factor=replication_factor
     )
-    if not settings.kafka.bootstrap_servers:
-        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
+    expect_cluster(store_of(settings))
     return settings
 
 
 def _check(settings: Settings, *, made: bool = False) -> None:
     """Raises Failed where something differs."""
-    plan = plan_of(settings, build.build_router(settings))
+    plan = plan_of(settings, build_router(settings))
     differences = asyncio.run(topics.check(connection_of(settings), plan, made=made))
     if differences:
-        console().print(differences_table(differences))
+        console().print(_table(differences))
         fatal = sum(each.fatal for each in differences)
         raise Failed(f"{len(differences)} difference{s(len(differences))}, {fatal} of which no receiver runs with")
+
+
+def _table(differences: Iterable[topics.TopicDifference]) -> Table:
+    """What differs between the topics and the configuration, in red what nothing may run with."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("topic", no_wrap=True)
+    table.add_column("difference", overflow="fold")
+    for each in differences:
+        table.add_row(Text(each.topic), Text(each.what, style=UNEXPECTED_STYLE if each.fatal else "yellow"))
+    return table

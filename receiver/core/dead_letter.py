@@ -1,17 +1,97 @@
-"""Making a dead letter so short that its topic takes it. Pure."""
+"""Dead letters: the record of a notification that nothing could be made of, and the notification again. Pure."""
 
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 
 import orjson
 
-from receiver.core.message import Message, bytes_of
+from receiver.core import rfc3339
+from receiver.core.errors import Malformed
+from receiver.core.headers import (
+    CE_ID,
+    CE_SOURCE,
+    CE_SPECVERSION,
+    CE_TIME,
+    CE_TYPE,
+    CONTENT_TYPE,
+    CORRELATOR,
+    INBOX_ID,
+    TRACE,
+    TRACEPARENT,
+    VERDICT,
+    letter_headers,
+)
+from receiver.core.message import Message, Record, bytes_of
+from receiver.core.notification import REPLAY, Notification, envelope_of, parse, split
+from receiver.core.session import Verdict
 
+#: A dead letter's body is cut here, so that the letter, with a body a third longer in Base64, is one that brokers take.
+LETTER_BODY_BYTES_MAX = 512 * 1024
 #: What Kafka's own numbers and the headers' names take around a record and its batch, at most.
 _WRAPPING_BYTES = 512
 _WORDS_MAX = 256
-_HEADERS = frozenset(
-    {"ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time", "content-type", "verdict", "inbox", "inbox-id"}
-)
+#: What a letter can't do without.
+_HEADERS = frozenset({CE_SPECVERSION, CE_ID, CE_SOURCE, CE_TYPE, CE_TIME, CONTENT_TYPE, VERDICT, TRACE, INBOX_ID})
+#: What was posted beside the body, and is in the letter's value.
+_POSTED = (CONTENT_TYPE, CORRELATOR, TRACEPARENT)
+
+
+def letter_message(topic: str, notification: Notification, trace: str, verdict: Verdict, reason: str) -> Message:
+    """The letter that tells of a notification, and why it died."""
+    body = notification.body[:LETTER_BODY_BYTES_MAX]
+    cut = {"bodyBytes": len(notification.body)} if len(body) < len(notification.body) else {}
+    posted = notification.content_type, notification.correlator, notification.traceparent
+    value = orjson.dumps(
+        {
+            "verdict": verdict,
+            "reason": reason,
+            "sender": notification.sender,
+            "receivedAt": rfc3339.render(notification.received_micros),
+            "body": b64encode(body).decode(),
+            **cut,
+            "headers": {
+                name: text for name, text in (*zip(_POSTED, posted, strict=True), *notification.envelope) if text
+            },
+        }
+    )
+    headers = letter_headers(notification, trace, verdict)
+    return Message(topic, notification.key, value, headers, notification.received_micros // 1000)
+
+
+def revived(record: Record) -> Sequence[Notification]:
+    """The notifications that a dead letter was, keyed as today's parser reads them: one, or those of a batch.
+
+    None of it where it still can't be read, and for what another program wrote among the letters.
+    """
+    try:
+        told = orjson.loads(record.message.value or b"{}")
+        body, headers, sender = b64decode(told["body"]), told["headers"], told["sender"]
+        received_micros = rfc3339.micros(told["receivedAt"])
+        if not all(type(text) is str for text in (sender, *headers.values())):
+            return ()
+        envelope = envelope_of(headers)
+        batch = split(body, envelope)
+        found = batch or [(body, parse(body, envelope))]
+    except (Malformed, ValueError, LookupError, TypeError, AttributeError, OverflowError):
+        return ()
+    if received_micros not in rfc3339.WRITABLE_MICROS:
+        return ()
+    content_type, correlator, traceparent = (headers.get(name, "") for name in _POSTED)
+    return [
+        Notification(
+            each,
+            event.session_id or sender,
+            sender,
+            received_micros,
+            content_type,
+            correlator,
+            traceparent,
+            f"{REPLAY}{record.partition}-{record.position}",
+            () if batch else envelope,
+        )
+        for each, event in found
+        if event is not None
+    ]
 
 
 def fitting(letter: Message, batch_bytes_max: int) -> Message:

@@ -7,7 +7,7 @@
     │   └── Unwritable the same, but for this notification alone: the next one may be kept
     └── ApiRefused     also ours, where we are who asks: the operator's API refuses it
 
-The pure modules raise them with a hint of the answer; `edge/app.py` turns them into one, in one place. A success is
+The pure modules raise them with a hint of the answer; `edge/intake.py` turns them into one, in one place. A success is
 never raised. Messages are read by the sender: they quote no token and no header value.
 """
 

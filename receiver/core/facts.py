@@ -6,13 +6,16 @@ They come with the notifications that we make ourselves of the API's answers, in
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from receiver.core import rfc3339
 from receiver.core.errors import Malformed
+from receiver.core.value import Value
+
+T = TypeVar("T")
 
 
-class Facts(NamedTuple):
+class Facts(Value, frozen=True, array_like=True):
     """None where the API did not tell. `device` is the API's own object, only where the configuration allows it.
 
     `device_hash` stands for the device: equal for equal devices, and of no use to who has not the key.
@@ -35,14 +38,12 @@ _SAME_WITHIN_MICROS = 2_000_000
 
 def members(facts: Facts) -> dict[str, Any]:
     """The facts as members of a JSON object; only those that are known."""
-    qos_profile, duration_seconds, expires_micros, device_hash, device = facts
-    expires_at = None if expires_micros is None else rfc3339.render(expires_micros)
     found = (
-        ("qosProfile", qos_profile),
-        ("duration", duration_seconds),
-        ("expiresAt", expires_at),
-        ("deviceHash", device_hash),
-        ("device", device),
+        ("qosProfile", facts.qos_profile),
+        ("duration", facts.duration_seconds),
+        ("expiresAt", None if facts.expires_micros is None else rfc3339.render(facts.expires_micros)),
+        ("deviceHash", facts.device_hash),
+        ("device", facts.device),
     )
     return {name: value for name, value in found if value is not None}
 
@@ -66,14 +67,21 @@ def merged(before: Facts, after: Facts) -> Facts:
     But for what could alternate for ever: a device that goes by another identifier stays the same one, and so does a
     time that differs by a rounding.
     """
-    told = {name: value for name, value in after._asdict().items() if value is not None}
-    for name in "device_hash", "device":
-        if getattr(before, name) is not None:
-            told.pop(name, None)
-    if before.expires_micros is not None and after.expires_micros is not None:
-        rounded = abs(after.expires_micros - before.expires_micros) <= _SAME_WITHIN_MICROS
-        told["expires_micros"] = before.expires_micros if rounded else after.expires_micros
-    return before._replace(**told)
+    expires_micros = _first(after.expires_micros, before.expires_micros)
+    if before.expires_micros is not None and expires_micros is not None:
+        is_rounded = abs(expires_micros - before.expires_micros) <= _SAME_WITHIN_MICROS
+        expires_micros = before.expires_micros if is_rounded else expires_micros
+    return Facts(
+        _first(after.qos_profile, before.qos_profile),
+        _first(after.duration_seconds, before.duration_seconds),
+        expires_micros,
+        _first(before.device_hash, after.device_hash),
+        _first(before.device, after.device),
+    )
+
+
+def _first(one: T | None, other: T | None) -> T | None:
+    return other if one is None else one
 
 
 def _micros(text: str | None) -> int | None:

@@ -1,20 +1,19 @@
 """Message: a record on its way to a topic. Pure."""
 
 from base64 import b64encode
-from collections.abc import Sequence
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
 from receiver.core import rfc3339
+from receiver.core.value import Value
 
 #: orjson reads deeper trees than it writes.
 _NESTED_MAX = 100
-_text = itemgetter(1)
 
 
-class Message(NamedTuple):
+class Message(Value, frozen=True):
     """A record of an output topic, in the CloudEvents Kafka binding's binary mode.
 
     `value` is UTF-8 JSON, or None for a tombstone. Header values are text, UTF-8 on the wire.
@@ -39,16 +38,16 @@ class Record(NamedTuple):
 
         A value that another program wrote may be no JSON: then it is in `valueBase64`, and `value` is None.
         """
-        topic, key, value, headers, timestamp_millis = self.message
-        micros = min(max(rfc3339.WRITABLE_MICROS[0], timestamp_millis * 1000), rfc3339.WRITABLE_MICROS[-1])
-        shown = {"value": None} if value is None else _shown(value)
+        message = self.message
+        micros = min(max(rfc3339.WRITABLE_MICROS[0], message.timestamp_millis * 1000), rfc3339.WRITABLE_MICROS[-1])
+        shown = {"value": None} if message.value is None else _shown(message.value)
         return {
-            "topic": topic,
+            "topic": message.topic,
             "partition": self.partition,
             "position": self.position,
-            "key": key,
+            "key": message.key,
             "timestamp": rfc3339.render(micros),
-            "headers": dict(headers),
+            "headers": dict(message.headers),
             **shown,
         }
 
@@ -65,5 +64,16 @@ def _shown(value: bytes) -> dict[str, Any]:
 
 def bytes_of(message: Message) -> int:
     """About how many bytes a message takes on its topic, its headers' names left out."""
-    _, key, value, headers, _ = message
-    return len(key) + len(value or b"") + sum(map(len, map(_text, headers)))
+    return len(message.key) + len(message.value or b"") + sum([len(text) for _, text in message.headers])
+
+
+def bytes_of_all(messages: Iterable[Message]) -> int:
+    """About how many bytes messages take, their headers as JSON. Those that follow each other may share these."""
+    total = headers_bytes = 0
+    headers: Sequence[tuple[str, str]] = ()
+    for message in messages:
+        if message.headers is not headers:
+            headers = message.headers
+            headers_bytes = len(orjson.dumps(headers))  # to add up the lengths here takes twice as long
+        total += len(message.key) + len(message.value or b"") + headers_bytes
+    return total

@@ -11,13 +11,14 @@ from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 from receiver.core import rfc3339
 from receiver.core.body import GZIP, INFLATED_BYTES_MAX, decoded, elements, tree_of
 from receiver.core.errors import Malformed
 from receiver.core.event import Dialect, Event, Oddity, QosStatus, Unrecognized, canonical
+from receiver.core.value import Value
 
 Envelope = tuple[tuple[str, str], ...]
 """Headers that a body is read with: names in lower case, and values."""
@@ -27,7 +28,7 @@ CONTENT_ENCODING = "content-encoding"
 _ATTRIBUTE = "ce-"
 
 
-class Notification(NamedTuple):
+class Notification(Value, frozen=True):
     """A posted body, and what the edge knew of it.
 
     `key` is the session id where the body names one, else the sender. `content_type`, `correlator` and `traceparent`
@@ -87,15 +88,16 @@ RECONCILE = "reconcile"
 API_ORIGINS = frozenset({CLIENT, RECONCILE})
 
 
-#: What the origin begins with of a notification that was posted beside our paths.
+#: What the origin begins with of a notification that was posted beside our paths, and of one that was a dead letter.
 BESIDE = "beside:"
+REPLAY = "replay:"
 
 
 #: What a sender is called in a configuration.
 SENDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
-class Kind(NamedTuple):
+class Kind(Value, frozen=True):
     """A kind of event that this release understands: the types that it goes by, and the members that tell its facts."""
 
     types: re.Pattern[str]
@@ -135,7 +137,7 @@ _TEXT_CHARS_MAX = 2_048
 _INTEGERS = range(-(2**63), 2**64)
 
 
-class _Members(NamedTuple):
+class _Members(Value, frozen=True):
     """What an envelope calls its members, None where it has no such. Of several ids the first that is told counts."""
 
     type: str
@@ -370,7 +372,10 @@ def _optional(tree: Mapping[str, Any], member: str, oddities: list[Oddity], oddi
 
 def _first(tree: Mapping[str, Any], members: tuple[str, ...]) -> str | None:
     for member in members:
-        if (value := _text(tree, member)) is not None:
+        value = tree.get(member)
+        if type(value) is not str or not value or len(value) > _TEXT_CHARS_MAX or not value.isprintable():
+            value = _text(tree, member)
+        if value is not None:
             return value
     return None
 
@@ -398,8 +403,11 @@ def _time_micros(envelope: Mapping[str, Any], member: str, oddities: list[Oddity
     if time is None or time == "":
         return None
     if type(time) is str:
-        with suppress(ValueError, OverflowError):
+        try:  # a third of what `suppress` costs
             micros = rfc3339.micros(time)
+        except (ValueError, OverflowError):
+            pass
+        else:
             if micros in rfc3339.WRITABLE_MICROS:
                 return micros
     oddities.append(_ODD_TIME)

@@ -9,6 +9,7 @@ _EPOCH_ALONE = _EPOCH.replace(tzinfo=None)
 _MICROSECOND = timedelta(microseconds=1)
 
 
+@lru_cache(1024)  # a time is written several times, and most that are written lie close together
 def render(micros: int) -> str:
     """The time `micros` microseconds after 1970 began, as `2026-11-24T10:00:00.25Z`; exact, without idle zeros."""
     seconds, rest = divmod(micros, 1_000_000)
@@ -18,7 +19,7 @@ def render(micros: int) -> str:
     return f"{_second(seconds)}.{fraction}Z"
 
 
-@lru_cache(256)  # most times that are written lie close together
+@lru_cache(256)
 def _second(seconds: int) -> str:
     return (_EPOCH_ALONE + timedelta(seconds=seconds)).isoformat()
 
@@ -31,7 +32,10 @@ _TIME = re.compile(
     r"(?::(?:([0-5][0-9])|(60))([.,][0-9]+)?)?"
     r"(?:([Zz]|[+-][0-9]{2}(?::?[0-5][0-9])?)(?:\[[A-Za-z0-9_/+:-]{1,64}\])?)?"
 )
-_PLAIN = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9](?:\.[0-9]+)?Z")
+_PLAIN_SECOND = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9]")
+_PLAIN_REST = re.compile(r"(?:\.[0-9]+)?Z")
+_SECOND_CHARS = len("2026-11-24T10:00:00")
+_FRACTION_DIGITS = 6
 
 
 def micros(text: str) -> int:
@@ -39,8 +43,9 @@ def micros(text: str) -> int:
 
     Raises ValueError for what is neither RFC 3339 nor one of the oddities above. A leap second is the one after it.
     """
-    if _PLAIN.fullmatch(text) is not None:  # as nearly all are written
-        return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND
+    begin, rest = _second_micros(text[:_SECOND_CHARS]), _rest_micros(text[_SECOND_CHARS:])
+    if begin is not None and rest is not None:  # as nearly all are written
+        return begin + rest
     found = _TIME.fullmatch(text)
     if found is None:
         raise ValueError("no RFC 3339 time")
@@ -48,6 +53,22 @@ def micros(text: str) -> int:
     second = second or ("59" if leap else "00")
     time = datetime.fromisoformat(f"{minute}:{second}{fraction or ''}{(zone or 'Z').upper()}")
     return (time - _EPOCH) // _MICROSECOND + (1_000_000 if leap else 0)
+
+
+@lru_cache(256)
+def _second_micros(text: str) -> int | None:
+    """The time of a second that is written plainly, None for any other. Raises ValueError where there is no such."""
+    if _PLAIN_SECOND.fullmatch(text) is None:
+        return None
+    return (datetime.fromisoformat(text) - _EPOCH_ALONE) // _MICROSECOND
+
+
+@lru_cache(2048)  # all that milliseconds have
+def _rest_micros(text: str) -> int | None:
+    """What is written behind the second, None where it is not plainly a fraction in UTC."""
+    if _PLAIN_REST.fullmatch(text) is None:
+        return None
+    return int(text[1:-1][:_FRACTION_DIGITS].ljust(_FRACTION_DIGITS, "0"))
 
 
 #: A zone can move a time out of the years that can be written.

@@ -5,34 +5,34 @@ times of receipt in the inbox: never by the clock on the wall, by how the inbox 
 So a crash, a replica and a replay decide alike.
 """
 
-from base64 import b64encode
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
-from urllib.parse import quote
 
 import orjson
 
-from receiver.core import rfc3339
+from receiver.core.dead_letter import letter_message
 from receiver.core.errors import Malformed
 from receiver.core.event import Event, Oddity, QosStatus, Unrecognized, canonical
-from receiver.core.facts import NO_FACTS, Facts, facts_of, members
+from receiver.core.facts import NO_FACTS, Facts, facts_of
+from receiver.core.headers import event_headers
 from receiver.core.message import Message
-from receiver.core.notification import API_ORIGINS, BESIDE, Notification, parse
+from receiver.core.notification import API_ORIGINS, BESIDE, REPLAY, Notification, parse
 from receiver.core.routes import DEFAULT_ROUTES, Route, targets
 from receiver.core.session import Session, Verdict, apply, learn
-from receiver.core.session_record import SESSIONS, session_message
+from receiver.core.session_record import session_message
+from receiver.core.status_record import status_millis, status_value
+from receiver.core.topics import TopicNames
+from receiver.core.value import Value
 
-#: The other topic that every router writes, without the common prefix.
-DEAD_LETTER = "dead-letter"
-
-_DAY_MICROS = 24 * 60 * 60 * 1_000_000
 #: Facts are remembered with their session. What we make of the API's answers is a hundredth of this.
 _LEARNED_BYTES_MAX = 64 * 1024
-#: A dead letter's body is cut here, so that the letter, with a body a third longer in Base64, is one that brokers take.
-LETTER_BODY_BYTES_MAX = 512 * 1024
 
 
-class Decision(NamedTuple):
+# An enum's member takes ten times as long to find as a name.
+_CONFLICT, _DUPLICATE, _LATE = Verdict.CONFLICT, Verdict.DUPLICATE, Verdict.LATE
+_KINDS_MAX = 4_096
+
+
+class Decision(Value, frozen=True):
     """What a notification comes to: its verdict, its session afterwards (None: no session) and its messages.
 
     `oddities` are what was odd about it, and did not change the verdict.
@@ -57,22 +57,22 @@ class Router:
         forget_after_seconds: float,
         resuming_senders: Collection[str] = (),
     ) -> None:
-        self._prefix = prefix
+        self._names = TopicNames(prefix)
+        self._sessions_topic = self._names.sessions
         self._routes = (*DEFAULT_ROUTES, *routes)
+        self._topics: dict[tuple[Verdict, QosStatus, str | None, str, str], Sequence[str]] = {}
         self._resuming_senders = frozenset(resuming_senders)
         self._forget_after_micros = round(forget_after_seconds * 1_000_000)
-        self._sessions_topic = self.topic(SESSIONS)
-        self._dead_letter_topic = self.topic(DEAD_LETTER)
 
     def topic(self, name: str) -> str:
         """The full name of a topic."""
-        return f"{self._prefix}.{name}"
+        return self._names.full(name)
 
     @property
     def topics(self) -> list[str]:
         """The full names of all topics that this router may write to, sorted."""
-        names = {SESSIONS, DEAD_LETTER, *(route.topic for route in self._routes)}
-        return sorted(map(self.topic, names))
+        routed = {self.topic(route.topic) for route in self._routes}
+        return sorted({self._names.sessions, self._names.dead_letters, *routed})
 
     def decide(self, notification: Notification, trace: str, session: Session | None, clock_micros: int) -> Decision:
         """Decide on one notification.
@@ -82,7 +82,7 @@ class Router:
         """
         try:
             event = _beside(notification) or parse(notification.body, notification.envelope)
-            facts = _facts(notification)
+            facts = _facts(notification) if notification.origin else None
         except Malformed as error:
             return self._dead(notification, trace, Verdict.MALFORMED, session, error.message)
         if isinstance(event, Unrecognized):
@@ -105,19 +105,19 @@ class Router:
         else:
             after, verdict = learn(known, event, facts, sender, clock_micros)
         oddities = (*event.oddities, Oddity.REUSED_ID) if reuses_id else event.oddities
-        if verdict is Verdict.CONFLICT:
+        if verdict is _CONFLICT:
             return self._dead(notification, trace, verdict, session, conflict)
-        if verdict is Verdict.DUPLICATE:
+        if verdict is _DUPLICATE:
             return Decision(verdict, after, (), oddities)
-        headers = _headers(notification, trace, event, verdict)
+        headers = event_headers(notification, trace, event, verdict)
         # Its timestamp is the inbox's clock, not the event's: tables keep the record with the latest one.
         millis = clock_micros // 1000
         messages = [session_message(self._sessions_topic, after, headers, millis)]
-        if names := targets(self._routes, verdict, event, notification.sender):
-            granted = verdict is Verdict.LATE and known is not None and known.available_micros != after.available_micros
-            value = _status_value(event, after, verdict, notification, granted=granted)
-            millis = _record_millis(event, notification)
-            messages += [Message(self.topic(name), after.session_id, value, headers, millis) for name in names]
+        if topics := self._topics_for(verdict, event, sender):
+            granted = verdict is _LATE and known is not None and known.available_micros != after.available_micros
+            value = status_value(event, after, verdict, notification, granted=granted)
+            millis = status_millis(event, received_micros)
+            messages += [Message(topic, after.session_id, value, headers, millis) for topic in topics]
         return Decision(verdict, after, messages, oddities)
 
     def give_up(self, notification: Notification, trace: str, session: Session | None, reason: str) -> Decision:
@@ -133,51 +133,32 @@ class Router:
 
     def forget(self, session: Session, clock_micros: int) -> Message:
         """The tombstone that ends a session's life on the sessions topic."""
-        return Message(self._sessions_topic, session.session_id, None, (), clock_micros // 1000)
+        return Message(self._names.sessions, session.session_id, None, (), clock_micros // 1000)
+
+    def _topics_for(self, verdict: Verdict, event: Event, sender: str) -> Sequence[str]:
+        """The full names of the topics that an event goes to: the same for all of its kind."""
+        kind = verdict, event.qos_status, event.status_info, event.type, sender
+        topics = self._topics.get(kind)
+        if topics is None:
+            topics = [self.topic(name) for name in targets(self._routes, verdict, event, sender)]
+            if len(self._topics) >= _KINDS_MAX:
+                self._topics.clear()
+            self._topics[kind] = topics
+        return topics
 
     def _dead(
         self, notification: Notification, trace: str, verdict: Verdict, session: Session | None, reason: str
     ) -> Decision:
-        if notification.origin.startswith("replay:"):
+        if notification.origin.startswith(REPLAY):
             # It came from the dead letters and lies there still: a second copy would tell nothing.
             return Decision(verdict, session, ())
-        body = notification.body[:LETTER_BODY_BYTES_MAX]
-        cut = {"bodyBytes": len(notification.body)} if len(body) < len(notification.body) else {}
-        value = orjson.dumps(
-            {
-                "verdict": verdict,
-                "reason": reason,
-                "sender": notification.sender,
-                "receivedAt": rfc3339.render(notification.received_micros),
-                "body": b64encode(body).decode(),
-                **cut,
-                "headers": {
-                    name: text
-                    for name, text in (
-                        ("content-type", notification.content_type),
-                        ("x-correlator", notification.correlator),
-                        ("traceparent", notification.traceparent),
-                        *notification.envelope,
-                    )
-                    if text
-                },
-            }
-        )
-        headers = [
-            ("ce_specversion", "1.0"),
-            ("ce_id", trace),
-            ("ce_source", _sender_source(notification.sender)),
-            ("ce_type", "qod-receiver.dead-letter"),
-            ("ce_time", rfc3339.render(notification.received_micros)),
-            *_tracing(notification, trace, verdict),
-        ]
-        millis = notification.received_micros // 1000
-        return Decision(verdict, session, [Message(self._dead_letter_topic, notification.key, value, headers, millis)])
+        letter = letter_message(self._names.dead_letters, notification, trace, verdict, reason)
+        return Decision(verdict, session, [letter])
 
 
 def _beside(notification: Notification) -> Unrecognized | None:
     """What was posted to a path where nothing is served: its sender was told so, and it may be replayed."""
-    if not notification.origin.startswith(BESIDE):
+    if not notification.origin or not notification.origin.startswith(BESIDE):
         return None
     path = notification.origin.removeprefix(BESIDE)
     return Unrecognized("", None, f"posted to {path}, where nothing is served; replay it")
@@ -191,63 +172,3 @@ def _facts(notification: Notification) -> Facts | None:
         raise Malformed(f"longer than {_LEARNED_BYTES_MAX} bytes, which nothing is that the API told")
     tree = orjson.loads(notification.body)
     return facts_of(tree["data"]) if "data" in tree else NO_FACTS
-
-
-def _status_value(
-    event: Event, session: Session, verdict: Verdict, notification: Notification, *, granted: bool
-) -> bytes:
-    """The flat JSON of the status topic. `granted`: it is late, and filled in when the session had been available."""
-    value: dict[str, str | float | bool] = {
-        "sessionId": event.session_id,
-        "qosStatus": event.qos_status,
-        "time": rfc3339.render(notification.received_micros if event.time_micros is None else event.time_micros),
-        "receivedAt": rfc3339.render(notification.received_micros),
-        "sender": notification.sender,
-        "late": verdict is Verdict.LATE,
-    }
-    if event.status_info is not None:
-        value["statusInfo"] = event.status_info
-    if event.qos_status is QosStatus.UNAVAILABLE:
-        value["unexpected"] = event.unexpected
-        if verdict is Verdict.ACCEPTED and session.available_seconds is not None:
-            value["availableSeconds"] = session.available_seconds
-    elif granted and session.available_micros is not None and session.available_seconds is not None:
-        value["availableSince"] = rfc3339.render(session.available_micros)
-        value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value if session.facts is NO_FACTS else value | members(session.facts))
-
-
-def _headers(notification: Notification, trace: str, event: Event, verdict: Verdict) -> list[tuple[str, str]]:
-    """CloudEvents attributes in binary mode (kafka-protocol-binding.md, 3.2), and what traces the record back."""
-    headers = [
-        ("ce_specversion", "1.0"),
-        ("ce_id", event.id or trace),
-        ("ce_source", event.source or _sender_source(notification.sender)),
-        ("ce_type", event.type),
-    ]
-    if event.time_micros is not None:
-        headers.append(("ce_time", rfc3339.render(event.time_micros)))
-    return headers + _tracing(notification, trace, verdict)
-
-
-def _tracing(notification: Notification, trace: str, verdict: Verdict) -> list[tuple[str, str]]:
-    headers = [("content-type", "application/json"), ("verdict", verdict.value), ("inbox", trace)]
-    if notification.correlator:
-        headers.append(("x-correlator", notification.correlator))
-    if notification.traceparent:
-        headers.append(("traceparent", notification.traceparent))
-    if notification.origin:
-        headers.append(("origin", notification.origin))
-    return headers
-
-
-def _sender_source(sender: str) -> str:
-    """A URI reference for events whose dialect names no source."""
-    return f"/senders/{quote(sender, safe='')}"
-
-
-def _record_millis(event: Event, notification: Notification) -> int:
-    # Brokers refuse records from far in the future and delete those from long ago at once: a sender's wrong clock
-    # must not stop a lane (KIP-1030), so its word counts only within the day before receipt.
-    received, told = notification.received_micros, event.time_micros
-    return (told if told is not None and received - _DAY_MICROS <= told <= received else received) // 1000

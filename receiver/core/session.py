@@ -57,14 +57,13 @@ late, and its clock be ahead.
 """
 
 from enum import StrEnum
-from functools import lru_cache
-from hashlib import blake2b
-from typing import NamedTuple, TypedDict
-from zlib import crc32
+from typing import NamedTuple
 
 from receiver.core.event import Event, QosStatus, is_far
 from receiver.core.facts import NO_FACTS, Facts
 from receiver.core.facts import merged as merged_facts
+from receiver.core.marks import Mark, find, mark_of, times
+from receiver.core.value import Value
 
 
 class Verdict(StrEnum):
@@ -85,11 +84,7 @@ class Verdict(StrEnum):
 #: far below the 1 MiB that a Kafka broker takes.
 MARKS_MAX = 256
 
-#: Among the statuses learned of: no sender brings a session back from it.
-_END = QosStatus.UNAVAILABLE[0]
-#: Among them too: an end that was concluded from the API's not knowing the session any more.
-_MISSING = "M"
-#: The source of the events that tell of such an end.
+#: The source of the events that tell that the API does not know a session any more.
 MISSING_SOURCE = "/qod-receiver/reconcile/missing"
 
 #: So far may two machines' clocks differ.
@@ -99,22 +94,25 @@ _RECEIPTS_DIFFER_MICROS = RECEIPTS_DIFFER_SECONDS * 1_000_000
 #: A sender's first AVAILABLE may be the one that began the session, told late by a clock that is ahead by just so much.
 _CLEARLY_LATER_MICROS = 2_000_000
 
-_BACK_AND_FORTH = {QosStatus.AVAILABLE, QosStatus.UNAVAILABLE}
+# An enum's member takes ten times as long to find as a name.
+_REQUESTED, _AVAILABLE, _UNAVAILABLE = QosStatus.REQUESTED, QosStatus.AVAILABLE, QosStatus.UNAVAILABLE
+_BACK_AND_FORTH = {_AVAILABLE, _UNAVAILABLE}
+_ACCEPTED, _DUPLICATE, _UNCHANGED = Verdict.ACCEPTED, Verdict.DUPLICATE, Verdict.UNCHANGED
+_LATE, _CONFLICT = Verdict.LATE, Verdict.CONFLICT
+_NOTHING: frozenset[QosStatus] = frozenset()
 
-#: A digest of 64 bits: among 256 of them the chance of two alike is one in 10^14.
-_DIGEST_BYTES = 8
-_NO_ID = "-" * 2 * _DIGEST_BYTES
 
-
-class Session(NamedTuple):
+class Session(Value, frozen=True, array_like=True):
     """State of one QoS session, as far as its events told.
 
     Times are microseconds since 1970 in UTC. `time_micros` is the latest event time at which the current status was
     told, or the time of receipt where the event had none. `touched_micros` is the inbox's clock at the last event
     that left a mark; from it the session's remaining life counts. `available_micros` is when the latest availability
-    began (None: never), `available_seconds` how long it lasted (None: never available, or it still lasts). `facts` are
-    what the API told, and `learned` has the first letters of the statuses that were accepted on the API's word, and M
-    where the end is one of a session that the API does not know any more.
+    began (None: never), `available_seconds` how long it lasted (None: never available, or it still lasts).
+    `marks_cut_micros` is the latest event time among marks that were cut off.
+
+    `facts` are what the API told, and `learned` has the statuses that were accepted on the API's word. `is_missing` is
+    whether the session counts as ended only because the API does not know it any more, which may be a mistake.
     """
 
     session_id: str
@@ -125,22 +123,18 @@ class Session(NamedTuple):
     touched_micros: int
     available_micros: int | None
     available_seconds: float | None
-    marks: tuple[str, ...]
-    marks_cut_micros: int | None  # the latest event time among marks that were cut off
+    marks: tuple[Mark, ...]
+    marks_cut_micros: int | None
     facts: Facts = NO_FACTS
-    learned: str = ""
+    learned: frozenset[QosStatus] = _NOTHING
+    is_missing: bool = False
 
     @property
     def rank(self) -> int:
         """See the module. Who asked the API was told of the end, with a reason or without."""
-        if _END in self.learned:
+        if _UNAVAILABLE in self.learned:
             return 2
         return 1 if self.is_missing else _rank(self.qos_status, self.status_info)
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether it counts as ended only because the API does not know it any more, which may be a mistake."""
-        return _MISSING in self.learned
 
 
 class Outcome(NamedTuple):
@@ -169,46 +163,43 @@ def apply(  # noqa: PLR0911  # a return for each verdict, in the order in which 
     `received_micros` stands in for a time that the event lacks. `clock_micros` is the inbox's clock: the latest time of
     receipt up to and with this event. `resumes` is whether the sender takes sessions up again after their end.
     """
-    event_micros = _received_micros(session, event, received_micros) if event.time_micros is None else event.time_micros
-    mark = _mark(event, event_micros)
+    status, status_info = event.qos_status, event.status_info
+    event_micros = (
+        _received_micros(session, status, received_micros) if event.time_micros is None else event.time_micros
+    )
+    mark = mark_of(event, event_micros)
     if session is None:
-        return Outcome(_begin(event, sender, event_micros, clock_micros, mark), Verdict.ACCEPTED)
+        return Outcome(_begin(event, sender, clock_micros, mark), _ACCEPTED)
     if sender != session.sender:
-        return Outcome(session, Verdict.CONFLICT, "the session belongs to another sender")
-    is_known, reuses_id = _find(session.marks, mark)
+        return Outcome(session, _CONFLICT, "the session belongs to another sender")
+    is_known, reuses_id = find(session.marks, mark)
     if is_known:
-        return Outcome(session, Verdict.DUPLICATE)
-    session_rank, rank = session.rank, _rank(event.qos_status, event.status_info)
-    is_back_and_forth = resumes and {event.qos_status, session.qos_status} == _BACK_AND_FORTH
+        return Outcome(session, _DUPLICATE)
+    session_rank, rank = session.rank, _rank(status, status_info)
+    is_back_and_forth = resumes and {status, session.qos_status} == _BACK_AND_FORTH
     if is_back_and_forth:
         rank = session_rank
     # A session's rank never falls, so an event of a higher one was never seen, however old its time says it is.
     if rank <= session_rank and session.marks_cut_micros is not None and event_micros <= session.marks_cut_micros:
-        return Outcome(session, Verdict.CONFLICT, "too old for the session's memory to tell whether it is a repetition")
-    memory = _remember(session, mark, clock_micros)
-    if event.qos_status is QosStatus.UNAVAILABLE and (_END in session.learned or session.is_missing):
+        return Outcome(session, _CONFLICT, "too old for the session's memory to tell whether it is a repetition")
+    if status is _UNAVAILABLE and (session.is_missing or _UNAVAILABLE in session.learned):
         # The end that was learned of comes by itself after all, and may know the reason.
-        learned = session.learned if event.status_info is None else session.learned.replace(_MISSING, _END)
-        after = session._replace(status_info=event.status_info or session.status_info, learned=learned, **memory)
-        return Outcome(after, Verdict.UNCHANGED, reuses_id=reuses_id)
-    if event.qos_status is session.qos_status and event.status_info == session.status_info:
-        after = session._replace(time_micros=max(session.time_micros, event_micros), **memory)
-        return Outcome(after, Verdict.UNCHANGED, reuses_id=reuses_id)
+        return Outcome(_confirm(session, status_info, mark, clock_micros), _UNCHANGED, "", reuses_id)
+    if status is session.qos_status and status_info == session.status_info:
+        time_micros = max(session.time_micros, event_micros)
+        after = _marked(session, mark, clock_micros)._replace(time_micros=time_micros)
+        return Outcome(after, _UNCHANGED, "", reuses_id)
     # What the API told has the API's time, and the sender's clock may be another: then the order of arrival counts.
-    is_older = event_micros < session.time_micros and (
-        is_back_and_forth or session.qos_status[0] not in session.learned
-    )
+    is_older = event_micros < session.time_micros and (is_back_and_forth or session.qos_status not in session.learned)
     is_no_proof = session.is_missing and not _takes_back(session, event, received_micros)
     is_behind = is_no_proof or (is_older and not _is_beyond_belief(session))
     if rank < session_rank or (rank == session_rank and is_behind):
-        told_already = event.qos_status[0] in session.learned
-        after = _late(session, event, memory)
-        return Outcome(after, Verdict.UNCHANGED if told_already else Verdict.LATE, reuses_id=reuses_id)
-    learned = session.learned.replace(event.qos_status[0], "").replace(_MISSING, "")
-    if event.qos_status is QosStatus.AVAILABLE:
-        learned = learned.replace(_END, "")  # it was taken up again
-    after = _change(session, event, event_micros, memory, learned)
-    return Outcome(after, Verdict.ACCEPTED, reuses_id=reuses_id)
+        verdict = _UNCHANGED if status in session.learned else _LATE
+        return Outcome(_late(session, event, mark, clock_micros), verdict, "", reuses_id)
+    learned = session.learned
+    if learned:  # an AVAILABLE takes the session up again
+        learned -= _BACK_AND_FORTH if status is _AVAILABLE else {status}
+    return Outcome(_change(session, event, mark, clock_micros, learned), _ACCEPTED, "", reuses_id)
 
 
 def learn(
@@ -219,35 +210,35 @@ def learn(
     Returns the session afterwards and the verdict: accepted where the session was behind the API, unchanged where only
     facts are new, and duplicate where nothing is. `sender` is who will tell of a session that was not known.
     """
-    status, ends = event.qos_status, event.qos_status is QosStatus.UNAVAILABLE
-    letter = _MISSING if ends and event.source == MISSING_SOURCE else status[0]
+    status, ends = event.qos_status, event.qos_status is _UNAVAILABLE
+    is_missing = ends and event.source == MISSING_SOURCE
+    news = _NOTHING if is_missing else frozenset({status})
     event_micros = clock_micros if event.time_micros is None else event.time_micros
-    mark = _mark(event, event_micros)
+    mark = mark_of(event, event_micros)
     if session is None:
-        begun = _begin(event, sender, event_micros, clock_micros, mark)
-        return begun._replace(facts=facts, learned=letter), Verdict.ACCEPTED
-    if letter == _MISSING and (session.is_missing or _find(session.marks, mark)[0]):
-        return session, Verdict.DUPLICATE  # told already, though it may have been taken back since
+        begun = _begin(event, sender, clock_micros, mark)
+        return begun._replace(facts=facts, learned=news, is_missing=is_missing), _ACCEPTED
+    if is_missing and (session.is_missing or find(session.marks, mark)[0]):
+        return session, _DUPLICATE  # told already, though it may have been taken back since
     known = session._replace(facts=merged_facts(session.facts, facts))
-    rank = 2 if ends else _rank(event.qos_status, event.status_info)
+    rank = 2 if ends else _rank(status, event.status_info)
     # One that went without a reason came back only if the API said so after that came in, whatever the sender's clock.
     is_after = event_micros > max(session.time_micros, session.touched_micros)
     if rank > session.rank or (rank == session.rank and status is not session.qos_status and is_after):
-        memory = _remember(session, mark, clock_micros)
-        before = session.learned.replace(_MISSING, "")
-        learned = before if letter in before else before + letter
+        learned = session.learned | news
         if status is session.qos_status:  # it was UNAVAILABLE already, but might have come back
             status_info = event.status_info or session.status_info
-            return known._replace(status_info=status_info, learned=learned, **memory), Verdict.UNCHANGED
-        return _change(known, event, event_micros, memory, learned), Verdict.ACCEPTED
+            after = known._replace(status_info=status_info, learned=learned, is_missing=is_missing)
+            return _marked(after, mark, clock_micros), _UNCHANGED
+        return _change(known, event, mark, clock_micros, learned, is_missing=is_missing), _ACCEPTED
     if known.facts == session.facts:
-        return session, Verdict.DUPLICATE
-    return known._replace(touched_micros=clock_micros), Verdict.UNCHANGED
+        return session, _DUPLICATE
+    return known._replace(touched_micros=clock_micros), _UNCHANGED
 
 
 def was_told(session: Session, event: Event) -> bool:
     """Whether the session remembers this event, which has a time, or one with the same content."""
-    return event.time_micros is not None and _find(session.marks, _mark(event, event.time_micros))[0]
+    return event.time_micros is not None and find(session.marks, mark_of(event, event.time_micros))[0]
 
 
 def merged(ours: Session, theirs: Session) -> Session:
@@ -265,65 +256,23 @@ def merged(ours: Session, theirs: Session) -> Session:
     news = tuple(mark for mark in ours.marks if mark not in known)
     marks = news + theirs.marks if older is ours else theirs.marks + news
     cuts = [each.marks_cut_micros for each in (ours, theirs) if each.marks_cut_micros is not None]
-    cuts += map(_told_micros, marks[:-MARKS_MAX])
+    cuts += [mark.micros for mark in marks[:-MARKS_MAX]]
     after = ahead._replace(
         touched_micros=newer.touched_micros,
         marks=marks[-MARKS_MAX:],
         marks_cut_micros=max(cuts, default=None),
         facts=merged_facts(older.facts, newer.facts),
-        learned=ahead.learned + "".join(each for each in behind.learned if each not in ahead.learned + _MISSING),
+        learned=ahead.learned | behind.learned,
     )
-    if _END in after.learned and behind.qos_status is QosStatus.UNAVAILABLE:
+    if _UNAVAILABLE in after.learned and behind.qos_status is _UNAVAILABLE:
         after = after._replace(status_info=after.status_info or behind.status_info)
     return after if behind.available_micros is None else _granted(after, behind.available_micros)
 
 
 def _rank(qos_status: QosStatus, status_info: str | None) -> int:
-    if qos_status is QosStatus.REQUESTED:
+    if qos_status is _REQUESTED:
         return 0
     return 1 if status_info is None else 2
-
-
-def _mark(event: Event, event_micros: int) -> str:
-    """`identity|content|time`, such as `6f1e90d2b3a4c5f7|U.1764000000000000.1c291ca3|1764000000000000`.
-
-    Two events of a session have the same content if status, time, type and reason are the same.
-    """
-    # CloudEvents 1.0.2, spec.md, "id": an event is identified by source and id together, never by id alone.
-    identity = (
-        _NO_ID
-        if event.id is None
-        else blake2b(f"{event.source or ''}\0{event.id}".encode(), digest_size=_DIGEST_BYTES).hexdigest()
-    )
-    told = "" if event.time_micros is None else event.time_micros
-    return f"{identity}|{event.qos_status[0]}.{told}.{_kind(event.type, event.status_info)}|{event_micros}"
-
-
-def _told_micros(mark: str) -> int:
-    """The event time of a mark."""
-    return int(mark.rsplit("|", 1)[1])
-
-
-@lru_cache(1024)
-def _kind(event_type: str, status_info: str | None) -> str:
-    text = f"{event_type}\0{status_info or ''}"
-    return f"{crc32(text.encode()):08x}"
-
-
-def _find(marks: tuple[str, ...], mark: str) -> tuple[bool, bool]:
-    """Whether one of the marks stands for the same event, and else whether one has its id."""
-    identity, content, _ = mark.split("|")
-    has_id, reuses_id = identity != _NO_ID, False
-    status, _, kind = content.split(".")
-    same_status, same_kind, content = f"{identity}|{status}.", f".{kind}|", f"|{content}|"
-    for known in marks:
-        if content in known:
-            return True, False
-        if has_id and known.startswith(identity):
-            if known.startswith(same_status) and same_kind in known:
-                return True, False
-            reuses_id = True
-    return False, reuses_id
 
 
 def _is_beyond_belief(session: Session) -> bool:
@@ -331,9 +280,9 @@ def _is_beyond_belief(session: Session) -> bool:
     return is_far(session.time_micros, session.touched_micros)
 
 
-def _received_micros(session: Session | None, event: Event, received_micros: int) -> int:
+def _received_micros(session: Session | None, status: QosStatus, received_micros: int) -> int:
     """The time of an event that has none: of its receipt, but for an end not before what it ends, see the module."""
-    if session is None or event.qos_status is not QosStatus.UNAVAILABLE:
+    if session is None or status is not _UNAVAILABLE:
         return received_micros
     is_within = received_micros >= session.time_micros - _RECEIPTS_DIFFER_MICROS
     return max(received_micros, session.time_micros) if is_within else received_micros
@@ -343,79 +292,91 @@ def _takes_back(session: Session, event: Event, received_micros: int) -> bool:
     """Whether an AVAILABLE shows that a session is there that counts as missing: see the module."""
     if event.time_micros is None:
         return False
-    told = sum(f"|{QosStatus.AVAILABLE[0]}." in mark for mark in session.marks)
-    is_senders_first = told <= (QosStatus.AVAILABLE[0] in session.learned)
+    is_senders_first = len(times(session.marks, _AVAILABLE)) <= (_AVAILABLE in session.learned)
     later_micros = _CLEARLY_LATER_MICROS if is_senders_first else 0
     return session.touched_micros + later_micros <= event.time_micros <= received_micros
 
 
-def _begin(event: Event, sender: str, event_micros: int, clock_micros: int, mark: str) -> Session:
+def _begin(event: Event, sender: str, clock_micros: int, mark: Mark) -> Session:
+    status, micros = event.qos_status, mark.micros
+    available_micros = micros if status is _AVAILABLE else None
     return Session(
-        event.session_id,
-        sender,
-        event.qos_status,
-        event.status_info,
-        event_micros,
-        clock_micros,
-        event_micros if event.qos_status is QosStatus.AVAILABLE else None,
-        None,
-        (mark,),
-        None,
+        event.session_id, sender, status, event.status_info, micros, clock_micros, available_micros, None, (mark,), None
     )
 
 
-class _Memory(TypedDict):
-    """The fields of a session that every event taken into account changes."""
-
-    touched_micros: int
-    marks: tuple[str, ...]
-    marks_cut_micros: int | None
-
-
-def _remember(session: Session, mark: str, clock_micros: int) -> _Memory:
+def _remember(session: Session, mark: Mark) -> tuple[tuple[Mark, ...], int | None]:
+    """The session's marks with one more, and up to when they are cut."""
     marks, cut_micros = (*session.marks, mark), session.marks_cut_micros
-    if len(marks) > MARKS_MAX:
-        oldest_micros = _told_micros(marks[0])
-        marks, cut_micros = marks[1:], oldest_micros if cut_micros is None else max(cut_micros, oldest_micros)
-    return {"touched_micros": clock_micros, "marks": marks, "marks_cut_micros": cut_micros}
+    if len(marks) <= MARKS_MAX:
+        return marks, cut_micros
+    oldest_micros = marks[0].micros
+    return marks[1:], oldest_micros if cut_micros is None else max(cut_micros, oldest_micros)
 
 
-def _late(session: Session, event: Event, memory: _Memory) -> Session:
+def _marked(session: Session, mark: Mark, clock_micros: int) -> Session:
+    """The session that took an event into account."""
+    marks, cut_micros = _remember(session, mark)
+    return session._replace(touched_micros=clock_micros, marks=marks, marks_cut_micros=cut_micros)
+
+
+def _confirm(session: Session, status_info: str | None, mark: Mark, clock_micros: int) -> Session:
+    """The session after an UNAVAILABLE, which it had learned of; with a reason it is no mistake that it is missing."""
+    after = _marked(session, mark, clock_micros)
+    if status_info is None:
+        return after
+    learned = session.learned | {_UNAVAILABLE} if session.is_missing else session.learned
+    return after._replace(status_info=status_info, learned=learned, is_missing=False)
+
+
+def _late(session: Session, event: Event, mark: Mark, clock_micros: int) -> Session:
     """The session after an event that is behind it."""
-    if event.qos_status is QosStatus.AVAILABLE and event.time_micros is not None:
+    if event.qos_status is _AVAILABLE and event.time_micros is not None:
         session = _granted(session, event.time_micros)
-    return session._replace(**memory)
+    return _marked(session, mark, clock_micros)
 
 
 def _granted(session: Session, available_micros: int) -> Session:
     """The session with an availability that is told only now, where it knows of none, and an end came after that."""
-    if session.available_micros is not None or session.qos_status is not QosStatus.UNAVAILABLE:
+    if session.available_micros is not None or session.qos_status is not _UNAVAILABLE:
         return session
     # None of them is missing: an event as old as a mark that was cut off does not get here.
-    told = map(_told_micros, (mark for mark in session.marks if f"|{_END}." in mark))
-    ended_micros = min((micros for micros in told if micros >= available_micros), default=None)
-    if ended_micros is None:
+    ends = [micros for micros in times(session.marks, _UNAVAILABLE) if micros >= available_micros]
+    if not ends:
         return session
-    seconds = (ended_micros - available_micros) / 1e6
-    return session._replace(available_micros=available_micros, available_seconds=seconds)
+    return session._replace(available_micros=available_micros, available_seconds=(min(ends) - available_micros) / 1e6)
 
 
-def _change(session: Session, event: Event, event_micros: int, memory: _Memory, learned: str) -> Session:
+def _change(
+    session: Session,
+    event: Event,
+    mark: Mark,
+    clock_micros: int,
+    learned: frozenset[QosStatus],
+    *,
+    is_missing: bool = False,
+) -> Session:
+    """The session with the event's status."""
+    status, micros = event.qos_status, mark.micros
     available_micros, available_seconds = session.available_micros, session.available_seconds
-    if event.qos_status is QosStatus.AVAILABLE:
+    if status is _AVAILABLE:
         is_back = session.is_missing and available_micros is not None  # it was never away
-        available_micros, available_seconds = available_micros if is_back else event_micros, None
-    elif session.qos_status is QosStatus.AVAILABLE and available_micros is not None:
-        available_seconds = max(0, event_micros - available_micros) / 1e6
+        available_micros, available_seconds = available_micros if is_back else micros, None
+    elif session.qos_status is _AVAILABLE and available_micros is not None:
+        available_seconds = max(0, micros - available_micros) / 1e6
+    marks, cut_micros = _remember(session, mark)
     return Session(
-        session_id=session.session_id,
-        sender=session.sender,
-        qos_status=event.qos_status,
-        status_info=event.status_info,
-        time_micros=event_micros,
-        available_micros=available_micros,
-        available_seconds=available_seconds,
-        facts=session.facts,
-        learned=learned,
-        **memory,
+        session.session_id,
+        session.sender,
+        status,
+        event.status_info,
+        micros,
+        clock_micros,
+        available_micros,
+        available_seconds,
+        marks,
+        cut_micros,
+        session.facts,
+        learned,
+        is_missing,
     )

@@ -15,22 +15,19 @@ from receiver.core import rfc3339
 from receiver.core.errors import Malformed
 from receiver.core.event import QosStatus
 from receiver.core.facts import NO_FACTS, facts_of, members
+from receiver.core.headers import LEARNED, MARKS, MARKS_CUT, MEMORY, TOUCHED, Headers
+from receiver.core.marks import Mark
 from receiver.core.message import Message
 from receiver.core.session import Session
 
-#: The topic of these records, without the common prefix.
-SESSIONS = "sessions"
-
-#: The headers that have a router's memory.
-MARKS = "marks"
-MARKS_CUT = "marks-cut"
-TOUCHED = "touched"
-LEARNED = "learned"
-_MEMORY = frozenset({MARKS, MARKS_CUT, TOUCHED, LEARNED})
-
+_NO_ID = "-" * 16
 _MARK = r"(?:[0-9a-f]{16}|-{16})\|[RAU]\.(?:-?[0-9]{1,18})?\.[0-9a-f]{8}\|-?[0-9]{1,18}"
 _MARKS = re.compile(f"{_MARK}(?:,{_MARK})*")
 _MICROS = re.compile(r"-?[0-9]{1,18}")
+#: A status is the first letter of its name; M is for a session that counts as ended because the API does not know it.
+_LETTERS = {status: status.value[0] for status in QosStatus}
+_STATUSES = {letter: status for status, letter in _LETTERS.items()}
+_MISSING = "M"
 _LEARNED = re.compile(r"[RAUM]{0,4}")
 
 #: What a router writes has a tenth of this. Twice as much still fits into a record that brokers take.
@@ -48,9 +45,9 @@ def session_message(topic: str, session: Session, headers: Sequence[tuple[str, s
     return Message(topic, session.session_id, session_value(session), memory, timestamp_millis)
 
 
-def traced(message: Message) -> list[tuple[str, str]]:
+def traced(message: Message) -> Headers:
     """The headers that `message`, a session's record, was written with: all but the router's memory."""
-    return [header for header in message.headers if header[0] not in _MEMORY]
+    return [header for header in message.headers if header[0] not in MEMORY]
 
 
 def session_of(message: Message) -> Session | None:
@@ -65,6 +62,7 @@ def session_of(message: Message) -> Session | None:
 
 def session_value(session: Session) -> bytes:
     """The session as the flat JSON of the sessions topic."""
+    facts = session.facts
     value: dict[str, Any] = {
         "sessionId": session.session_id,
         "qosStatus": session.qos_status,
@@ -77,7 +75,7 @@ def session_value(session: Session) -> bytes:
         value["availableSince"] = rfc3339.render(session.available_micros)
     if session.available_seconds is not None:
         value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value if session.facts is NO_FACTS else value | members(session.facts))
+    return orjson.dumps(value if facts is NO_FACTS or facts == NO_FACTS else value | members(facts))
 
 
 def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:
@@ -94,11 +92,11 @@ def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:
 
 def _session(told: Mapping[str, Any], headers: Mapping[str, str]) -> Session:
     since, seconds, cut = told.get("availableSince"), told.get("availableSeconds"), headers.get(MARKS_CUT)
-    marks = headers[MARKS]
-    if _MARKS.fullmatch(marks) is None:
-        raise NoSession(f"{MARKS} is damaged")
     if seconds is not None and not (type(seconds) in {float, int} and 0 <= seconds <= _SECONDS_MAX):
         raise NoSession("availableSeconds is no time")
+    learned = headers.get(LEARNED, "")
+    if _LEARNED.fullmatch(learned) is None:
+        raise NoSession(f"{LEARNED} is damaged")
     return Session(
         _text(told, "sessionId"),
         _text(told, "sender"),
@@ -108,20 +106,51 @@ def _session(told: Mapping[str, Any], headers: Mapping[str, str]) -> Session:
         _number(headers, TOUCHED),
         None if since is None else _micros(since),
         None if seconds is None else float(seconds),
-        tuple(marks.split(",")),
+        _marks(headers[MARKS]),
         None if cut is None else _number(headers, MARKS_CUT),
         facts_of(told),
-        _learned(headers.get(LEARNED, "")),
+        frozenset(_STATUSES[letter] for letter in learned if letter != _MISSING),
+        _MISSING in learned,
     )
 
 
-def _memory(session: Session) -> list[tuple[str, str]]:
-    memory = [(MARKS, ",".join(session.marks)), (TOUCHED, str(session.touched_micros))]
+def _memory(session: Session) -> Headers:
+    memory = [(MARKS, marks_text(session.marks)), (TOUCHED, str(session.touched_micros))]
     if session.marks_cut_micros is not None:
         memory.append((MARKS_CUT, str(session.marks_cut_micros)))
-    if session.learned:
-        memory.append((LEARNED, session.learned))
+    if session.learned or session.is_missing:
+        learned = "".join([letter for status, letter in _LETTERS.items() if status in session.learned])
+        memory.append((LEARNED, learned + _MISSING * session.is_missing))
     return memory
+
+
+def marks_text(marks: Sequence[Mark]) -> str:
+    """The marks as a record has them."""
+    return ",".join([_mark_text(mark) for mark in marks])
+
+
+def _mark_text(mark: Mark) -> str:
+    """`identity|status.time.kind|time that counts`: `6f1e90d2b3a4c5f7|U.1764000000000000.1c291ca3|1764000000000000`."""
+    told = "" if mark.told_micros is None else mark.told_micros
+    return f"{mark.identity or _NO_ID}|{_LETTERS[mark.qos_status]}.{told}.{mark.kind}|{mark.micros}"
+
+
+def _marks(text: str) -> tuple[Mark, ...]:
+    if _MARKS.fullmatch(text) is None:
+        raise NoSession(f"{MARKS} is damaged")
+    return tuple(map(_mark, text.split(",")))
+
+
+def _mark(text: str) -> Mark:
+    identity, content, micros = text.split("|")
+    letter, told, kind = content.split(".")
+    return Mark(
+        None if identity == _NO_ID else identity,
+        _STATUSES[letter],
+        int(told) if told else None,
+        kind,
+        int(micros),
+    )
 
 
 def _text(told: Mapping[str, Any], member: str) -> str:
@@ -143,9 +172,3 @@ def _number(headers: Mapping[str, str], name: str) -> int:
     if _MICROS.fullmatch(text) is None or int(text) not in rfc3339.WRITABLE_MICROS:
         raise NoSession(f"{name} is no time")
     return int(text)
-
-
-def _learned(text: str) -> str:
-    if _LEARNED.fullmatch(text) is None:
-        raise NoSession(f"{LEARNED} is damaged")
-    return text

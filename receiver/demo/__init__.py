@@ -18,15 +18,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.live import Live
 
-from receiver.core.router import DEAD_LETTER
+from receiver.core.topics import DEAD_LETTER, TopicNames
 from receiver.demo import application
 from receiver.demo.application import Application
 from receiver.demo.ledger import Ledger
 from receiver.demo.screen import Lines, Screen, summary
 from receiver.demo.tally import Tally
 from receiver.edge import auth
-from receiver.process import build, embedded
+from receiver.process.addresses import Addresses
+from receiver.process.directory import open_reader
 from receiver.process.ports import listening, url_of
+from receiver.process.run import run
 from receiver.reader import Cursor, Reader
 from receiver.secret_file import mint_secret
 from receiver.settings import EdgeSettings, LogSettings, OpsSettings, Settings
@@ -72,13 +74,13 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
             await stack.enter_async_context(simulating(options, listener))
             client = httpx2.AsyncClient(timeout=30, trust_env=False, verify=application.TRUST)
             await stack.enter_async_context(client)
-            reader = stack.enter_context(contextlib.closing(embedded.open_reader(settings)))
+            reader = stack.enter_context(contextlib.closing(open_reader(settings)))
             simulator_url = url_of(_HOST, listener)
             tally = Tally(Ledger(client, simulator_url), sessions)
             token = auth.mint(mint_secret(settings), _OPERATOR, _TOKEN_SECONDS, time.time())
             receiver = application.Receiver(addresses.edge_url, token)
             playing = Application(client, simulator_url).play(receiver, sessions, played_seconds, seed)
-            watching = _watch(tally, reader, client, addresses.ops_url, settings.prefix)
+            watching = _watch(tally, reader, client, addresses.ops_url, TopicNames(settings.prefix))
             tasks = [asyncio.create_task(playing), asyncio.create_task(watching)]
             for task in tasks:
                 stack.callback(task.cancel)
@@ -92,10 +94,10 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
     return interrupted or not tally.comparison().faults
 
 
-async def _serve(settings: Settings) -> tuple[asyncio.Task[None], build.Addresses]:
+async def _serve(settings: Settings) -> tuple[asyncio.Task[None], Addresses]:
     """A receiver that listens. Raises what kept it from that."""
-    ready: asyncio.Future[build.Addresses] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(build.run(settings, ready=ready.set_result))
+    ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(run(settings, ready=ready.set_result))
     await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
     if not ready.done():
         await serving
@@ -128,7 +130,7 @@ async def _until_done(
     return False
 
 
-async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_url: str, prefix: str) -> None:
+async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_url: str, names: TopicNames) -> None:
     """Keep the tally up with what comes out, for ever."""
     cursors: dict[str, Cursor] = {}
     while True:
@@ -136,7 +138,7 @@ async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_u
         await tally.ledger.follow()
         there = await reader.topics()
         for name in _TOPICS:
-            topic = f"{prefix}.{name}"
+            topic = names.full(name)
             if topic in there:
                 cursor = cursors.setdefault(topic, await reader.beginning(topic))
                 for record in await reader.records(topic, cursor, _PAGE):

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from receiver.console import STATUS_STYLES, UNEXPECTED_STYLE, program
 from receiver.core.event import QosStatus
-from receiver.core.router import DEAD_LETTER
 from receiver.core.session import Verdict
+from receiver.core.topics import DEAD_LETTER
 from receiver.demo.comparison import Routed, Undetermined, due_answer
 from receiver.demo.ledger import Post
 from receiver.demo.tally import Tally

@@ -1,8 +1,8 @@
 """Who sends: authenticate(Authorization, credentials, now) → the sender's name. Pure.
 
-Three kinds of tokens are told apart by what they are. A token of the configuration is known by its SHA-256, which is
-all that is kept of it. A minted one is a JWT signed with our own secret, so no store is asked. Any other JWT is its
-issuer's, checked with the issuer's keys.
+Three kinds of tokens are told apart by what they are. A token of the configuration is known by its SHA-256; only what
+was posted with lately is in memory as it is. A minted one is a JWT signed with our own secret, so no store is asked.
+Any other JWT is its issuer's, checked with the issuer's keys.
 
 A wrong 401 can end a feed for good: a provider may take it for an expired token and stop (Commonalities, event guide,
 sinkCredential). So it is given only for a token that is known to be wrong. Where we can't know, because an issuer's
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from hmac import compare_digest
 from http import HTTPStatus
+from math import inf
 from typing import Any, NamedTuple
 
 import jwt
@@ -34,6 +35,7 @@ ANONYMOUS = "anonymous"
 _SENDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+/-]{0,127}")
 
 _VERIFIED_MAX = 10_000
+_VALUES_MAX = 1_000
 
 #: A token that names no key is tried with each; a check costs 30 µs and more.
 _KEYS_TRIED_MAX = 8
@@ -73,6 +75,14 @@ class KeysWanted(Exception):
         self.issuer = issuer
 
 
+class Known(NamedTuple):
+    """Whose a token is, and from when to when, in seconds since 1970."""
+
+    sender: str
+    not_before: float
+    not_after: float
+
+
 class Credentials:
     """What tokens are accepted; `keys` may be exchanged at any time."""
 
@@ -91,11 +101,20 @@ class Credentials:
         self.keys: dict[str, Mapping[str, Any]] = {}  # by issuer, then by key id
         # Verifying a signature costs 30 µs and more. What was verified once is known by its SHA-256 until it expires.
         self.verified: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        # By the whole value of Authorization, which is what nearly all requests are looked up by.
+        self.values: dict[bytes | None, Known] = {}
 
     def replace_keys(self, issuer: str, keys: Mapping[str, Any]) -> None:
         """Use these keys of an issuer from now on; what older ones verified is verified again."""
         self.keys[issuer] = keys
         self.verified.clear()
+        self.values.clear()
+
+    def remember(self, value: bytes, known: Known) -> None:
+        """A value of Authorization was right."""
+        if len(self.values) >= _VALUES_MAX:
+            self.values.clear()
+        self.values[value] = known
 
 
 def authenticate(
@@ -112,6 +131,9 @@ def authenticate(
     further headers that may have one. `keys_current` tells that the keys have just been fetched: then a key that is not
     among them does not exist.
     """
+    seen = credentials.values.get(authorization)
+    if seen is not None and seen.not_before <= now < seen.not_after:
+        return seen.sender
     if authorization is None and not others and credentials.anonymous:
         return ANONYMOUS
     failures: list[Refused | KeysWanted] = []
@@ -123,13 +145,17 @@ def authenticate(
             continue
         for token in spellings(value):
             try:
-                return _sender_of(token, credentials, now, keys_current=keys_current)
+                known = _known(token, credentials, now, keys_current=keys_current)
             except (Refused, KeysWanted) as error:
                 failures.append(error)
+            else:
+                if value is authorization:
+                    credentials.remember(value, known)
+                return known.sender
     raise max(failures, key=_told_by, default=_unauthenticated("a bearer token is wanted", why="no_token"))
 
 
-def _sender_of(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> str:
+def _known(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> Known:
     digest = sha256(token).digest()
     known = credentials.tokens.get(digest)
     if known is not None and compare_digest(known.sha256, digest):
@@ -137,15 +163,15 @@ def _sender_of(token: bytes, credentials: Credentials, now: float, *, keys_curre
             raise _unauthenticated("the token is not valid yet", why="early_token", sender=known.sender)
         if known.not_after is not None and now >= known.not_after:
             raise _unauthenticated("the token has expired", why="expired_token", sender=known.sender)
-        return known.sender
+        return Known(known.sender, known.not_before or -inf, inf if known.not_after is None else known.not_after)
     verified = credentials.verified.get(digest)
     if verified is not None and now < verified[1]:
-        return verified[0]
+        return Known(verified[0], -inf, verified[1])
     sender, expires = _verify(token, credentials, now, keys_current=keys_current)
     credentials.verified[digest] = sender, expires
     if len(credentials.verified) > _VERIFIED_MAX:
         credentials.verified.popitem(last=False)
-    return sender
+    return Known(sender, -inf, expires)
 
 
 def _told_by(failure: Refused | KeysWanted) -> int:

@@ -1,134 +1,166 @@
-"""The short way through the edge, for the request that nearly all are.
+"""The fast path, for the common request: a whole notification in one piece, alone on its connection.
 
-A notification that arrives in one piece, with nothing before or behind it on its connection, is taken as it leaves the
-HTTP parser: no task, no ASGI messages, and none of uvicorn's bookkeeping, which together cost as much as all the rest.
-What is in any way unusual, wrong or refused goes the long way (`app.py`), which alone knows the answers that are not
-204. So this knows nothing that the edge doesn't, and can be left out.
+It goes through the three steps of the intake as it leaves the HTTP parser: no task, no ASGI messages, and none of
+uvicorn's bookkeeping, which together cost as much as all the rest. All other requests take the way through `app.py`.
+Both ways have the same steps and so the same answers; this one can be left out.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from receiver.edge.app import Edge, Taken
+from receiver.core.errors import Unavailable
 from receiver.edge.connection import ConnectionLimits, Ended, GuardedProtocol, shared
+from receiver.edge.conversation import Event, Phase
+from receiver.edge.head import Head, KnownHeads
+from receiver.edge.intake import Intake, Request
+
+#: A name is found ten times as fast as an enum's member.
+_IDLE, _WHOLE = Phase.IDLE, Event.WHOLE
 
 _HEAD_END = b"\r\n\r\n"
-_HEAD_END_MIN = len(_HEAD_END)
-_LENGTH_DIGITS_MAX = 9
+_NO_CONTENT = b"HTTP/1.1 204 No Content\r\nx-correlator: %b\r\n\r\n"
 
 
-def express(limits: ConnectionLimits, edge: Edge, paths: Collection[str], ended: Ended) -> type[asyncio.Protocol]:
-    """A protocol class for uvicorn's `http` option: `guarded`, and the short way for POSTs to these paths."""
+def express(limits: ConnectionLimits, intake: Intake, paths: Collection[str], ended: Ended) -> type[asyncio.Protocol]:
+    """A protocol class for uvicorn's `http` option: `guarded`, and the fast path for POSTs to these paths."""
     urls = frozenset(path.encode() for path in paths)
-    return type("NotificationProtocol", (ExpressProtocol,), {**shared(limits, ended), "edge": edge, "urls": urls})
+    more = {"intake": intake, "urls": urls, "heads": KnownHeads(intake.limits.token_headers)}
+    return type("NotificationProtocol", (ExpressProtocol,), {**shared(limits, ended), **more})
 
 
 class ExpressProtocol(GuardedProtocol):
-    """The guarded protocol, which asks the edge first."""
+    """The guarded protocol, which asks the intake first."""
 
-    edge: Edge
+    intake: Intake
     urls: frozenset[bytes]
+    heads: KnownHeads
 
     def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401  # uvicorn's
         super().__init__(*arguments, **named)
-        self._head_end = 0  # of the request that begins the piece at hand, if one does
-        self._piece_end = 0
-        self._body: bytes | None = None  # of a request that is the whole piece
-        self._taken: Taken | None = None
-        self._closing = False
+        self._piece = b""  # the one at hand, where a request begins with it
+        self._head_end = 0  # in that
+        self._head = b""  # of the request that is being read
+        self._request: Request | None = None  # of the fast path, until it is answered
+        self._body: bytes | None = None  # of that request, while it is being read
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        if self._taken is not None:
+        if self._request is not None:
             # Its sender doesn't wait for answers: what follows is read once this one was given.
             self._hold(data)
             return
-        self._head_end = 0 if self._receiving else data.find(_HEAD_END) + len(_HEAD_END)
-        self._piece_end = len(data)
+        if self._is_free():
+            end = data.find(_HEAD_END) + len(_HEAD_END)
+            head = self.heads.find(data[:end])
+            if head is not None and self._is_whole(head, end, len(data)):
+                self._keep(self.intake.request(head, self._address), data[end:])
+                return
+            self._piece, self._head_end = data, end
         super().data_received(data)
+        self._piece = b""
+
+    def _is_free(self) -> bool:
+        """Whether the next byte begins a request, and no answer is due."""
+        conversation = self.conversation
+        return not (
+            conversation.phase > _IDLE
+            or conversation.due
+            or self._held
+            or self._head_bytes  # of a blank line
+            or self.flow.write_paused
+        )
+
+    def _is_whole(self, head: Head, head_bytes: int, piece_bytes: int) -> bool:
+        body_bytes = piece_bytes - head_bytes
+        return (
+            head.length == body_bytes <= self.intake.limits.body_bytes_max
+            and head_bytes <= self.limits.header_bytes_max
+        )
 
     def on_headers_complete(self) -> None:
         """See httptools."""
-        if self._is_whole_piece():
-            self._body = b""
-        else:
+        self._request = self._whole_request()
+        self._piece = b""  # whatever follows in it is another request
+        if self._request is None:
             super().on_headers_complete()
+        else:
+            self._body = b""
 
     def on_body(self, body: bytes) -> None:
         """See httptools."""
         if self._body is None:
             super().on_body(body)
         else:
+            self._head_bytes = 0
             self._body += body
 
     def on_message_complete(self) -> None:
         """See httptools."""
-        if self._body is not None:
-            body, self._body = self._body, None
-            self._taken = taken = self.edge.take(self.headers, body)
-            if taken is not None:
-                self._receiving = self._in_head = False
-                self._head_bytes = 0
-                self._deadline = float("inf")
-                taken.kept.add_done_callback(self._answer)
-                return
-            super().on_headers_complete()
-            super().on_body(body)
-        super().on_message_complete()
+        if self._request is None or self._body is None:
+            super().on_message_complete()
+            return
+        request, body = self._request, self._body
+        content, self._body = self._head, None
+        self._keep(request, body)
+        if request.is_proved:
+            self.heads.remember(content, request.head)
 
-    def shutdown(self) -> None:
-        """As uvicorn's: close, behind the answer that is due."""
-        if self._taken is None:
-            super().shutdown()
-        else:
-            self._closing = True
-
-    def is_being_answered(self) -> bool:
-        """Whether there is a request that is here as a whole and has no answer yet."""
-        return self._taken is not None or super().is_being_answered()
-
-    def _is_whole_piece(self) -> bool:
-        """Whether the request is a POST to us, begins and ends with the piece at hand, and follows no other."""
-        parser = self.parser
-        return (
+    def _whole_request(self) -> Request | None:
+        """The request whose head was read, if it is a POST to us that begins and ends with the piece at hand."""
+        parser, piece, end = self.parser, self._piece, self._head_end
+        if not (
             self.url in self.urls
-            and _HEAD_END_MIN < self._head_end <= self.limits.header_bytes_max
-            and not (self._refused or self._behind_another or self.expect_100_continue or self.flow.write_paused)
-            and (self.cycle is None or self.cycle.response_complete)
-            and _content_length(self.headers) == self._piece_end - self._head_end
+            and len(_HEAD_END) < end <= len(piece)
+            and not self.expect_100_continue
             and parser.get_method() == b"POST"
             and parser.get_http_version() == "1.1"
             and parser.should_keep_alive()
             and not parser.should_upgrade()
-        )
+        ):
+            return None
+        head = self.intake.head(self.headers)
+        if not self._is_whole(head, end, len(piece)):
+            return None
+        self._head = piece[:end]
+        return self.intake.request(head, self._address)
 
-    def _answer(self, _: asyncio.Future[None]) -> None:
-        taken, self._taken = self._taken, None
-        assert taken is not None  # noqa: S101  # for the type checker: set before this was
-        response = self.edge.settle(taken)
-        if self.transport.is_closing():
-            return
-        self.server_state.total_requests += 1
-        if response is None:
-            self.proved = True
-            self.transport.write(b"HTTP/1.1 204 No Content\r\nx-correlator: %b\r\n\r\n" % taken.correlator)
-        else:
-            head = b"".join([b"%b: %b\r\n" % header for header in response.raw_headers])
-            self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], head, bytes(response.body)))
-        if self._closing:
-            self.transport.close()
-            return
-        self._wait(self.limits.idle_timeout_seconds)
-        if self._held or self._ended_by_peer:
-            self._release()
+    def _keep(self, request: Request, body: bytes) -> None:
+        """Take it in; its answer comes later, unless it is refused."""
+        self._request = request
+        self._head_bytes = 0
+        self.conversation.handle(_WHOLE, self.loop.time())
+        try:
+            admitted = self.intake.begin(request, len(body))
+            if admitted is not None:
+                task = self.loop.create_task(self._keep_once(admitted, request, body))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
+                return
+            self.intake.keep(request, body, self._answer)
+        except Exception as error:  # noqa: BLE001  # the intake has an answer for each
+            self._answer(error)
 
+    async def _keep_once(self, admitted: Awaitable[None], request: Request, body: bytes) -> None:
+        try:
+            await admitted
+            self.intake.keep(request, body, self._answer)
+        except asyncio.CancelledError:
+            self._answer(Unavailable("the request was given up", reason="cancelled"))
+        except Exception as error:  # noqa: BLE001  # as above
+            self._answer(error)
 
-def _content_length(headers: Sequence[tuple[bytes, bytes]]) -> int:
-    """The length that is told, -1 where none is, or a long one."""
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value) if len(value) <= _LENGTH_DIGITS_MAX else -1
-    return -1
+    def _answer(self, error: BaseException | None) -> None:
+        request, self._request = self._request, None
+        assert request is not None  # noqa: S101  # for the type checker: it was set before it was taken in
+        answer = self.intake.settle(request, error)
+        self.proved = self.proved or request.is_proved
+        if not self.transport.is_closing():
+            if answer is None:
+                self.transport.write(_NO_CONTENT % request.correlator.encode())
+            else:
+                head = b"".join([b"%b: %b\r\n" % header for header in answer.headers])
+                self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[answer.status], head, answer.content))
+        self._answered()

@@ -16,7 +16,11 @@ class Guest(Protocol):
     """A connection."""
 
     proved: bool
-    since: float
+
+    @property
+    def since(self) -> float:
+        """When it began to wait."""
+        ...
 
     def is_awaited(self) -> bool:
         """Whether an answer is due on it."""

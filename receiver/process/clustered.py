@@ -5,20 +5,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from aiokafka.errors import GroupAuthorizationFailedError
-
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.inbox import KafkaInbox
-from receiver.backends.kafka.known import known, places
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Limits
 from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.reader import KafkaReader
-from receiver.backends.kafka.standing import expect_partitions
-from receiver.backends.kafka.tokens import ClientCredentials
-from receiver.backends.kafka.topics import Difference, Plan, check, create
 from receiver.backends.shared_spool import DistantSpool, SharedSpool
 from receiver.backends.spool import Spool
 from receiver.core.errors import Unavailable
@@ -27,10 +21,11 @@ from receiver.core.router import Router
 from receiver.core.session import Session
 from receiver.dispatcher import Dispatcher
 from receiver.inbox import Inbox
+from receiver.process.cluster import connection_of, group_of, plan_of, prepare
+from receiver.process.part import Part
 from receiver.reader import is_asked_for
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
-from receiver.tls import client_context
 
 SPOOL = "spool"
 _OWN_SPOOL = "0"
@@ -39,7 +34,6 @@ _OWN_SPOOL = "0"
 _FIRST_SECONDS_MAX = 3.0
 _AGAIN_SECONDS = 2.0
 _PREPARE_SECONDS_MAX = 60.0
-_CONNECT_SECONDS_MAX = 15.0
 
 #: How far apart a lane's transactions are at most.
 _PACE_SECONDS_MAX = 0.25
@@ -48,80 +42,8 @@ _PACE_SECONDS_MAX = 0.25
 _SLICE = 5_000
 
 
-class Part(NamedTuple):
-    """What of the whole a process is: its role, and which of several edges that share a spool.
-
-    A router may be started together with edges, which it must not take with it.
-    """
-
-    role: Literal["all", "edge", "router"] = "all"
-    worker: int = 0
-    shared: SharedSpool | None = None
-    beside_edges: bool = False
-
-    @property
-    def receives(self) -> bool:
-        """Whether senders can post here."""
-        return self.role != "router"
-
-    @property
-    def may_refuse(self) -> bool:
-        """Whether it may end at its start for the cluster's sake: senders that find no edge never post again."""
-        return not self.receives and not self.beside_edges
-
-    @property
-    def routes(self) -> bool:
-        """Whether it decides on what was received."""
-        return self.role != "edge"
-
-
-WHOLE = Part()
-
-
-def connection_of(settings: Settings) -> Connection:
-    """How to reach the cluster of the settings. Raises Unavailable where a certificate can't be used."""
-    kafka = settings.kafka
-    tls = None
-    if kafka.security_protocol in {"SSL", "SASL_SSL"}:
-        try:
-            tls = client_context(kafka.tls_ca_file, kafka.tls_certificate_file, kafka.tls_key_file)
-        except ValueError as error:  # what was there when the settings were read
-            raise Unavailable(f"kafka's certificates can't be used, wanted is {error}", reason="kafka") from None
-    mechanism, tokens = None, None
-    if kafka.security_protocol.startswith("SASL"):
-        mechanism = kafka.sasl_mechanism
-        if kafka.sasl_mechanism == "OAUTHBEARER":
-            tokens = ClientCredentials(
-                kafka.oauth_token_url or "",
-                kafka.oauth_client_id or "",
-                kafka.oauth_client_secret.get_secret_value() if kafka.oauth_client_secret else "",
-                kafka.oauth_scope,
-            )
-    password = None if kafka.sasl_password is None else kafka.sasl_password.get_secret_value()
-    security = Security(kafka.security_protocol, tls, mechanism, kafka.sasl_username, password, tokens)
-    return Connection(kafka.bootstrap_servers, security.options())
-
-
-def plan_of(settings: Settings, router: Router) -> Plan:
-    """What the settings want of the topics."""
-    return Plan(
-        settings.prefix,
-        router.topics,
-        settings.kafka.partitions,
-        settings.kafka.replication_factor,
-        settings.retention.inbox_hours,
-        settings.retention.topics_hours,
-        settings.edge.body_bytes_max + settings.edge.header_bytes_max,
-    )
-
-
-def group_of(settings: Settings) -> str:
-    """The name of the routers' group."""
-    return f"{settings.prefix}.{settings.kafka.group}"
-
-
 class ClusteredNode:
-    """`receiver.service.Node`, over a cluster, which may be away. Raises Unavailable where the spool can't be had."""
+    """`receiver.process.node.Node`, over a cluster, which may be away. Raises Unavailable without a spool."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry, router: Router, part: Part) -> None:
         self._settings = settings
@@ -147,13 +69,13 @@ class ClusteredNode:
         self.reader = KafkaReader(self._connection, settings.prefix, telemetry.passed_over)
 
     async def prepare(self, seconds_max: float) -> None:
-        """Make sure of the topics. Raises Unavailable, with the reason `topics` where these are at fault."""
+        """Make sure of the topics. Raises Unavailable, TopicsUnfit where these are at fault."""
         try:
             async with asyncio.timeout(seconds_max):
                 creates, group = self._settings.kafka.create_topics, group_of(self._settings)
                 differences = await prepare(self._connection, self._plan, create_missing=creates, group=group)
         except TimeoutError:
-            raise Unavailable(f"Kafka did not answer within {seconds_max:g} s", reason="kafka") from None
+            raise ClusterFailed(f"Kafka did not answer within {seconds_max:g} s") from None
         self._prepared = True
         for each in differences:
             self._telemetry.topic_differs(each.topic, each.what)
@@ -196,7 +118,7 @@ class ClusteredNode:
         """See Node: those of the lanes that this process owns."""
         wanted, found = frozenset(session_ids), []
         for lane in list(self._lanes().values()):
-            for count, session in enumerate(list(lane.sessions.values())):
+            for count, session in enumerate(lane.sessions.snapshot()):
                 if is_asked_for(session, sender, wanted):
                     found.append(session)
                 if count % _SLICE == _SLICE - 1:
@@ -211,7 +133,7 @@ class ClusteredNode:
         """See Node: those of the lanes that this process owns."""
         counts = Counter(dict.fromkeys(QosStatus, 0))
         for lane in self._lanes().values():
-            counts.update(lane.session_counts)
+            counts.update(lane.sessions.counts)
         return counts
 
     async def close(self) -> None:
@@ -306,57 +228,9 @@ async def clustered(
         try:
             await node.prepare(_FIRST_SECONDS_MAX)
         except Unavailable as error:
-            if error.reason == "topics" and part.may_refuse:
+            if isinstance(error, TopicsUnfit) and part.may_refuse:
                 raise
             node.wait_for_cluster(error.message)
         yield node
     finally:
         await node.close()
-
-
-@asynccontextmanager
-async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[KafkaInbox]:
-    """The inbox of the settings' cluster, connected, without a spool. Raises Unavailable where that fails."""
-    connection, plan = connection_of(settings), plan_of(settings, router)
-    await prepare(connection, plan, create_missing=False, group=group_of(settings))
-    inbox = KafkaInbox(connection, plan.inbox, append_timeout_seconds=settings.kafka.append_timeout_seconds)
-    running = asyncio.create_task(inbox.run())
-    try:
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS_MAX):
-                await inbox.connected.wait()
-        except TimeoutError:
-            raise Unavailable(inbox.trouble, reason="kafka") from None
-        yield inbox
-    finally:
-        running.cancel()
-        await asyncio.wait({running})
-
-
-async def prepare(connection: Connection, plan: Plan, *, create_missing: bool, group: str = "") -> Sequence[Difference]:
-    """Make the topics that are missing, where that is allowed, and refuse what nothing may run on: with the routers'
-    `group`, another number of partitions than they decided with.
-
-    Returns what differs from the plan all the same. Raises Unavailable, with the reason `topics` where one is at fault.
-    """
-    if create_missing:
-        await create(connection, plan)
-    differences = await check(connection, plan, made=create_missing)
-    fatal = [f"{each.topic} {each.what}" for each in differences if each.fatal]
-    if fatal:
-        raise Unavailable("; ".join(fatal), reason="topics")
-    if group:
-        await expect_same_partitions(connection, plan.inbox, group)
-    return differences
-
-
-async def expect_same_partitions(connection: Connection, inbox: str, group: str) -> None:
-    """Raises Unavailable where the routers of a group decided with another number of partitions than the inbox has."""
-    count = (await known(connection, [inbox]))[inbox].partitions_count
-    try:
-        found = await places(connection, group, inbox, count)
-    except Unavailable as error:
-        if isinstance(error.__cause__, GroupAuthorizationFailedError):
-            return  # an edge need not have this right; a router is told when it joins
-        raise
-    expect_partitions(inbox, count, found.values())

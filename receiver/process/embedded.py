@@ -2,18 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
-from receiver.backends.sqlite.node import SqliteNode, SqliteReader
+from receiver.backends.sqlite.node import ServedDirectory, SqliteReader
 from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.router import Router
 from receiver.core.session import Session
-from receiver.core.session_record import SESSIONS
 from receiver.dispatcher import Dispatcher
-from receiver.reader import PassedOver, nobody
+from receiver.process.directory import open_directory, open_reader
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
@@ -25,40 +24,18 @@ _RETENTION_ROWS_MAX = 2_000
 _HOUR_MICROS = 3600 * 1_000_000
 
 
-def open_node(
-    settings: Settings,
-    appended: Callable[[int, float], None] = lambda _count, _seconds: None,
-    passed_over: PassedOver = nobody,
-) -> SqliteNode:
-    """The directory of the settings, to be served by this process alone. Raises Unavailable."""
-    return SqliteNode(
-        settings.data,
-        sessions_topic=f"{settings.prefix}.{SESSIONS}",
-        append_timeout_seconds=settings.edge.append_timeout_seconds,
-        appended=appended,
-        passed_over=passed_over,
-    )
-
-
-def open_reader(
-    settings: Settings, passed_over: PassedOver = nobody, damaged: Callable[[], None] = lambda: None
-) -> SqliteReader:
-    """A reader of the directory of the settings, beside whoever serves it. Raises Unavailable."""
-    return SqliteReader(settings.data, f"{settings.prefix}.{SESSIONS}", passed_over, damaged)
-
-
 class EmbeddedNode:
-    """`receiver.service.Node`, over one directory."""
+    """`receiver.process.node.Node`, over one directory."""
 
     def __init__(
-        self, node: SqliteNode, reader: SqliteReader, settings: Settings, telemetry: Telemetry, router: Router
+        self, served: ServedDirectory, reader: SqliteReader, settings: Settings, telemetry: Telemetry, router: Router
     ) -> None:
-        self.inbox = node.inbox
+        self.inbox = served.inbox
         self.reader = reader
-        self._node = node
+        self._served = served
         self._settings = settings
         self._telemetry = telemetry
-        self._dispatcher = Dispatcher(node.lane, router, telemetry, batch_max=settings.router.batch_max)
+        self._dispatcher = Dispatcher(served.lane, router, telemetry, batch_max=settings.router.batch_max)
 
     def jobs(self) -> Sequence[Coroutine[Any, Any, None]]:
         """See Node."""
@@ -92,11 +69,11 @@ class EmbeddedNode:
         while True:
             removed = 0
             try:
-                await self._node.look()
+                await self._served.look()
                 if loop.time() >= next_at or self.inbox.trouble:
                     now_micros = time.time_ns() // 1000
                     next_at = loop.time() + _RETENTION_SECONDS
-                    removed = await self._node.retain(
+                    removed = await self._served.retain(
                         round(now_micros - retention.inbox_hours * _HOUR_MICROS),
                         round(now_micros - retention.topics_hours * _HOUR_MICROS),
                         _RETENTION_ROWS_MAX,
@@ -114,8 +91,8 @@ async def embedded(settings: Settings, telemetry: Telemetry, router: Router) -> 
     """The node of a directory, for as long as the block lasts. Raises Unavailable."""
     told = telemetry.passed_over
     with (
-        closing(open_node(settings, telemetry.appended, told)) as node,
-        closing(open_reader(settings, told, node.suspect)) as reader,
+        closing(open_directory(settings, telemetry.appended, told)) as served,
+        closing(open_reader(settings, told, served.suspect)) as reader,
     ):
-        node.expect(router.topics)
-        yield EmbeddedNode(node, reader, settings, telemetry, router)
+        served.expect(router.topics)
+        yield EmbeddedNode(served, reader, settings, telemetry, router)

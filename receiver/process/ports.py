@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from receiver.edge.app import EdgeApp
 from receiver.edge.connection import ConnectionLimits, guarded
+from receiver.edge.conversation import Timeouts
 from receiver.edge.express import express
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
@@ -63,9 +64,7 @@ def build_server(app: ASGIApp, settings: Settings, telemetry: Telemetry) -> uvic
     edge, is_edge = settings.edge, isinstance(app, EdgeApp)
     limits = ConnectionLimits(
         edge.header_bytes_max,
-        edge.header_timeout_seconds,
-        edge.body_timeout_seconds,
-        edge.idle_timeout_seconds,
+        Timeouts(edge.header_timeout_seconds, edge.body_timeout_seconds, edge.idle_timeout_seconds),
         edge.connections_max if is_edge else _OPS_CONNECTIONS_MAX,
         edge.connections_per_address_max if is_edge else _OPS_CONNECTIONS_MAX,
         edge.trusted_proxies,
@@ -75,7 +74,7 @@ def build_server(app: ASGIApp, settings: Settings, telemetry: Telemetry) -> uvic
         uvicorn.Config(
             app,
             interface="asgi3",
-            http=express(limits, app.edge, app.paths, ended) if isinstance(app, EdgeApp) else guarded(limits, ended),
+            http=express(limits, app.intake, app.paths, ended) if isinstance(app, EdgeApp) else guarded(limits, ended),
             ws="none",
             lifespan="off",
             log_config=None,

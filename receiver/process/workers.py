@@ -21,12 +21,14 @@ import structlog
 import uvloop
 
 from receiver.backends.shared_spool import SharedSpool
+from receiver.backoff import Backoff
 from receiver.core.errors import ReceiverError, Unavailable
-from receiver.process import build
-from receiver.process.clustered import Part
+from receiver.log import configure_log, log_format_of
+from receiver.process.addresses import Addresses
+from receiver.process.part import Part
 from receiver.process.ports import listening, url_of
+from receiver.process.run import run as serve_part
 from receiver.settings import Settings
-from receiver.telemetry import configure_log, log_format_of
 
 _AGAIN_SECONDS_FIRST = 0.5
 _AGAIN_SECONDS_MAX = 30.0
@@ -40,7 +42,7 @@ _PORT_MAX = 65_535
 _FORK = multiprocessing.get_context("fork")
 
 
-def run(settings: Settings, role: str, edges_count: int, ready: Callable[[build.Addresses], None]) -> None:
+def run(settings: Settings, role: str, edges_count: int, ready: Callable[[Addresses], None]) -> None:
     """Serve until SIGTERM or SIGINT. The operations ports follow each other, the router's first.
 
     Raises Unavailable where a process can't be started, and OSError where the port can't be had.
@@ -74,7 +76,7 @@ def run(settings: Settings, role: str, edges_count: int, ready: Callable[[build.
         ops_urls = [child.wait_until_ready(signalled) for child in children]
         if signalled.wait([], 0):
             return
-        ready(build.Addresses(edge_url, "  ".join(ops_urls)))
+        ready(Addresses(edge_url, "  ".join(ops_urls)))
         while not signalled.wait(_sentinels(children), _next_start(children)):
             for child in children:
                 child.keep_alive()
@@ -119,7 +121,7 @@ class _Child:
         self._edge_socket = edge_socket if part.receives else None
         self._lifeline = lifeline
         self._held = held
-        self._again_seconds = _AGAIN_SECONDS_FIRST
+        self._backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         self._began = 0.0
 
     def start(self) -> None:
@@ -155,9 +157,8 @@ class _Child:
                 self.start()
         elif not self.process.is_alive():
             if now - self._began > _WELL_SECONDS:
-                self._again_seconds = _AGAIN_SECONDS_FIRST
-            self.start_at = now + self._again_seconds
-            self._again_seconds = min(2 * self._again_seconds, _AGAIN_SECONDS_MAX)
+                self._backoff.reset()
+            self.start_at = now + self._backoff.seconds()
             structlog.get_logger("receiver").error(
                 "worker_ended", worker=self._name(), exit_code=self.process.exitcode, reason=self._failure()
             )
@@ -177,12 +178,12 @@ class _Child:
         os.close(self._held)
         signal.set_wakeup_fd(-1)
 
-        def ready(addresses: build.Addresses) -> None:
+        def ready(addresses: Addresses) -> None:
             telling.send((addresses.ops_url, ""))
 
         try:
             uvloop.run(
-                build.run(
+                serve_part(
                     self._settings,
                     part=self._part,
                     edge_socket=self._edge_socket,

@@ -21,13 +21,13 @@ import orjson
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
 
 from receiver.answers import (
-    BACKOFF,
     PASSING,
     Unreadable,
     content_of,
     is_long,
     left_alone,
     message_of,
+    pause_seconds,
     retry_after_seconds,
 )
 from receiver.client_credentials import ClientCredentials
@@ -310,8 +310,7 @@ def _is_worth_another(call: _Call, outcome: _Answer | _Failure) -> bool:
 
 
 def _pause_seconds(state: RetryCallState) -> float:
-    """How long to wait before the next attempt: as long as the API says, and never less than chance does."""
-    return max(BACKOFF(state), _last_outcome(state).retry_after_seconds or 0)
+    return pause_seconds(state, _last_outcome(state).retry_after_seconds)
 
 
 def _last_outcome(state: RetryCallState) -> _Answer | _Failure:
@@ -321,7 +320,7 @@ def _last_outcome(state: RetryCallState) -> _Answer | _Failure:
 
 def _reason(error: Exception) -> str:
     """Why there is no connection: what the system says of it, such as of a certificate."""
-    return model.told(str(error), None, _MESSAGE_CHARS_MAX) or type(error).__name__
+    return model.quoted(str(error), None, _MESSAGE_CHARS_MAX) or type(error).__name__
 
 
 def _session(call: _Call, answer: _Answer) -> ApiSession:
@@ -354,7 +353,7 @@ def _explained(call: _Call, answer: _Answer) -> tuple[str, str]:
     except orjson.JSONDecodeError:
         tree = None
     code = model.code_told(tree.get("code"), call.creation) if isinstance(tree, dict) else ""
-    message = model.told(message_of(answer.content), call.creation, _MESSAGE_CHARS_MAX) if call.quotes else ""
+    message = model.quoted(message_of(answer.content), call.creation, _MESSAGE_CHARS_MAX) if call.quotes else ""
     return code, f"{answer.status}{f' ({code})' if code else ''}{f': {message}' if message else ''}"
 
 

@@ -11,7 +11,7 @@ from receiver.core.facts import NO_FACTS, Facts
 from receiver.core.notification import RECONCILE
 from receiver.core.session import Session, Verdict, learn, was_told
 from receiver.qod.model import ApiSession
-from receiver.qod.telling import Telling, planned_end, told
+from receiver.qod.telling import Telling, planned_end, telling_of
 
 _RECENT_MICROS = 3600 * 1_000_000
 
@@ -45,7 +45,7 @@ def differences(
         elif mine is None and session.qos_status is QosStatus.UNAVAILABLE and not _is_recent(session, asked_micros):
             continue
         else:
-            telling = told(session, mine, asked_micros, facts(session))
+            telling = telling_of(session, mine, asked_micros, facts(session))
         _, verdict = learn(mine, telling.event(RECONCILE), telling.facts, "", asked_micros)
         if verdict is not Verdict.DUPLICATE:
             found.append(Difference(mine, telling, verdict is Verdict.ACCEPTED))

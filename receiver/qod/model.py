@@ -272,7 +272,7 @@ def is_url(text: str) -> bool:
     return len(text) <= _URL_CHARS_MAX and text.isascii() and text.isprintable() and bool(_URL.fullmatch(text))
 
 
-def told(text: object, asked: Creation | None, chars_max: int) -> str:
+def quoted(text: object, asked: Creation | None, chars_max: int) -> str:
     """What the API said, fit to be shown: printable, short, and without the identifiers and tokens that were sent."""
     if not isinstance(text, str):
         return ""
@@ -290,7 +290,7 @@ def told(text: object, asked: Creation | None, chars_max: int) -> str:
 
 def code_told(text: object, asked: Creation | None) -> str:
     """The API's code for an error, such as INVALID_ARGUMENT; empty where it is none."""
-    code = told(text, asked, _CODE_CHARS_MAX)
+    code = quoted(text, asked, _CODE_CHARS_MAX)
     return code if _CODE.fullmatch(code) else ""
 
 

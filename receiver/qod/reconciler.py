@@ -22,7 +22,7 @@ from receiver.core.event import QosStatus, canonical
 from receiver.core.facts import Facts
 from receiver.core.notification import RECONCILE, Notification
 from receiver.core.session import Session
-from receiver.inbox import Inbox
+from receiver.inbox import Inbox, append_all
 from receiver.qod.client import QodClient
 from receiver.qod.difference import Difference, differences, may_be_gone
 from receiver.qod.model import ApiSession, Listing
@@ -37,8 +37,6 @@ _ASKED_SECONDS_MAX = 60.0
 _MASS_MIN = 20
 #: So many are compared before others have their turn: a millisecond's work.
 _SLICE = 25
-#: So many are appended together.
-_APPENDED_AT_ONCE = 256
 #: Where there are more differences, the rest is told later.
 _FOUND_MAX = 100_000
 #: What was told is a difference until it is routed, which may take long; should nothing come of it, it is told again.
@@ -167,12 +165,6 @@ class Reconciler:
             raise Unavailable(f"the QoD API knows {what}: is api.client_id the right one?", reason="api")
 
 
-async def append(inbox: Inbox, notifications: Iterable[Notification]) -> None:
-    """Append a few at a time. Raises Unavailable."""
-    for some in batched(notifications, _APPENDED_AT_ONCE):
-        await asyncio.gather(*map(inbox.append, some))
-
-
 def batched(items: Iterable[T], count: int) -> Iterator[Sequence[T]]:
     """The items, so many at a time."""
     waiting = iter(items)
@@ -232,7 +224,7 @@ class Schedule:
         if why := self._behind():
             raise Unavailable(f"not compared now: {why}", reason="behind")
         ripe = self._ripe(await self._reconciler.compare(self._grace_seconds), time.monotonic())
-        await append(self._inbox, self._reconciler.notifications(ripe))
+        await append_all(self._inbox, self._reconciler.notifications(ripe))
         self._told |= dict.fromkeys(map(_key, ripe), time.monotonic())
         return ripe
 

@@ -60,7 +60,7 @@ class Telling(NamedTuple):
         )
 
 
-def told(session: ApiSession, mine: Session | None, asked_micros: int, facts: Facts) -> Telling:
+def telling_of(session: ApiSession, mine: Session | None, asked_micros: int, facts: Facts) -> Telling:
     """What the API told of a session, asked at that time; `mine` is the session as far as it was known before."""
     status, status_info, time_micros = session.qos_status, None, asked_micros
     if status is QosStatus.UNAVAILABLE:

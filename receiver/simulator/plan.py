@@ -5,11 +5,11 @@ for each change that is told, those of `POST` for each copy of it, those of `ATT
 `__init__.py` of this package says which seconds are shortened by the speed.
 """
 
-import json
 import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
+import tomlkit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -152,5 +152,6 @@ def toml_of(plan: Plan) -> str:
     lines = []
     for name, field in Plan.model_fields.items():
         value: Any = getattr(plan, name)
-        lines.append(f"{f'{name} = {json.dumps(value)}':<34}  # {field.description}")
+        told = tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string()
+        lines.append(f"{f'{name} = {told}':<34}  # {field.description}")
     return "\n".join(lines)

@@ -28,10 +28,13 @@ from receiver.backends.sqlite.file import SqliteFile
 from receiver.core.notification import Notification
 from receiver.dispatcher import Dispatcher
 from receiver.edge import auth
-from receiver.process import build, embedded, ports
+from receiver.log import configure_log
+from receiver.process import ports
+from receiver.process.directory import open_directory
+from receiver.process.routing import build_router
 from receiver.secret_file import mint_secret
 from receiver.settings import Settings
-from receiver.telemetry import Telemetry, configure_log
+from receiver.telemetry import Telemetry
 
 _SCRIPT = Path(__file__).with_name("notifications.lua")
 _HOUR_SECONDS = 3600
@@ -105,9 +108,9 @@ def router(count: int, sessions_touched: int) -> None:
 
 
 async def _drain(settings: Settings) -> float:
-    node = embedded.open_node(settings)
+    node = open_directory(settings)
     count = node.lane.lag
-    dispatcher = Dispatcher(node.lane, build.build_router(settings), Telemetry(), batch_max=settings.router.batch_max)
+    dispatcher = Dispatcher(node.lane, build_router(settings), Telemetry(), batch_max=settings.router.batch_max)
     began = time.perf_counter()
     with ports.garbage_kept_off():
         routing = asyncio.create_task(dispatcher.run())
@@ -121,7 +124,7 @@ async def _drain(settings: Settings) -> float:
 
 
 def _fill(settings: Settings, count: int, sessions_count: int) -> None:
-    embedded.open_node(settings).close()
+    open_directory(settings).close()
     file = SqliteFile(settings.data, f"{settings.prefix}.sessions")
     now = time.time_ns() // 1000
     for first in range(0, count, 64):

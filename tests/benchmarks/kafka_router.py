@@ -20,10 +20,10 @@ import httpx2
 import uvloop
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX
 from receiver.backends.kafka.records import inbox_record, partition_of
-from receiver.backends.kafka.topics import Plan, create
+from receiver.backends.kafka.topics import TopicPlan, create
 from receiver.core.notification import Notification
 from receiver.core.router import Router
 from tests.kafka_cluster import AS_KAFKA_STARTS, Cluster
@@ -55,9 +55,9 @@ CASES = (
 
 def measure(cluster: Cluster, case: Case, prefix: str) -> float:
     """Notifications per second that the routers decide on."""
-    connection = Connection([cluster.bootstrap], Security().options())
+    connection = KafkaConnection([cluster.bootstrap], Security().options())
     router = Router(prefix=prefix, forget_after_seconds=3600)
-    plan = Plan(prefix, router.topics, case.partitions, 1, 168, 168)
+    plan = TopicPlan(prefix, router.topics, case.partitions, 1, 168, 168)
     uvloop.run(prepare(connection, plan, case))
     environment = cluster.bootstrap, prefix, str(case.partitions)
     with ExitStack() as stack:
@@ -65,7 +65,7 @@ def measure(cluster: Cluster, case: Case, prefix: str) -> float:
         return _rate(urls, case.sessions, case.changes)
 
 
-async def prepare(connection: Connection, plan: Plan, case: Case) -> None:
+async def prepare(connection: KafkaConnection, plan: TopicPlan, case: Case) -> None:
     """Make the topics, and fill the inbox."""
     await create(connection, plan)
     now = time.time_ns() // 1000

@@ -19,12 +19,14 @@ from typing import Any
 import uvloop
 
 from receiver.core import rfc3339
-from receiver.process.build import build_router
-from receiver.process.embedded import EmbeddedNode, open_node, open_reader
+from receiver.inbox import append_all
+from receiver.process.directory import open_directory, open_reader
+from receiver.process.embedded import EmbeddedNode
 from receiver.process.ports import garbage_kept_off
 from receiver.process.reconciling import reconciler
+from receiver.process.routing import build_router
 from receiver.qod.client import QodClient
-from receiver.qod.reconciler import Reconciler, append
+from receiver.qod.reconciler import Reconciler
 from receiver.settings import ApiSettings, Settings
 from receiver.telemetry import Telemetry
 from tests import simulated
@@ -75,12 +77,12 @@ async def _comparing(count: int, directory: Path) -> AsyncIterator[Reconciler]:
         api = await stack.enter_async_context(FaultyApi().listening())
         api.script(answer(200, _listed(count)))
         settings = Settings(data=directory, api=api.settings(timeout_seconds=SECONDS_MAX))
-        node = stack.enter_context(closing(open_node(settings)))
+        node = stack.enter_context(closing(open_directory(settings)))
         reader = stack.enter_context(closing(open_reader(settings)))
         served = EmbeddedNode(node, reader, settings, Telemetry(io.StringIO()), build_router(settings))
         jobs = [asyncio.ensure_future(job) for job in served.jobs()]
         made = await stack.enter_async_context(reconciler(settings, served))
-        await append(node.inbox, made.notifications(await made.compare()))
+        await append_all(node.inbox, made.notifications(await made.compare()))
         while node.lane.lag:  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.1)
         yield made

@@ -17,8 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from receiver.process import build, embedded, ports
-from receiver.telemetry import Telemetry, configure_log
+from receiver.log import configure_log
+from receiver.process import ports
+from receiver.process.addresses import Addresses
+from receiver.process.directory import open_directory
+from receiver.process.receiving import build_edge
+from receiver.process.run import run
+from receiver.telemetry import Telemetry
 from tests.benchmarks.__main__ import settings_of
 
 
@@ -47,8 +52,8 @@ async def _edge(directory: Path) -> None:
     settings = settings_of(directory)
     configure_log("info", "json")
     telemetry = Telemetry()
-    node = embedded.open_node(settings, telemetry.appended)
-    app, _ = build.build_edge(settings, node.inbox, telemetry)
+    node = open_directory(settings, telemetry.appended)
+    app, _ = build_edge(settings, node.inbox, telemetry)
     await _serve(ports.build_server(app, settings, telemetry))
 
 
@@ -59,10 +64,10 @@ async def _serve(served: uvicorn.Server) -> None:
 
 
 async def _all(directory: Path) -> None:
-    def ready(addresses: build.Addresses) -> None:
+    def ready(addresses: Addresses) -> None:
         print(addresses.edge_url, addresses.ops_url, flush=True)
 
-    await build.run(settings_of(directory), ready=ready)
+    await run(settings_of(directory), ready=ready)
 
 
 def main() -> None:

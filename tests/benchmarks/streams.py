@@ -22,9 +22,9 @@ from pathlib import Path
 import uvloop
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from receiver.backends.kafka.connection import Connection, Security
+from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.records import inbox_record, partition_of
-from receiver.backends.kafka.topics import Plan
+from receiver.backends.kafka.topics import TopicPlan
 from receiver.core.router import Router
 from tests.benchmarks.kafka_router import Case, notification, prepare, serving
 from tests.kafka_cluster import AS_KAFKA_STARTS, Cluster, java_source, streams_jars
@@ -51,8 +51,8 @@ def _running(kind: str, bootstrap: str, prefix: str, partitions: int, directory:
             process.terminate()
 
 
-def _plan(prefix: str, partitions: int) -> Plan:
-    return Plan(prefix, Router(prefix=prefix, forget_after_seconds=3600).topics, partitions, 1, 168, 168)
+def _plan(prefix: str, partitions: int) -> TopicPlan:
+    return TopicPlan(prefix, Router(prefix=prefix, forget_after_seconds=3600).topics, partitions, 1, 168, 168)
 
 
 async def _ends(consumer: AIOKafkaConsumer, topic: str, partitions: int) -> int:
@@ -79,7 +79,7 @@ async def _throughput(bootstrap: str, topic: str, partitions: int, case: Case) -
 
 async def _latency(bootstrap: str, prefix: str, partitions: int, seconds: float) -> Sequence[float]:
     """Milliseconds from the append of each notification to when its record can be read."""
-    connection = Connection([bootstrap], Security().options())
+    connection = KafkaConnection([bootstrap], Security().options())
     producer = connection.producer(enable_idempotence=True, linger_ms=0)
     consumer = AIOKafkaConsumer(
         f"{prefix}.status", bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
@@ -136,7 +136,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(dir=Path.cwd()) as directory,
         Cluster(Path(directory, "kafka"), java_options=AS_KAFKA_STARTS) as cluster,
     ):
-        connection, bootstrap = Connection([cluster.bootstrap], Security().options()), cluster.bootstrap
+        connection, bootstrap = KafkaConnection([cluster.bootstrap], Security().options()), cluster.bootstrap
         for _ in range(arguments.rounds):
             for kind, some_rates in rates.items():
                 prefix = f"b{secrets.token_hex(4)}"

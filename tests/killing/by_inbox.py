@@ -13,9 +13,10 @@ import orjson
 from receiver.core import rfc3339
 from receiver.core.message import Message
 from receiver.core.notification import Notification
-from receiver.core.router import DEAD_LETTER, Router
+from receiver.core.router import Router
 from receiver.core.session import MARKS_MAX, Session
-from receiver.core.session_record import SESSIONS, session_from
+from receiver.core.session_record import session_from
+from receiver.core.topics import DEAD_LETTER, SESSIONS
 from tests.killing.findings import FAN_OUT, OUTPUTS, Findings, Topics, named, row_of
 from tests.killing.ledger import Attempt, Ledger
 from tests.killing.topics import Standing
@@ -204,7 +205,7 @@ def _check_sessions(findings: Findings, records: Sequence[Standing], expected: _
             findings.add("wrong final state", f"{where} is {here}, wanted {message}")
             continue
         session = session_from(record.value, record.headers)
-        remembered = [int(mark.rsplit("|", 1)[1]) for mark in session.marks]
+        remembered = [mark.micros for mark in session.marks]
         known = orjson.loads(record.value), remembered, session.marks_cut_micros, session.touched_micros
         times = [time for _, time in wanted.heard]
         if known != (session_value(session_id, wanted), times, wanted.cut, wanted.touched):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import orjson
 
 from receiver.core import rfc3339
-from receiver.core.router import DEAD_LETTER
+from receiver.core.topics import DEAD_LETTER
 from tests.killing.findings import FAN_OUT, Findings, Topics, content_of, named, row_of
 from tests.killing.ledger import Attempt, Ledger
 from tests.killing.topics import Standing

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import orjson
 
-from receiver.core.router import DEAD_LETTER
+from receiver.core.topics import DEAD_LETTER
 from tests.killing.ledger import Attempt
 from tests.killing.topics import Standing
 from tests.simulation.oracle import Row

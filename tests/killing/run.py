@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from receiver.process.build import build_router
+from receiver.process.routing import build_router
 from receiver.settings import Settings
 from tests.killing.by_inbox import by_inbox
 from tests.killing.by_ledger import by_ledger

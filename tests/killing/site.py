@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from receiver.core.session_record import SESSIONS
+from receiver.core.topics import SESSIONS
 from tests.kafka_cluster import HOST, Cluster
 from tests.killing.findings import ROUTES
 from tests.killing.topics import not_routed

@@ -3,42 +3,33 @@
 Each is a mistake that somebody made elsewhere, that much advice leads to, or that this program once had.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import apsw
 
 from receiver.backends.sqlite.file import Effects
 from receiver.backends.sqlite.node import SqliteInbox, SqliteLane
-from receiver.core.errors import Unavailable
 from receiver.core.message import Message
 from receiver.core.notification import Notification
 from receiver.core.router import Decision, Router
 from receiver.core.session import Session
 from receiver.dispatcher import Dispatcher
-from receiver.inbox import Batch
+from receiver.inbox import Batch, Told
 from tests.simulation.world import NodeFile, Parts
 
 _NO_EFFECTS = Effects((), (), ())
 
 
 class _AnswersFirst(SqliteInbox):
-    def append(self, notification: Notification) -> asyncio.Future[None]:
-        super().append(notification).add_done_callback(lambda kept: kept.cancelled() or kept.exception())
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        answered.set_result(None)
-        return answered
+    def take(self, notification: Notification, told: Told) -> None:
+        super().take(notification, lambda _: None)
+        told(None)
 
 
 class _IgnoresFailures(SqliteInbox):
-    def append(self, notification: Notification) -> asyncio.Future[None]:
-        return asyncio.ensure_future(self._append(super().append(notification)))
-
-    async def _append(self, kept: asyncio.Future[None]) -> None:
-        with suppress(Unavailable):
-            await kept
+    def take(self, notification: Notification, told: Told) -> None:
+        super().take(notification, lambda _: told(None))
 
 
 class _SyncsAtCheckpoints(NodeFile):
@@ -95,7 +86,7 @@ class _DecidesWithOldStates(Dispatcher):
 
 class _KnowsNoRepetition(Router):
     def decide(self, notification: Notification, trace: str, session: Session | None, clock_micros: int) -> Decision:
-        known = None if session is None else session._replace(marks=("-|-|0",))
+        known = None if session is None else session._replace(marks=())
         return super().decide(notification, trace, known, clock_micros)
 
 

@@ -31,9 +31,11 @@ from receiver.core.router import Router
 from receiver.core.session import Verdict
 from receiver.dispatcher import Dispatcher
 from receiver.edge.admission import Admission
-from receiver.edge.app import Edge, Limits
+from receiver.edge.app import EdgeApp
+from receiver.edge.intake import Intake, Limits
 from receiver.inbox import Batch, Lane
-from receiver.telemetry import Fields, Telemetry
+from receiver.request_lines import Line
+from receiver.telemetry import Telemetry
 from tests.simulation.checks import (
     FORGET_SECONDS,
     MARKS_MAX,
@@ -370,7 +372,7 @@ class _Node:
             return False
         router = parts.router(prefix=PREFIX, forget_after_seconds=FORGET_SECONDS)
         self._dispatcher = parts.dispatcher(self.lane, router, self._telemetry, batch_max=_BATCH_MAX)
-        self._edge = Edge(
+        intake = Intake(
             authenticate=_authenticate,
             admission=Admission(in_flight_max=10_000, in_flight_bytes_max=1 << 30),
             inbox=self._inbox,
@@ -378,6 +380,7 @@ class _Node:
             limits=Limits(body_bytes_max=65_536),
             clock_nanos=self._nanos,
         )
+        self._edge = EdgeApp(intake, "/")
         if self.file.vfs.left is None:
             # All that is seen now is durable.
             view = NodeView(self.file)
@@ -503,10 +506,10 @@ class _Witness(Telemetry):
         super().__init__(StringIO())
         self._world = world
 
-    def request(self, line: Fields) -> None:
-        self._world.event("request", line["correlator"], line["outcome"])
+    def request(self, line: Line) -> None:
+        self._world.event("request", line.correlator, line.outcome)
 
-    def refused(self, status: int, why: str, message: str, line: Fields, address: str, path: str) -> None:  # noqa: PLR0917  # as the original
+    def refused(self, status: int, why: str, message: str, line: Line, address: str, path: str) -> None:  # noqa: PLR0917  # as the original
         del message, line, address, path
         self._world.event("refused", status, why)
 

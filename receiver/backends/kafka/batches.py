@@ -76,7 +76,7 @@ class Batches:
             return batch.marks[0]
         return None
 
-    def told(self, refused: Refused) -> str:
+    def described(self, refused: Refused) -> str:
         """The same in words."""
         batch = self.filled[refused.number]
         return f"{batch.where.topic} refuses a batch of {len(batch.marks)}: {refused}"

@@ -25,7 +25,7 @@ from aiokafka.errors import (
 
 from receiver.backends.kafka import fetching
 from receiver.backends.kafka.broker import Attempts, attempts, heard
-from receiver.core.errors import Unavailable
+from receiver.backends.kafka.failures import ClusterFailed
 
 T = TypeVar("T")
 
@@ -36,6 +36,9 @@ KAFKA_FAILURES = (KafkaError, IllegalOperation, AssertionError, TimeoutError, OS
 _NO_CONNECTION = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, TimeoutError)
 
 _FETCH_WAIT_MILLIS = 50
+#: So old is what a client knows of who leads. A leader that was deposed and doesn't know tells nobody, so others must
+#: be asked: each time it is a broker that is chosen at random.
+_METADATA_MILLIS = 2_000
 
 _CLOSE_SECONDS_MAX = 3.0
 #: What is being closed; the loop itself would forget it.
@@ -44,7 +47,7 @@ _CANCELS_MAX = 10
 _RETRY_SECONDS = 0.2
 
 
-class Connection(NamedTuple):
+class KafkaConnection(NamedTuple):
     """Where the cluster is and how to log in. `options` are aiokafka's, the same for all of its clients."""
 
     bootstrap_servers: Sequence[str]
@@ -52,7 +55,12 @@ class Connection(NamedTuple):
 
     def producer(self, **options: Any) -> AIOKafkaProducer:  # noqa: ANN401  # aiokafka's own
         """A producer that is not started yet."""
-        return AIOKafkaProducer(bootstrap_servers=list(self.bootstrap_servers), **self.options, **options)
+        return AIOKafkaProducer(
+            bootstrap_servers=list(self.bootstrap_servers),
+            metadata_max_age_ms=_METADATA_MILLIS,
+            **self.options,
+            **options,
+        )
 
     def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:  # noqa: ANN401  # aiokafka's own
         """A consumer that is not started yet."""
@@ -60,6 +68,7 @@ class Connection(NamedTuple):
             *topics,
             bootstrap_servers=list(self.bootstrap_servers),
             enable_auto_commit=False,
+            metadata_max_age_ms=_METADATA_MILLIS,
             # Whatever else is asked waits behind a fetch that waits for records.
             fetch_max_wait_ms=_FETCH_WAIT_MILLIS,
             **self.options,
@@ -69,7 +78,9 @@ class Connection(NamedTuple):
     @asynccontextmanager
     async def admin(self, timeout_seconds: float) -> AsyncIterator[AIOKafkaAdminClient]:
         """An admin client, for as long as the block lasts. Raises Unavailable where the cluster is away."""
-        client = AIOKafkaAdminClient(bootstrap_servers=list(self.bootstrap_servers), **self.options)
+        client = AIOKafkaAdminClient(
+            bootstrap_servers=list(self.bootstrap_servers), metadata_max_age_ms=_METADATA_MILLIS, **self.options
+        )
         try:
             await limited(client.start(), timeout_seconds, "Kafka does not answer")
             yield client
@@ -112,7 +123,7 @@ async def limited(call: Awaitable[T], seconds: float, what: str) -> T:
             return await call
     except KAFKA_FAILURES as error:
         message = f"no connection to Kafka, {made.refused}" if made.refused else f"{what}: {_why(error, made, seconds)}"
-        raise Unavailable(message, reason="kafka") from error
+        raise ClusterFailed(message) from error
     finally:
         attempts.reset(before)
 

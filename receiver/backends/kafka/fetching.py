@@ -12,7 +12,7 @@ that it fails on is read once more, record by record, by the reader below; all o
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka import codec
 from aiokafka.consumer import fetcher
@@ -47,6 +47,29 @@ _DECODERS = {1: codec.gzip_decode, 2: codec.snappy_decode, 3: codec.lz4_decode, 
 _NONE: Iterator[ConsumerRecord] = iter(())
 
 _damaged: dict[tuple[TopicPartition, int], int] = {}
+
+
+class Head(NamedTuple):
+    """What a batch of a log is: where it begins, and what is behind it. `is_control`: it ends a transaction."""
+
+    offset: int
+    next_offset: int
+    is_control: bool
+    producer_id: int
+    producer_epoch: int
+
+
+def heads(data: bytes) -> Iterator[Head]:
+    """The batches of fetched data, without those that break off."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        end = at + _OVERHEAD.size + _OVERHEAD.unpack_from(data, at)[1]
+        if not at < end <= len(data):
+            return
+        batch = data[at:end]
+        offset, magic, producer_id, epoch = (_HEADER.unpack_from(batch)[each] for each in (0, 3, 9, 10))
+        yield Head(offset, _next_offset(batch), magic >= _MAGIC and _is_control(batch), producer_id, epoch)
+        at = end
 
 
 class Batches:

@@ -23,11 +23,14 @@ from aiokafka.errors import InvalidTimestampError, KafkaError
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from receiver.backends.kafka.batches import builder
-from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_producer, limited
+from receiver.backends.kafka.connection import KAFKA_FAILURES, KafkaConnection, end_producer, limited
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, TOO_LARGE, Effort, Limits, Window
 from receiver.backends.kafka.records import inbox_record, partition_of
+from receiver.backoff import Backoff
 from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
+from receiver.inbox import Told, told_later
 
 #: What settles the outcome of an append that failed, in place of the error.
 Otherwise = Callable[[Notification, asyncio.Future[None], Unavailable], None]
@@ -41,9 +44,10 @@ _PART_OF_TIME = 0.25
 _RECORDS_MAX = 2**30
 
 _START_SECONDS_MAX = 10.0
-#: So old is what is known of the number of partitions.
-_METADATA_MILLIS = 2_000
-_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+#: So often is looked whether the number of partitions is what it was.
+_LOOK_SECONDS_PARTITIONS = 2.0
+_AGAIN_SECONDS_FIRST = 0.1
+_AGAIN_SECONDS_MAX = 2.0
 #: A record that is alone is sent so often before it is given up: it may have been damaged on the way.
 _TRIES = 3
 #: So often the topic's limits are read anew.
@@ -65,7 +69,7 @@ class KafkaInbox:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: KafkaConnection,
         topic: str,
         *,
         append_timeout_seconds: float,
@@ -102,7 +106,7 @@ class KafkaInbox:
         kept: asyncio.Future[None] = self._loop.create_future()
         waiting = notification, kept, otherwise or _refuse
         if self._producer is None:
-            self._settle((waiting,), Unavailable(self.trouble, reason="kafka"))
+            self._settle((waiting,), ClusterFailed(self.trouble))
             return kept
         partition = partition_of(notification.key, self._partitions_count)
         self._waiting[partition].append(waiting)
@@ -110,22 +114,25 @@ class KafkaInbox:
             self._send_soon(partition)
         return kept
 
+    def take(self, notification: Notification, told: Told) -> None:
+        """See the contract."""
+        told_later(self.append(notification), told)
+
     def partition_of(self, key: str) -> int | None:
         """Where what has this key is appended; None before it was connected for the first time."""
         return partition_of(key, self._partitions_count) if self._partitions_count else None
 
     async def run(self) -> None:
         """Connect, and connect anew whenever the producer is worn out."""
-        failures = 0
+        backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
             try:
                 producer = await self._connected()
             except Unavailable as error:
                 self.trouble = error.message
-                await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)])
-                failures += 1
+                await asyncio.sleep(backoff.seconds())
                 continue
-            failures = 0
+            backoff.reset()
             self._producer, self.trouble = producer, ""
             self._records_count = 0
             self._worn.clear()
@@ -143,7 +150,7 @@ class KafkaInbox:
         """Wait until the producer is worn out."""
         while not self._worn.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(_METADATA_MILLIS / 1000):  # `wait_for` would lose a cancellation
+                async with asyncio.timeout(_LOOK_SECONDS_PARTITIONS):  # `wait_for` would lose a cancellation
                     await self._worn.wait()
             self._look(producer)
             if not self._worn.is_set():
@@ -155,7 +162,6 @@ class KafkaInbox:
             max_batch_size=BATCH_BYTES_MAX,
             max_request_size=2 * BATCH_BYTES_MAX,
             request_timeout_ms=round(self._timeout_seconds * 1000),
-            metadata_max_age_ms=_METADATA_MILLIS,
         )
         self._limits.watch(producer.client)
         try:
@@ -167,7 +173,7 @@ class KafkaInbox:
             raise
         if self._partitions_count and len(partitions) != self._partitions_count:
             await end_producer(producer)
-            raise Unavailable(self._otherwise(len(partitions)), reason="topics")
+            raise TopicsUnfit(self._otherwise(len(partitions)))
         if not self._partitions_count:
             self._partitions_count = len(partitions)
             self._waiting = [deque() for _ in partitions]
@@ -291,7 +297,7 @@ class KafkaInbox:
         for partition, waiting in enumerate(self._waiting):
             group = [*self._in_flight.pop(partition, ()), *waiting]
             waiting.clear()
-            self._settle(group, Unavailable(trouble, reason="kafka"))
+            self._settle(group, ClusterFailed(trouble))
 
     @staticmethod
     def _settle(group: Sequence[Waiting], error: Unavailable | None) -> None:

@@ -28,7 +28,8 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.connection import KafkaConnection, limited, persistently
+from receiver.backends.kafka.failures import TopicsUnfit
 from receiver.backends.kafka.standing import Place, place_of
 from receiver.core.errors import Unavailable
 
@@ -48,15 +49,19 @@ class Known(NamedTuple):
     partitions_count: int
 
 
-async def known(connection: Connection, names: Sequence[str]) -> dict[str, Known]:
+async def known(connection: KafkaConnection, names: Sequence[str]) -> dict[str, Known]:
     """Those of the topics that exist. None is made by asking. Raises Unavailable."""
     async with connection.admin(_SECONDS_MAX) as admin:
         return await limited(known_to(admin._client, names), _SECONDS_MAX, "the topics can't be listed")  # noqa: SLF001
 
 
-async def known_to(client: Any, names: Sequence[str]) -> dict[str, Known]:  # noqa: ANN401  # aiokafka's
-    """The same, asked over a client that is connected. Raises what aiokafka does."""
-    answer = await client.send(client.get_random_node(), _MetadataRequest(names))
+async def known_to(
+    client: Any,  # noqa: ANN401  # aiokafka's
+    names: Sequence[str],
+    broker: int | None = None,
+) -> dict[str, Known]:
+    """The same, asked over a client that is connected, of any broker or of this one. Raises what aiokafka does."""
+    answer = await client.send(client.get_random_node() if broker is None else broker, _MetadataRequest(names))
     found = {}
     for topic in answer.topics:
         error = for_code(topic[0])
@@ -74,13 +79,13 @@ def expect_topics(names: Sequence[str], found: Mapping[str, Known]) -> None:
     """Raises Unavailable where one of the topics is missing, or has another number of partitions than the first."""
     for name in names:
         if name not in found:
-            raise Unavailable(f"there is no topic {name}", reason="topics")
+            raise TopicsUnfit(f"there is no topic {name}")
         count, wanted = found[name].partitions_count, found[names[0]].partitions_count
         if count != wanted:
-            raise Unavailable(f"{name} has {count} partitions, {names[0]} has {wanted}", reason="topics")
+            raise TopicsUnfit(f"{name} has {count} partitions, {names[0]} has {wanted}")
 
 
-async def places(connection: Connection, group: str, inbox: str, partitions_count: int) -> Mapping[int, Place]:
+async def places(connection: KafkaConnection, group: str, inbox: str, partitions_count: int) -> Mapping[int, Place]:
     """How far the routers' group came, by partition. Raises Unavailable."""
     partitions = [TopicPartition(inbox, each) for each in range(partitions_count)]
     async with connection.admin(_SECONDS_MAX) as admin:
@@ -89,7 +94,9 @@ async def places(connection: Connection, group: str, inbox: str, partitions_coun
     return {at.partition: place_of(each.offset, each.metadata) for at, each in told.items() if each.offset >= 0}
 
 
-async def watch(connection: Connection, names: Sequence[str], tell: Callable[[dict[str, Known] | str], None]) -> None:
+async def watch(
+    connection: KafkaConnection, names: Sequence[str], tell: Callable[[dict[str, Known] | str], None]
+) -> None:
     """Ask again and again, for ever, and tell the answer, or why there is none."""
     while True:
         try:

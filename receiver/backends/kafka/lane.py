@@ -5,11 +5,12 @@ owner before: nothing of theirs can be committed any more. A lane is opened in t
 nor repeats:
 
     1  start the transactional producer; the coordinator ends what the owner before left open
-    2  settle what the coordinator's markers missed, until nothing hangs on any partition; see `settlement.py`
-    3  restore the sessions up to the end of their partition
-    4  read the committed position, and find out whether it fits the log; see `standing.py`
-    5  commit the position, and see it: nothing of the owner before is pending among the offsets either
-    6  read on from there
+    2  prove where the partitions end, and what was committed: no broker's word is believed for that; see `markers.py`
+    3  settle what the coordinator's markers missed, until nothing hangs on any partition; see `settlement.py`
+    4  restore the sessions up to the end of their partition, which lies behind the marker of step 3
+    5  find out whether the committed position fits the log; see `standing.py`
+    6  commit the position, and see it: nothing of the owner before is pending among the offsets either
+    7  read on from there
 
 A commit is one transaction: the messages, the states among them, and the position. It is done when all of that can be
 read as committed. After any failure its outcome is unknown: the lane is lost, and opening it again finds out.
@@ -19,51 +20,48 @@ through in the time for a commit. What was learned of these outlives the lane, s
 dead letter in place of what can't be written (see `writing.py`).
 """
 
-import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
-from receiver.backends.kafka.connection import KAFKA_FAILURES, Connection, end_consumer, limited
+from receiver.backends.kafka.connection import KAFKA_FAILURES, KafkaConnection, limited
+from receiver.backends.kafka.failures import ClusterFailed, TopicsUnfit
+from receiver.backends.kafka.feed import Feed
 from receiver.backends.kafka.fetching import unreadable
 from receiver.backends.kafka.known import Known, expect_topics, places
 from receiver.backends.kafka.limits import Limits
-from receiver.backends.kafka.producer import Transactional, fence_of
+from receiver.backends.kafka.producer import Attested, Transactional, fence_of
 from receiver.backends.kafka.records import (
-    INBOX_ID,
     partition_of,
     place_of,
     record_of,
     trace_of,
 )
 from receiver.backends.kafka.repeats import Repeats, recalled
-from receiver.backends.kafka.scan import STUCK_SECONDS, between, range_of, reading, tails
+from receiver.backends.kafka.scan import beginning_of, between, reading, tails
+from receiver.backends.kafka.session_table import SessionTable
 from receiver.backends.kafka.settlement import Settlement, settlement
 from receiver.backends.kafka.standing import Doubt, Place, Standing, expect_partitions, standing
-from receiver.backends.kafka.topics import INBOX
+from receiver.backends.kafka.standing import place_of as noted_place
 from receiver.backends.kafka.writing import LETTERS_MAX, Letters, Writing
 from receiver.core.errors import Unavailable
-from receiver.core.event import QosStatus
+from receiver.core.headers import INBOX_ID
 from receiver.core.message import Message
-from receiver.core.router import DEAD_LETTER
 from receiver.core.session import Session
-from receiver.core.session_record import SESSIONS, NoSession, session_of
+from receiver.core.session_record import NoSession, session_of
+from receiver.core.topics import TopicNames
 from receiver.inbox import Batch, LaneLost
 from receiver.reader import PassedOver, nobody
 
 T = TypeVar("T")
 
 _OPEN_SECONDS_MAX = 30.0
-_POLL_MILLIS = 100
-#: What a broker that lags says of a log's end is forgiven for so long.
-_SHORTER_SECONDS = 5.0
-_ASK_SECONDS = 0.5
 #: So many sessions are asked for their partition. With another number of partitions, half of them at least belong into
 #: another one; a few may have been written by somebody else.
 _PLACED_MAX = 1_000
@@ -87,8 +85,8 @@ class Topics(NamedTuple):
     @classmethod
     def of(cls, prefix: str, group: str, outputs: Sequence[str], remembered_seconds: float = 96 * 3600.0) -> Self:
         """Those of a prefix. The group's name is without it, the outputs' are with it."""
-        inbox, sessions, letters = (f"{prefix}.{name}" for name in (INBOX, SESSIONS, DEAD_LETTER))
-        return cls(inbox, sessions, letters, f"{prefix}.{group}", outputs, remembered_seconds)
+        names = TopicNames(prefix)
+        return cls(names.inbox, names.sessions, names.dead_letters, names.full(group), outputs, remembered_seconds)
 
     @property
     def names(self) -> Sequence[str]:
@@ -104,11 +102,11 @@ class Doubted(NamedTuple):
 
 
 class KafkaLane:
-    """`receiver.inbox.Lane` is the contract. Open it with `opened`; close it whatever happens."""
+    """`receiver.inbox.Lane` is the contract. Open it with `open`; close it whatever happens."""
 
     def __init__(
         self,
-        connection: Connection,
+        connection: KafkaConnection,
         topics: Topics,
         partition: int,
         passed_over: PassedOver = nobody,
@@ -119,8 +117,7 @@ class KafkaLane:
         self._limits = limits or Limits(connection)
         self._lessons = self._limits.lessons(partition)
         self._writing = Writing(self._limits, partition, topics.dead_letters)
-        self.sessions: OrderedDict[str, Session] = OrderedDict()  # in the order in which they were last touched
-        self.session_counts: Counter[QosStatus] = Counter()
+        self.sessions = SessionTable()
         self._topics = topics
         self._inbox = TopicPartition(topics.inbox, partition)
         self._states = TopicPartition(topics.sessions, partition)
@@ -130,15 +127,15 @@ class KafkaLane:
         self._repeats = Repeats()
         self._connection = connection
         self._producer: Transactional | None = None
-        self._consumer: AIOKafkaConsumer | None = None
+        self._feed: Feed | None = None
         self._committed = self._read_up_to = 0
         self._clock_micros = 0
-        self._end = 0
-        self._looked_at = 0.0
         #: How what hung when the lane was opened was ended; None where nothing did.
         self.settled: Literal["committed", "aborted"] | None = None
         self.doubted: Doubted | None = None
         self._known: Mapping[str, Known] = {}
+        self._place: Place | None = None  # where the group stood when it was opened
+        self._ends: Mapping[TopicPartition, int] = {}  # how far its outputs are to be read then
         self._traces: Counter[str] = Counter()  # the position behind the last one told of, by the inbox's id
         self._place_before = Place(0)
         self._rebuilt_up_to = 0
@@ -151,14 +148,13 @@ class KafkaLane:
             await self._take()
             # First: what is found then in topics that are made anew meanwhile is noted for the ones before.
             self._known = await self._ask_topics()
+            self._lessons.are_of(self._known[self._topics.inbox].topic_id)
             await self._settle()
             await self._restore()
             await self._stand()
-            self._repeats = await recalled(self._opened(self._consumer), self._inbox, self._committed)
+            self._repeats = await recalled(self._connection, self._inbox, self._committed)
         except KAFKA_FAILURES as error:
-            raise Unavailable(
-                f"lane {self.partition} can't be opened: {type(error).__name__}", reason="kafka"
-            ) from error
+            raise ClusterFailed(f"lane {self.partition} can't be opened: {type(error).__name__}") from error
         # Before anything is decided: now the position that can be read is the one at which the next transaction begins.
         # A doubt is noted with it, since by the next time the log may have grown beyond where it was.
         await self.commit((await self.oldest(0))[0], (), {}, self._clock_micros)
@@ -186,11 +182,11 @@ class KafkaLane:
     async def close(self) -> None:
         """Give it back. What was not committed is nowhere."""
         producer, self._producer = self._producer, None
-        consumer, self._consumer = self._consumer, None
+        feed, self._feed = self._feed, None
         if producer is not None:
             await producer.close()
-        if consumer is not None:
-            await end_consumer(consumer)
+        if feed is not None:
+            await feed.close()
 
     @property
     def waits(self) -> tuple[str, float]:
@@ -203,8 +199,12 @@ class KafkaLane:
     @property
     def lag(self) -> int:
         """See the contract."""
-        known = self._consumer and self._consumer.highwater(self._inbox)
-        return max(self._end, known or 0, self._read_up_to) - self._committed
+        return 0 if self._feed is None else self._feed.lag(self._committed, self._read_up_to)
+
+    @property
+    def stalls(self) -> tuple[str, float]:
+        """What is in the inbox and is not brought, in words for an operator, and for how many seconds; else empty."""
+        return ("", 0.0) if self._feed is None else self._feed.stalls
 
     @property
     def bytes_max(self) -> int:
@@ -213,27 +213,17 @@ class KafkaLane:
 
     async def read(self, count_max: int) -> Batch:
         """See the contract."""
-        consumer = self._opened(self._consumer)
+        feed = self._opened(self._feed)
         position, clock_micros = self._read_up_to, self._clock_micros
         records: Sequence[Any] = ()
-        since = time.monotonic()
-        consumer.resume(self._inbox)
         while not records:
             if self._lost:
                 raise LaneLost(self._lost)
-            if consumer.assignment() and (await self._soon(consumer.position(self._inbox))) != position:
-                consumer.seek(self._inbox, position)
-            call = consumer.getmany(self._inbox, timeout_ms=_POLL_MILLIS, max_records=count_max)
-            found = await self._soon(call, "read")
-            records = [each for each in found.get(self._inbox, ()) if each.offset >= position]
-            if position < self._rebuilt_up_to:  # no batch has both, what was decided before and what was not
-                records = [each for each in records if each.offset < self._rebuilt_up_to]
-            if not records:
-                since = await self._look_for_the_end(consumer, position, since)
-        if len(found[self._inbox]) < count_max:
-            # The client would fetch at once what little has come by now, and hold it until the next batch, which then
-            # is as old as that, and more is waiting in Kafka. Paused, it fetches all when it is time.
-            consumer.pause(self._inbox)
+            # No batch has both, what was decided before and what was not.
+            end = self._rebuilt_up_to if position < self._rebuilt_up_to else None
+            records = await feed.next(count_max, end)
+            if not records and end is not None and feed.reached >= end:
+                self._rebuilt_up_to = position  # all that was left is what ends transactions
         for each in records:
             if each.key is None and (why := unreadable(each)):
                 self._passed_over(place_of(each), why)  # a letter comes of it
@@ -246,7 +236,7 @@ class KafkaLane:
             self._read_up_to,
             [each.offset for each in records],
             notifications,
-            {key: self.sessions[key] for key in keys if key in self.sessions},
+            {key: session for key in keys if (session := self.sessions.get(key)) is not None},
             clock_micros,
             {each: why for each, why in self._lessons.unwritable.items() if position <= each < self._read_up_to},
         )
@@ -254,10 +244,11 @@ class KafkaLane:
     def rewind(self) -> None:
         """See the contract."""
         self._read_up_to = self._committed
+        self._opened(self._feed).reached = self._committed
 
     async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
         """See the contract."""
-        sessions = [session for session, _ in zip(self.sessions.values(), range(count_max), strict=False)]
+        sessions = list(islice(self.sessions.values(), count_max))
         return Batch(self._committed, self._committed, (), (), {}, self._clock_micros), sessions
 
     async def commit(
@@ -270,8 +261,10 @@ class KafkaLane:
             messages = [each for each in messages if each.topic == self._topics.sessions]
         messages = self._letters_known.without(messages)
         batches, written = await self._writing.batched(list(map(self._traced, messages)))
+        if batch.positions:
+            await self._expect_inbox()
         producer, began = self._opened(self._producer), time.monotonic()
-        place = self._place(batch.next_position, clock_micros)
+        place = self._place_at(batch.next_position, clock_micros)
         if batch.next_position < self._rebuilt_up_to:
             place = self._place_before  # whoever opens the lane next has to begin with that again
         try:
@@ -291,10 +284,25 @@ class KafkaLane:
         if producer.went_astray:
             raise LaneLost(f"partition {self.partition}: a request went astray")
 
+    async def _expect_inbox(self) -> None:
+        """Raises LaneLost where what was read may be another inbox's than this lane's.
+
+        The broker that it was read from is asked, and after that: a broker knows of a topic before it leads one of its
+        partitions, so the answer is about the log that was read, or about a later one.
+        """
+        name = self._topics.inbox
+        known, broker = self._known[name], self._opened(self._feed).broker
+        if not known.topic_id or broker is None:
+            return
+        found = (await self._soon(self._opened(self._producer).known([name], broker))).get(name)
+        if found is None or found.topic_id != known.topic_id:
+            self._lost = f"{name} is gone" if found is None else f"{name} was made anew"
+            raise LaneLost(self._lost)
+
     def _offsets(self, place: Place) -> Mapping[TopicPartition, OffsetAndMetadata]:
         return {self._inbox: OffsetAndMetadata(place.position, place.metadata)}
 
-    def _place(self, position: int, clock_micros: int) -> Place:
+    def _place_at(self, position: int, clock_micros: int) -> Place:
         inbox, sessions = self._known[self._topics.inbox], self._known[self._topics.sessions]
         return Place(position, clock_micros, inbox.topic_id, sessions.topic_id, inbox.partitions_count)
 
@@ -314,32 +322,45 @@ class KafkaLane:
     async def _settle(self) -> None:
         """End what hangs on the partitions that this lane writes, and shut the owner before out of each of them."""
         producer = self._opened(self._producer)
-        ends = await self._soon(producer.ends(self._outputs), "asked for its ends")
-        # What was never written to has nothing to end, and a first write that is late is asked for its transaction.
-        written = [each for each, (_, end) in ends.items() if end]
+        markers, told = await self._attest(self._outputs)
+        self._place = None if told.offset < 0 else noted_place(told.offset, told.metadata)
+        ends = await self._soon(producer.ends(self._outputs, markers), "asked for its ends")
         decided = Settlement(commits=False, position=0)
         offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
         if any(each.hangs for each in ends.values()):
-            committed = await self._ask_committed()
+            committed = self._place if self._place is not None and self._place.is_ours else None
             # The opening of a lane commits a position of its inbox before anything else: so this is the inbox's id.
-            inbox_id = "" if committed is None else committed.inbox_id
+            inbox_id = (self._place_at(0, 0) if committed is None else committed).inbox_id
             seen = await tails(self._connection, ends, partial(self._behind, inbox_id))
             if committed is None:
                 # Then the sessions tell it, which every notification with an effect has changed, but for dead letters.
-                committed = self._place(seen[self._states].committed, 0)
+                committed = self._place_at(seen[self._states].committed, 0)
                 del seen[self._letters]
             decided = settlement(committed.position, seen.values())
             if decided.commits:
-                offsets = self._offsets(committed._replace(position=decided.position))
+                self._place = committed._replace(position=decided.position)
+                offsets = self._offsets(self._place)
             self.settled = "committed" if decided.commits else "aborted"
-        if written:
-            await self._soon(producer.end(written, offsets, self._topics.group, commits=decided.commits), "settled")
+        ending = producer.end(markers, offsets, self._topics.group, commits=decided.commits)
+        self._ends = await self._soon(ending, "settled")
+
+    async def _attest(self, partitions: Sequence[TopicPartition]) -> Attested:
+        """Prove how partitions end, and the group's position: after this lane's right was taken from its owner."""
+        witness = Transactional(self._connection, f"{fence_of(self._inbox)}-witness", self._limits)
+        what = f"the ends of partition {self.partition} can't be proven"
+        try:
+            await limited(witness.start(), _OPEN_SECONDS_MAX, what)
+            attesting = witness.attest(partitions, self._inbox, self._topics.group)
+            return await limited(attesting, _OPEN_SECONDS_MAX, what)
+        finally:
+            await witness.close()
 
     async def _restore(self) -> None:
         async with reading(self._connection, "read_committed") as consumer:
-            async for each in between(consumer, self._states, *await range_of(consumer, self._states)):
+            begin = await beginning_of(consumer, self._states)
+            async for each in between(consumer, self._states, begin, self._ends[self._states]):
                 self._restore_one(each)
-            begin, end = await range_of(consumer, self._letters)
+            begin, end = await beginning_of(consumer, self._letters), self._ends[self._letters]
             async for each in between(consumer, self._letters, max(begin, end - LETTERS_MAX), end):
                 self._letters_known.add(record_of(each).message)
                 self._note_trace(each)
@@ -348,7 +369,7 @@ class KafkaLane:
         """These messages are committed."""
         for message in messages:
             if message.topic == self._topics.sessions:
-                self._remember(message.key, sessions[message.key])
+                self.sessions.put(message.key, sessions[message.key])
             elif message.topic == self._topics.dead_letters:
                 self._letters_known.add(message)
 
@@ -359,7 +380,7 @@ class KafkaLane:
         except NoSession as error:
             self._passed_over(place_of(record), unreadable(record) or str(error))
             return
-        self._remember(message.key, session)
+        self.sessions.put(message.key, session)
         if session is not None:
             self._note_trace(record)
             self._clock_micros = max(self._clock_micros, session.touched_micros)
@@ -370,39 +391,24 @@ class KafkaLane:
         self._traces[inbox_id] = max(self._traces[inbox_id], behind)
 
     def _behind(self, inbox_id: str, record: Any) -> int:  # noqa: ANN401  # aiokafka's
-        """The position of `trace_of`; 0 where it is one of another inbox than this."""
+        """The position of `trace_of`; 0 where it is one of another inbox, or a record that should tell and does not."""
         behind, told = trace_of(record, self.partition)
-        return 0 if told and inbox_id and told != inbox_id else behind
-
-    def _remember(self, key: str, session: Session | None) -> None:
-        """The newest state of a session, None for its end."""
-        before = self.sessions.pop(key, None)
-        if before is not None:
-            self.session_counts[before.qos_status] -= 1
-        if session is not None:
-            self.sessions[key] = session
-            self.session_counts[session.qos_status] += 1
+        is_told = told or record.topic in {self._topics.sessions, self._topics.dead_letters}
+        return 0 if inbox_id and is_told and told != inbox_id else behind
 
     async def _stand(self) -> None:
         """Find out where to read on, and settle what does not fit."""
-        committed = await self._ask_committed()
-        bytes_max = self._lessons.fetch_bytes_max
-        consumer = self._connection.consumer(
-            auto_offset_reset="earliest", fetch_max_bytes=bytes_max, max_partition_fetch_bytes=bytes_max
-        )
-        self._consumer = consumer
-        await self._soon(consumer.start())
-        consumer.assign([self._inbox])
-        found = await self._ask_standing(consumer, committed)
+        await self._expect_places()
+        committed = self._place
+        feed = await Feed.opened(self._connection, self._opened(self._producer), self._inbox, self._lessons)
+        self._feed = feed
+        found, end = await self._ask_standing(feed, committed)
         if await self._ask_topics() != self._known:
-            raise Unavailable("topics are being made anew", reason="kafka")
+            raise ClusterFailed("topics are being made anew")
         clock_micros = self._clock_micros
-        if committed is not None:
+        if committed is not None and committed.is_ours:
             self._clock_micros = max(self._clock_micros, committed.clock_micros)
-        if found.position is None:
-            position = await self._since_remembered(consumer)
-        else:
-            position = found.position
+        position = await self._since_remembered(end) if found.position is None else found.position
         if found.doubt is not None:
             self.doubted = Doubted(found.doubt, self._told(found.doubt, committed, position))
         if found.rebuilt_up_to:
@@ -410,31 +416,27 @@ class KafkaLane:
             self._rebuilt_up_to, self._place_before = found.rebuilt_up_to, committed or self._place_before
             self._clock_micros = clock_micros
         self._committed = self._read_up_to = position
-        consumer.seek(self._inbox, position)
+        feed.begin(position)
 
-    async def _ask_standing(self, consumer: AIOKafkaConsumer, committed: Place | None) -> Standing:
+    async def _ask_standing(self, feed: Feed, committed: Place | None) -> tuple[Standing, int]:
+        """Where the lane stands, and the offset of a marker of ours before which all of that is true."""
         inbox, sessions = self._known[self._topics.inbox], self._known[self._topics.sessions]
-        since = time.monotonic()
-        while True:
-            beginning = (await self._soon(consumer.beginning_offsets([self._inbox])))[self._inbox]
-            self._end = (await self._soon(consumer.end_offsets([self._inbox])))[self._inbox]
-            found = standing(
-                committed,
-                self._traces,
-                inbox_id=inbox.topic_id,
-                sessions_id=sessions.topic_id,
-                beginning=beginning,
-                end=self._end,
-            )
-            if found.doubt is not Doubt.INBOX_SHORTER or time.monotonic() - since > _SHORTER_SECONDS:
-                return found
-            await asyncio.sleep(_ASK_SECONDS)
+        beginning, end = await feed.bounds()
+        reached = self._traces[inbox.topic_id]
+        if committed is not None and committed.is_ours and committed.inbox_id in {"", inbox.topic_id}:
+            reached = max(reached, committed.position)
+        if reached > end:
+            # Maybe it ends there only for who was asked. An end without a position beyond it needs no proof: what more
+            # there is, is read. So markers get into the inbox in this case alone.
+            end = (await self._attest([self._inbox])).markers[self._inbox]
+        feed.end = end
+        ids = {"inbox_id": inbox.topic_id, "sessions_id": sessions.topic_id}
+        return standing(committed, self._traces, **ids, beginning=beginning, end=end), end
 
-    async def _since_remembered(self, consumer: AIOKafkaConsumer) -> int:
+    async def _since_remembered(self, marker: int) -> int:
         """The position of the first notification that came since sessions are remembered."""
         millis = max(0, self._clock_micros // 1000 - round(self._topics.remembered_seconds * 1000))
-        found = (await self._soon(consumer.offsets_for_times({self._inbox: millis})))[self._inbox]
-        return self._end if found is None else int(found.offset)
+        return await self._soon(self._opened(self._producer).first_since(self._inbox, millis, marker))
 
     def _told(self, doubt: Doubt, committed: Place | None, position: int) -> str:
         inbox, was_at = self._topics.inbox, 0 if committed is None else committed.position
@@ -447,6 +449,8 @@ class KafkaLane:
                 return f"{position - was_at} notifications were removed before they were routed from {inbox}"
             case Doubt.SESSIONS_ANEW:
                 return f"{self._topics.sessions} was made anew: its sessions are told again by the inbox"
+            case Doubt.FOREIGN_POSITION:
+                return f"another program's position in {inbox} does not count: it is read from {position} on"
 
     async def _ask_topics(self) -> Mapping[str, Known]:
         """What is known of the lane's topics. Raises Unavailable where nothing may be decided on them."""
@@ -456,39 +460,22 @@ class KafkaLane:
         expect_topics(names, found)
         return found
 
-    async def _ask_committed(self) -> Place | None:
-        """Where the group stands. Raises Unavailable where it was with another number of partitions."""
+    async def _expect_places(self) -> None:
+        """Raises Unavailable where lanes have decided while the inbox had another number of partitions."""
         count = self._known[self._topics.inbox].partitions_count
         found = await places(self._connection, self._topics.group, self._topics.inbox, count)
         expect_partitions(self._topics.inbox, count, found.values())
         self._expect_placed(count)
-        return found.get(self.partition)
 
     def _expect_placed(self, count: int) -> None:
         """Raises Unavailable where the sessions of this partition belong into others."""
         some = list(islice(self.sessions, _PLACED_MAX))
         misplaced = [each for each in some if partition_of(each, count) != self.partition]
         if len(misplaced) > _MISPLACED_SHARE * len(some):
-            raise Unavailable(
+            raise TopicsUnfit(
                 f"{self._topics.sessions} was written with another number of partitions than {count}: "
-                f"{misplaced[0]} is in {self.partition}, and belongs into {partition_of(misplaced[0], count)}",
-                reason="topics",
+                f"{misplaced[0]} is in {self.partition}, and belongs into {partition_of(misplaced[0], count)}"
             )
-
-    async def _look_for_the_end(self, consumer: AIOKafkaConsumer, position: int, since: float) -> float:
-        """Ask now and then whether there is something that the consumer doesn't bring. Raises LaneLost."""
-        now = time.monotonic()
-        if now - self._looked_at > STUCK_SECONDS / 3:
-            self._looked_at = now
-            self._end = (await self._soon(consumer.end_offsets([self._inbox])))[self._inbox]
-            if self._end < position:
-                raise LaneLost(f"{self._topics.inbox} ends at {self._end}, before {position}")
-        if self._end <= position:
-            return now
-        if now - since > STUCK_SECONDS:
-            self._lessons.too_slow()
-            raise LaneLost(f"partition {self.partition}: the consumer is stuck at {position} of {self._end}")
-        return since
 
     async def _soon(self, call: Awaitable[T], what: str = "asked") -> T:
         return await limited(call, _OPEN_SECONDS_MAX, f"partition {self.partition} can't be {what}")

@@ -29,7 +29,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v8
 
-from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.connection import KafkaConnection, limited
 from receiver.backends.kafka.records import notification_of
 from receiver.core.errors import Unavailable
 from receiver.core.notification import Notification
@@ -160,7 +160,7 @@ class Limits:
     `now_millis` is this machine's clock, which may be wrong.
     """
 
-    def __init__(self, connection: Connection, now_millis: Callable[[], int] = _now_millis) -> None:
+    def __init__(self, connection: KafkaConnection, now_millis: Callable[[], int] = _now_millis) -> None:
         self._connection = connection
         self._now_millis = now_millis
         self._bounds: dict[str, Bounds] = {}
@@ -383,6 +383,14 @@ class Lessons:
         #: Records that are no notification's, by topic and key: tombstones, and sessions that are carried over.
         self.left_out: set[tuple[str, str]] = set()
         self._records_max: dict[str, int] = {}
+        self._inbox_id = ""
+
+    def are_of(self, inbox_id: str) -> None:
+        """Forget what was learned of positions, where these are another inbox's."""
+        if inbox_id != self._inbox_id:
+            self._inbox_id = inbox_id
+            self.unwritable.clear()
+            self.bare.clear()
 
     def records_max(self, topic: str) -> int:
         """How many records a batch may have: few while the one that is refused is looked for."""

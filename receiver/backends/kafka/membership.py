@@ -13,7 +13,7 @@ from contextlib import suppress
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
-from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.connection import KafkaConnection, ended, limited
 from receiver.backends.kafka.known import Known, expect_topics, watch
 from receiver.backends.kafka.lane import KafkaLane, Topics
 from receiver.backends.kafka.limits import Limits
@@ -40,7 +40,7 @@ class Membership:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: KafkaConnection,
         topics: Topics,
         telemetry: Telemetry,
         dispatcher: Callable[[KafkaLane], Dispatcher],
@@ -196,11 +196,13 @@ class Membership:
             await asyncio.sleep(pause_seconds * random.uniform(1, 1.5))  # noqa: S311  # not a secret
 
     def _waiting(self) -> str:
-        """Which lanes wait for longer than usual until consumers can read what they committed; empty if none."""
-        waits = {partition: lane.waits for partition, lane in sorted(self.lanes.items())}
+        """Which lanes wait for longer than usual: until consumers can read what they committed, or for what is in their
+        inbox. Empty if none.
+        """
         late = (
             f"partition {partition}: for {seconds:.0f} s, {what}"
-            for partition, (what, seconds) in waits.items()
+            for partition, lane in sorted(self.lanes.items())
+            for what, seconds in (lane.waits, lane.stalls)
             if seconds > _WAIT_SECONDS_USUAL
         )
         return "; ".join(late)

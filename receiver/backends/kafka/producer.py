@@ -11,13 +11,14 @@ Starting a producer under a name ends what was left open under it, and shuts out
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.client import ConnectionGroup, CoordinationType
-from aiokafka.errors import KafkaError, LeaderNotAvailableError, for_code
+from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.transaction import (
@@ -29,12 +30,13 @@ from aiokafka.protocol.transaction import (
 from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.batches import Filled
-from receiver.backends.kafka.connection import Connection, end_producer, persistently
+from receiver.backends.kafka.connection import KafkaConnection, end_producer, persistently
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.known import Known, known_to
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, Limits, Refused
+from receiver.backends.kafka.markers import Writer, leader_of, marker_offset
 from receiver.backends.kafka.standing import MARK
-from receiver.backends.kafka.topics import INBOX
-from receiver.core.errors import Unavailable
+from receiver.core.topics import INBOX
 
 #: Below the time after which aiokafka would send the end of a transaction a second time, which could end a later one
 #: (KAFKA-17754).
@@ -53,6 +55,8 @@ _LOOK_SECONDS_MAX = 0.1
 #: Of ListOffsets: the newest offset, and what of it (kafka.apache.org/protocol).
 _LATEST = -1
 _UNCOMMITTED, _COMMITTED = 0, 1
+_LATEST_OF_ALL, _LATEST_COMMITTED = (_UNCOMMITTED, _LATEST), (_COMMITTED, _LATEST)
+_RETRY_SECONDS = 0.1
 
 _REQUESTS = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
 
@@ -74,6 +78,13 @@ class Ends(NamedTuple):
         return self.stable < self.end
 
 
+class Attested(NamedTuple):
+    """What is proven to be so, see `markers.py`: the offsets of our markers, by partition, and a group's position."""
+
+    markers: Mapping[TopicPartition, int]
+    committed: OffsetAndMetadata
+
+
 class Transactional:
     """Transactions under a name. `went_astray` once a request of one of them may still be on its way.
 
@@ -81,7 +92,7 @@ class Transactional:
     it is empty while nothing is waited for.
     """
 
-    def __init__(self, connection: Connection, name: str, limits: Limits) -> None:
+    def __init__(self, connection: KafkaConnection, name: str, limits: Limits) -> None:
         self._connection, self._name, self._limits = connection, name, limits
         self.went_astray = False
         self.waits_for = ""
@@ -125,9 +136,9 @@ class Transactional:
         """How many partitions a topic has."""
         return len(await self._producer.partitions_for(topic))
 
-    async def known(self, names: Sequence[str]) -> dict[str, Known]:
-        """See `known`."""
-        return await known_to(self._producer.client, names)
+    async def known(self, names: Sequence[str], broker: int | None = None) -> dict[str, Known]:
+        """See `known`; told by this broker, where it matters."""
+        return await known_to(self._producer.client, names, broker)
 
     async def commit(
         self,
@@ -156,44 +167,97 @@ class Transactional:
             ends[each.where] = metadata.offset + len(each.marks) if metadata.offset >= 0 else -1
         await self._wait_until_visible(ends, offsets, group)
 
+    async def attest(self, partitions: Sequence[TopicPartition], position: TopicPartition, group: str) -> Attested:
+        """Write a marker behind all that the partitions have, and ask for a group's position in `position`, by a
+        transaction of no effect. Raises KafkaError; asks until it is answered, so the caller limits the time.
+        """
+        # Whoever tells these ends, the marker is not before them.
+        since = await self.ends(partitions)
+        await self._begin(partitions)
+        # A coordinator that takes a position is one, and its answer to the next request is as new.
+        await self._producer.send_offsets_to_transaction({position: OffsetAndMetadata(0, "")}, group)
+        coordinator = self._producer._sender._coordinators[CoordinationType.GROUP]  # noqa: SLF001
+        committed = await self._committed(coordinator, position, group)
+        await self._producer.abort_transaction()
+        return Attested(await self._markers({each: ends.end for each, ends in since.items()}), committed)
+
     async def end(
         self,
-        partitions: Sequence[TopicPartition],
+        since: Mapping[TopicPartition, int],
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
         group: str,
         *,
         commits: bool,
-    ) -> None:
-        """End what hangs on partitions, by a transaction that writes no records, and wait until nothing does.
+    ) -> Mapping[TopicPartition, int]:
+        """End what hangs on partitions, by a transaction that writes no records, and wait until consumers read on
+        behind it. `since` has an offset of each that is not behind its end; returned is where the end is.
 
         Offsets are committed with it; there are none where it aborts. Raises Unavailable, and much else.
         """
-        producer = self._producer
         async with asyncio.timeout(COMMIT_SECONDS_MAX):
-            await producer.begin_transaction()
-            for each in partitions:
-                producer._txn_manager.maybe_add_partition_to_txn(each)  # noqa: SLF001  # aiokafka adds where it sends
+            await self._begin(since)
             if offsets:
-                await producer.send_offsets_to_transaction(dict(self._marked(offsets)), group)
-            await (producer.commit_transaction() if commits else producer.abort_transaction())
-        await self._wait(lambda: self._still_open(partitions))
+                await self._producer.send_offsets_to_transaction(dict(self._marked(offsets)), group)
+            await (self._producer.commit_transaction() if commits else self._producer.abort_transaction())
+        try:
+            async with asyncio.timeout(_VISIBLE_SECONDS_MAX):
+                markers = await self._markers(since)
+        except TimeoutError:
+            why = f"after {_VISIBLE_SECONDS_MAX:g} s, a partition has no end of a transaction"
+            raise ClusterFailed(why) from None
+        await self._wait(lambda: self._still_open(markers))
+        return markers
 
-    async def ends(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, Ends]:
-        """Where partitions end. Raises KafkaError; asks until it is answered, so the caller limits the time."""
+    async def _begin(self, partitions: Iterable[TopicPartition]) -> None:
+        await self._producer.begin_transaction()
+        for each in partitions:
+            self._producer._txn_manager.maybe_add_partition_to_txn(each)  # noqa: SLF001  # aiokafka adds where it sends
+
+    async def _markers(self, since: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
+        """Where the end of the last transaction is, which is not before the offsets."""
+        client, writer = self._producer.client, Writer(*self._producer._txn_manager._pid_and_epoch)  # noqa: SLF001
+        asked = [marker_offset(client, each, offset, writer) for each, offset in since.items()]
+        return dict(zip(since, await asyncio.gather(*asked), strict=True))
+
+    async def ends(
+        self, partitions: Sequence[TopicPartition], markers: Mapping[TopicPartition, int] | None = None
+    ) -> Mapping[TopicPartition, Ends]:
+        """Where partitions end. Told by anybody, or by brokers that have our markers, where these are given.
+
+        Raises KafkaError; asks until it is answered, so the caller limits the time.
+        """
+        # In this order: an end that was read first can't be beyond a stable offset that has passed it since.
+        ends, stable = await self._proven(partitions, markers or {}, _LATEST_COMMITTED)
+        return {each: Ends(stable[each], end) for each, end in ends.items()}
+
+    async def first_since(self, partition: TopicPartition, millis: int, marker: int) -> int:
+        """The offset of the first record of a time or later, that of our marker where there is none before it.
+
+        Raises KafkaError; asks until it is answered, so the caller limits the time.
+        """
+        _, found = await self._proven([partition], {partition: marker}, (_UNCOMMITTED, millis))
+        return marker if found[partition] < 0 else min(marker, found[partition])
+
+    async def _proven(
+        self, partitions: Sequence[TopicPartition], markers: Mapping[TopicPartition, int], question: tuple[int, int]
+    ) -> Sequence[Mapping[TopicPartition, int]]:
+        """Where partitions end, and what ListOffsets tells besides, of brokers that have the markers."""
         for topic in {each.topic for each in partitions}:
             await self._producer.partitions_for(topic)  # makes the client ask who leads them
-        return await persistently(partial(self._both_ends, partitions))
-
-    async def _both_ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Ends]:
-        # In this order: an end that was read first can't be beyond a stable offset that has passed it since.
-        ends = await self._ends(partitions, _UNCOMMITTED)
-        stable = await self._ends(partitions, _COMMITTED)
-        return {each: Ends(stable[each], end) for each, end in ends.items()}
+        while True:
+            ends, found = await persistently(partial(self._asked, partitions, _LATEST_OF_ALL, question))
+            if all(ends[each] > offset for each, offset in markers.items()):
+                return ends, found
+            self._producer.client.force_metadata_update()
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def committed(self, partition: TopicPartition, group: str) -> OffsetAndMetadata:
         """A group's offset, -1 where there is none. Raises KafkaError."""
+        coordinator = await self._producer._sender._find_coordinator(CoordinationType.GROUP, group)  # noqa: SLF001
+        return await self._committed(coordinator, partition, group)
+
+    async def _committed(self, coordinator: int, partition: TopicPartition, group: str) -> OffsetAndMetadata:
         sender, client = self._producer._sender, self._producer.client  # noqa: SLF001
-        coordinator = await sender._find_coordinator(CoordinationType.GROUP, group)  # noqa: SLF001
         request = OffsetFetchRequest(group, [(partition.topic, [partition.partition])])
         try:
             answer = await client.send(coordinator, request, group=ConnectionGroup.COORDINATION)
@@ -240,7 +304,7 @@ class Transactional:
                     await asyncio.sleep(look_seconds)
                     look_seconds = min(2 * look_seconds, _LOOK_SECONDS_MAX)
         except TimeoutError:
-            raise Unavailable(f"after {_VISIBLE_SECONDS_MAX:g} s, {self.waits_for}", reason="kafka") from None
+            raise ClusterFailed(f"after {_VISIBLE_SECONDS_MAX:g} s, {self.waits_for}") from None
         finally:
             self.waits_for = ""
 
@@ -259,39 +323,54 @@ class Transactional:
                 return f"the position of {where.topic}, partition {where.partition}, is {found.offset} still"
         return ""
 
-    async def _still_open(self, partitions: Sequence[TopicPartition]) -> str:
-        for where, ends in (await self._both_ends(partitions)).items():
-            if ends.hangs:
-                from_to = f"from {ends.stable} to {ends.end}"
-                return f"{where.topic} has an open transaction in partition {where.partition}, {from_to}"
+    async def _still_open(self, markers: Mapping[TopicPartition, int]) -> str:
+        stable = await self._ends(list(markers), _COMMITTED)
+        for where, marker in markers.items():
+            if stable[where] <= marker:
+                told = f"before {marker}: it can be read up to {stable[where]} only"
+                return f"{where.topic} has an open transaction in partition {where.partition}, {told}"
         return ""
 
     async def _ends(self, partitions: Sequence[TopicPartition], isolation: int) -> dict[TopicPartition, int]:
         """Where partitions end, for readers of an isolation level, in one request to each leader. Raises KafkaError."""
-        try:
-            return await self._asked_ends(partitions, isolation)
-        except KafkaError:
-            self._producer.client.force_metadata_update()  # the next one to be asked may be another
-            raise
+        (found,) = await self._asked(partitions, (isolation, _LATEST))
+        return found
 
-    async def _asked_ends(self, partitions: Sequence[TopicPartition], isolation: int) -> dict[TopicPartition, int]:
+    async def _asked(
+        self, partitions: Sequence[TopicPartition], *questions: tuple[int, int]
+    ) -> Sequence[dict[TopicPartition, int]]:
+        """What ListOffsets tells for isolation levels and times, one after the other. Raises KafkaError.
+
+        All that is told of a partition is told by the same broker.
+        """
         client = self._producer.client
-        asked: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
-        for each in partitions:
-            leader = client.cluster.leader_for_partition(each)
-            if leader is None or leader < 0:
-                raise LeaderNotAvailableError(each)
-            asked[leader][each.topic].append((each.partition, _LATEST))
-        requests = [(leader, OffsetRequest(-1, isolation, list(topics.items()))) for leader, topics in asked.items()]
-        answers = await asyncio.gather(*(client.send(leader, request) for leader, request in requests))
-        found = {}
-        for answer in answers:
+        try:
+            asked: dict[int, list[TopicPartition]] = defaultdict(list)
+            for each in partitions:
+                asked[leader_of(client, each)].append(each)
+            answers = await asyncio.gather(*(self._answers(leader, some, questions) for leader, some in asked.items()))
+        except KafkaError:
+            client.force_metadata_update()  # the next one to be asked may be another
+            raise
+        return [dict(chain.from_iterable(each[number].items() for each in answers)) for number in range(len(questions))]
+
+    async def _answers(
+        self, leader: int, partitions: Sequence[TopicPartition], questions: Sequence[tuple[int, int]]
+    ) -> Sequence[dict[TopicPartition, int]]:
+        answers = []
+        for isolation, millis in questions:
+            topics: dict[str, list[tuple[int, int]]] = defaultdict(list)
+            for each in partitions:
+                topics[each.topic].append((each.partition, millis))
+            answer = await self._producer.client.send(leader, OffsetRequest(-1, isolation, list(topics.items())))
+            found = {}
             for topic, told in answer.topics:
                 for partition, code, _, offset, *_ in told:
                     if code:
                         raise for_code(code)
                     found[TopicPartition(topic, partition)] = offset
-        return found
+            answers.append(found)
+        return answers
 
 
 def _taken(outcomes: Sequence[Any]) -> Sequence[Any]:

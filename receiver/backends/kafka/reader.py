@@ -1,21 +1,24 @@
 """Looking on beside the routers: topics by position, and the table of sessions as the compacted topic tells it."""
 
 import asyncio
+import heapq
 import time
-from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from receiver.backends.kafka.connection import Connection, ended, limited
+from receiver.backends.kafka.connection import KafkaConnection, ended, limited
+from receiver.backends.kafka.failures import TopicsUnfit
 from receiver.backends.kafka.records import record_of
+from receiver.backends.kafka.session_table import SessionTable
 from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.message import Record
 from receiver.core.session import Session
-from receiver.core.session_record import SESSIONS, NoSession, session_of
+from receiver.core.session_record import NoSession, session_of
+from receiver.core.topics import TopicNames
 from receiver.reader import PAGE_BYTES_MAX, Cursor, PassedOver, Reader, is_asked_for, nobody, within
 
 _SECONDS_MAX = 10.0
@@ -32,13 +35,13 @@ _TABLE_SECONDS_MAX = 12 * 3_600.0
 class KafkaReader(Reader):
     """`receiver.reader.Reader` is the contract. It connects when it is first asked, and reads what is committed."""
 
-    def __init__(self, connection: Connection, prefix: str, passed_over: PassedOver = nobody) -> None:
+    def __init__(self, connection: KafkaConnection, prefix: str, passed_over: PassedOver = nobody) -> None:
         self._connection = connection
         self._passed_over = passed_over
-        self._prefix = prefix
+        self._names = TopicNames(prefix)
         self._consumer: AIOKafkaConsumer | None = None
         self._lock = asyncio.Lock()
-        self._table: OrderedDict[str, Session] = OrderedDict()
+        self._table = SessionTable()
         self._table_cursor: Cursor = {}
         self._table_updated = 0.0
 
@@ -52,7 +55,7 @@ class KafkaReader(Reader):
         """See the contract."""
         async with self._connected() as consumer:
             names = (await self._metadata(consumer)).topics()
-        return sorted(name for name in names if name.startswith(f"{self._prefix}.") and name != f"{self._prefix}.inbox")
+        return sorted(name for name in names if self._names.is_ours(name) and name != self._names.inbox)
 
     async def beginning(self, topic: str) -> Cursor:
         """See the contract."""
@@ -75,9 +78,9 @@ class KafkaReader(Reader):
         """See the contract."""
         async with self._connected() as consumer:
             await self._update_table(consumer)
-        last_first = list(reversed(self._table.values()))  # within a partition; between them the clock decides
-        newest = sorted(last_first, key=lambda session: -session.touched_micros)
-        return [session for session in newest if qos_status in (None, session.qos_status)][:count_max]
+        # Within a partition the last comes first; between them the clock decides.
+        wanted = (session for session in self._table.last_first() if qos_status in (None, session.qos_status))
+        return heapq.nlargest(count_max, wanted, key=lambda session: session.touched_micros)
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
         """See the contract."""
@@ -90,8 +93,7 @@ class KafkaReader(Reader):
         """See the contract."""
         async with self._connected() as consumer:
             await self._update_table(consumer)
-        counts = Counter(session.qos_status for session in self._table.values())
-        return {qos_status: counts[qos_status] for qos_status in QosStatus}
+        return {qos_status: self._table.counts[qos_status] for qos_status in QosStatus}
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[AIOKafkaConsumer]:
@@ -153,13 +155,13 @@ class KafkaReader(Reader):
         return records
 
     async def _update_table(self, consumer: AIOKafkaConsumer) -> None:
-        topic = f"{self._prefix}.{SESSIONS}"
+        topic = self._names.sessions
         now = time.monotonic()
         if now - self._table_updated > _TABLE_SECONDS_MAX:
             self._table.clear()
             self._table_cursor.clear()
         if topic not in (await self._metadata(consumer)).topics():
-            raise Unavailable(f"there is no topic {topic}", reason="topics")
+            raise TopicsUnfit(f"there is no topic {topic}")
         while records := await self._records(consumer, topic, self._table_cursor, _PAGE):
             for record in records:
                 try:
@@ -167,9 +169,7 @@ class KafkaReader(Reader):
                 except NoSession as error:
                     self._passed_over(f"{topic}-{record.partition}-{record.position}", str(error))
                     continue
-                self._table.pop(record.message.key, None)
-                if session is not None:
-                    self._table[record.message.key] = session
+                self._table.put(record.message.key, session)
         self._table_updated = now
 
 

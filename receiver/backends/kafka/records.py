@@ -9,17 +9,24 @@ from struct import unpack_from
 from typing import NamedTuple, Protocol
 
 from receiver.core import rfc3339
+from receiver.core.headers import (
+    CONTENT_TYPE,
+    CORRELATOR,
+    INBOX_ID,
+    ORIGIN,
+    RECEIVED_AT,
+    SENDER,
+    TRACE,
+    TRACEPARENT,
+    position_of,
+)
 from receiver.core.message import Message, Record
 from receiver.core.notification import Notification, envelope_of
 
-#: The header that tells which inbox topic a record came from: one that is made anew has another id.
-INBOX_ID = "inbox-id"
-_TRACE = frozenset({"inbox", INBOX_ID})
-#: Positions are 64-bit integers.
-_POSITION_DIGITS_MAX = 18
+_TRACE = frozenset({TRACE, INBOX_ID})
 
 #: What nearly all notifications have in headers.
-_HEADERS = frozenset({"sender", "received-at", "x-correlator", "content-type", "traceparent", "origin"})
+_HEADERS = frozenset({SENDER, RECEIVED_AT, CORRELATOR, CONTENT_TYPE, TRACEPARENT, ORIGIN})
 #: What is longer than this no edge wrote. What is made of a record must fit into one that brokers take.
 _TEXT_CHARS_MAX = 2_048
 _NAME_CHARS_MAX = 256
@@ -68,20 +75,20 @@ def partition_of(key: str, partitions_count: int) -> int:
 
 def inbox_record(notification: Notification) -> RawRecord:
     """A notification as it lies in the inbox."""
-    body, key, sender, received_micros, content_type, correlator, traceparent, origin, envelope = notification
+    received_micros = notification.received_micros
     headers = [
-        ("sender", sender.encode()),
-        ("received-at", rfc3339.render(received_micros).encode()),
-        ("x-correlator", correlator.encode()),
+        (SENDER, notification.sender.encode()),
+        (RECEIVED_AT, rfc3339.render(received_micros).encode()),
+        (CORRELATOR, notification.correlator.encode()),
     ]
-    if content_type:
-        headers.append(("content-type", content_type.encode()))
-    if traceparent:
-        headers.append(("traceparent", traceparent.encode()))
-    if origin:
-        headers.append(("origin", origin.encode()))
-    headers += [(name, value.encode()) for name, value in envelope]
-    return RawRecord(key.encode(), body, received_micros // 1000, headers)
+    if notification.content_type:
+        headers.append((CONTENT_TYPE, notification.content_type.encode()))
+    if notification.traceparent:
+        headers.append((TRACEPARENT, notification.traceparent.encode()))
+    if notification.origin:
+        headers.append((ORIGIN, notification.origin.encode()))
+    headers += [(name, value.encode()) for name, value in notification.envelope]
+    return RawRecord(notification.key.encode(), notification.body, received_micros // 1000, headers)
 
 
 def notification_of(record: FetchedRecord, latest_millis: int | None = None) -> Notification:
@@ -90,7 +97,7 @@ def notification_of(record: FetchedRecord, latest_millis: int | None = None) -> 
     It was received at `latest_millis` at the latest, if that is given, whatever time the record has.
     """
     headers = _texts(record.headers)
-    received_at, stamped_micros = headers.get("received-at"), _stamped_micros(record)
+    received_at, stamped_micros = headers.get(RECEIVED_AT), _stamped_micros(record)
     if latest_millis is not None:
         stamped_micros = min(stamped_micros, latest_millis * 1000)
     try:
@@ -101,32 +108,33 @@ def notification_of(record: FetchedRecord, latest_millis: int | None = None) -> 
     # again, or would be refused with all that is decided behind it.
     if not 0 <= received_micros < stamped_micros + 1000:
         received_micros = stamped_micros
-    sender = headers.get("sender", "unknown")
-    content_type, correlator, traceparent, origin = (
-        headers.get(name, "")[:_TEXT_CHARS_MAX] for name in ("content-type", "x-correlator", "traceparent", "origin")
-    )
+    sender = headers.get(SENDER, "unknown")
     return Notification(
         record.value or b"",
         # Cut, it is no session's key: a letter comes of it.
         (record.key or b"").decode(errors="replace")[: _NAME_CHARS_MAX + 1],
         sender if len(sender) <= _NAME_CHARS_MAX else "unknown",
         received_micros,
-        content_type,
-        correlator,
-        traceparent,
-        origin,
-        envelope_of(headers) if headers.keys() - _HEADERS else (),
+        headers.get(CONTENT_TYPE, "")[:_TEXT_CHARS_MAX],
+        headers.get(CORRELATOR, "")[:_TEXT_CHARS_MAX],
+        headers.get(TRACEPARENT, "")[:_TEXT_CHARS_MAX],
+        headers.get(ORIGIN, "")[:_TEXT_CHARS_MAX],
+        () if _HEADERS.issuperset(headers) else envelope_of(headers),
     )
 
 
 def output_records(messages: Iterable[Message]) -> Iterator[RawRecord]:
-    """Messages as they go to their topics. Those that follow each other may share their headers, which is the cost."""
+    """Messages as they go to their topics. Of those that follow each other the headers are encoded once, as far as they
+    begin alike: that is the cost.
+    """
     texts: Sequence[tuple[str, str]] = ()
     headers: list[tuple[str, bytes]] = []
-    for _, key, value, message_headers, timestamp_millis in messages:
-        if message_headers is not texts:
-            texts, headers = message_headers, [(name, text.encode()) for name, text in message_headers]
-        yield RawRecord(key.encode(), value, timestamp_millis, headers)
+    for each in messages:
+        if each.headers is not texts:
+            begins_alike = each.headers == texts[: len(each.headers)]
+            texts = each.headers
+            headers = headers[: len(texts)] if begins_alike else [(name, text.encode()) for name, text in texts]
+        yield RawRecord(each.key.encode(), each.value, each.timestamp_millis, headers)
 
 
 def record_of(record: FetchedRecord) -> Record:
@@ -149,9 +157,8 @@ def trace_of(record: FetchedRecord, partition: int) -> tuple[int, str]:
     0 where it was none of `partition`: for tombstones, and for what was exported from a directory.
     """
     told = {name: text.decode(errors="replace") for name, text in record.headers if name in _TRACE and text}
-    number, _, position = told.get("inbox", "").partition("-")
-    is_position = position.isdecimal() and len(position) <= _POSITION_DIGITS_MAX
-    return int(position) + 1 if is_position and number == str(partition) else 0, told.get(INBOX_ID, "")
+    position = position_of(told.get(TRACE, ""), partition)
+    return 0 if position is None else position + 1, told.get(INBOX_ID, "")
 
 
 def _stamped_micros(record: FetchedRecord) -> int:
@@ -161,4 +168,7 @@ def _stamped_micros(record: FetchedRecord) -> int:
 
 
 def _texts(headers: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    return {name: value.decode(errors="replace") for name, value in headers if value is not None}
+    try:
+        return {name: value.decode() for name, value in headers if value is not None}
+    except UnicodeDecodeError:
+        return {name: value.decode(errors="replace") for name, value in headers if value is not None}

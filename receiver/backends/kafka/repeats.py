@@ -5,11 +5,13 @@ microsecond of its receipt: nothing else is like that, for an edge takes equal e
 second one of such a pair has no effect, whatever its session remembers.
 """
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
+from receiver.backends.kafka.connection import KafkaConnection
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX
 from receiver.backends.kafka.records import FetchedRecord
-from receiver.backends.kafka.scan import between, range_of
+from receiver.backends.kafka.scan import beginning_of, between, reading
+from receiver.core.headers import RECEIVED_AT
 
 #: Most records that are remembered; as many before them may be, too. A batch, which is what one lost answer brings
 #: twice, has 9,000 of the shortest at most.
@@ -32,7 +34,7 @@ class Repeats:
         Digests have 64 bits, with a key of this process: among so many the chance of two alike is one in 10^14.
         """
         headers = record.headers
-        if len(headers) < 2 or headers[1][0] != "received-at":  # noqa: PLR2004  # another program's, which may mean it
+        if len(headers) < 2 or headers[1][0] != RECEIVED_AT:  # noqa: PLR2004  # another program's, which may mean it
             return False
         digest, offset = hash((record.key, record.value, tuple(headers))), record.offset
         found = self._newer.get(digest)
@@ -46,16 +48,16 @@ class Repeats:
         return False
 
 
-async def recalled(consumer: AIOKafkaConsumer, inbox: TopicPartition, position: int) -> Repeats:
-    """What was read last before a position, where the consumer stands then. Raises Unavailable."""
+async def recalled(connection: KafkaConnection, inbox: TopicPartition, position: int) -> Repeats:
+    """What was read last before a position. Raises Unavailable."""
     repeats = Repeats()
-    begin, _ = await range_of(consumer, inbox)
     upto, count, bytes_found = position, _RECALL_FIRST, 0
-    while begin < upto and count <= REPEATS_MAX and bytes_found < _RECALL_BYTES_MAX:
-        at = max(begin, position - count)
-        async for each in between(consumer, inbox, at, upto):
-            repeats.has(each)
-            bytes_found += len(each.value or b"") + sum(len(value or b"") for _, value in each.headers)
-        upto, count = at, 4 * count
-    consumer.seek(inbox, position)
+    async with reading(connection, "read_committed") as consumer:
+        begin = await beginning_of(consumer, inbox)
+        while begin < upto and count <= REPEATS_MAX and bytes_found < _RECALL_BYTES_MAX:
+            at = max(begin, position - count)
+            async for each in between(consumer, inbox, at, upto):
+                repeats.has(each)
+                bytes_found += len(each.value or b"") + sum(len(value or b"") for _, value in each.headers)
+            upto, count = at, 4 * count
     return repeats

@@ -12,7 +12,7 @@ from functools import partial
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupAuthorizationFailedError
 
-from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.connection import KafkaConnection, limited, persistently
 from receiver.backends.kafka.known import known
 from receiver.backends.kafka.standing import MARK
 from receiver.backends.kafka.writer import members_count
@@ -22,7 +22,7 @@ _ANSWER_SECONDS_MAX = 30.0
 _WATCH_SECONDS = 30.0
 
 
-async def rivals(connection: Connection, group: str, inbox: str) -> Sequence[str]:
+async def rivals(connection: KafkaConnection, group: str, inbox: str) -> Sequence[str]:
     """The other groups of this prefix that have members, and positions in the inbox such as routers commit.
 
     Groups that we may not ask about are left out. Raises Unavailable.
@@ -37,7 +37,9 @@ async def rivals(connection: Connection, group: str, inbox: str) -> Sequence[str
     return [each for each in routing if await members_count(connection, each)]
 
 
-async def watch_rivals(connection: Connection, group: str, inbox: str, tell: Callable[[Sequence[str]], None]) -> None:
+async def watch_rivals(
+    connection: KafkaConnection, group: str, inbox: str, tell: Callable[[Sequence[str]], None]
+) -> None:
     """Ask again and again, for ever, and tell the answer where there is one."""
     while True:
         with suppress(Unavailable):  # whether Kafka is there is told by others

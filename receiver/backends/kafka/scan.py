@@ -7,10 +7,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from receiver.backends.kafka.connection import Connection, end_consumer, limited
+from receiver.backends.kafka.connection import KafkaConnection, end_consumer, limited
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.producer import Ends
 from receiver.backends.kafka.settlement import Tail
-from receiver.core.errors import Unavailable
 
 #: A consumer that brings nothing for so long, although there are records, is stuck (aiokafka 1154, 847).
 STUCK_SECONDS = 30.0
@@ -21,7 +21,7 @@ _TAIL_RECORDS_FIRST = 100
 
 
 @asynccontextmanager
-async def reading(connection: Connection, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
+async def reading(connection: KafkaConnection, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer for stretches, for as long as the block lasts. Raises Unavailable."""
     consumer = connection.consumer(isolation_level=isolation_level, auto_offset_reset="earliest")
     try:
@@ -31,14 +31,13 @@ async def reading(connection: Connection, isolation_level: str) -> AsyncIterator
         await end_consumer(consumer)
 
 
-async def range_of(consumer: AIOKafkaConsumer, partition: TopicPartition) -> tuple[int, int]:
-    """Where a partition begins and ends, as far as the consumer may read it. Raises Unavailable."""
+async def beginning_of(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int:
+    """Where a partition begins, or began a while ago: whoever tells it may lead it no more. Raises Unavailable."""
     consumer.assign([partition])
-    begins = await limited(
+    begins: dict[TopicPartition, int] = await limited(
         consumer.beginning_offsets([partition]), _ANSWER_SECONDS_MAX, f"no beginning of {partition.topic}"
     )
-    ends = await limited(consumer.end_offsets([partition]), _ANSWER_SECONDS_MAX, f"no end of {partition.topic}")
-    return begins[partition], ends[partition]
+    return begins[partition]
 
 
 async def between(consumer: AIOKafkaConsumer, partition: TopicPartition, begin: int, end: int) -> AsyncIterator[Any]:
@@ -56,11 +55,11 @@ async def between(consumer: AIOKafkaConsumer, partition: TopicPartition, begin: 
         if position > before:
             since = time.monotonic()
         elif time.monotonic() - since > STUCK_SECONDS:
-            raise Unavailable(f"{what}: it ends at {end}, nothing comes from {position} on", reason="kafka")
+            raise ClusterFailed(f"{what}: it ends at {end}, nothing comes from {position} on")
 
 
 async def tails(
-    connection: Connection, ends: Mapping[TopicPartition, Ends], behind: Callable[[Any], int]
+    connection: KafkaConnection, ends: Mapping[TopicPartition, Ends], behind: Callable[[Any], int]
 ) -> dict[TopicPartition, Tail]:
     """What partitions have at their ends. Raises Unavailable.
 
@@ -69,7 +68,7 @@ async def tails(
     found = {}
     async with reading(connection, "read_committed") as readable, reading(connection, "read_uncommitted") as all_of_it:
         for partition, (stable, end) in ends.items():
-            committed = await _last(readable, partition, behind)
+            committed = await _last(readable, partition, stable, behind)
             hanging, hanging_end = None, 0
             if stable < end:
                 async for each in between(all_of_it, partition, stable, end):
@@ -80,9 +79,9 @@ async def tails(
     return found
 
 
-async def _last(consumer: AIOKafkaConsumer, partition: TopicPartition, behind: Callable[[Any], int]) -> int:
-    """The position behind the last record that tells one; 0 where there is none."""
-    begin, end = await range_of(consumer, partition)
+async def _last(consumer: AIOKafkaConsumer, partition: TopicPartition, end: int, behind: Callable[[Any], int]) -> int:
+    """The position behind the last record before an offset that tells one; 0 where there is none."""
+    begin = await beginning_of(consumer, partition)
     count, upto = _TAIL_RECORDS_FIRST, end
     while True:
         at, found = max(begin, end - count), 0

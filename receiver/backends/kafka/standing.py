@@ -11,18 +11,25 @@ loses nothing that was kept, and told:
 | a position beyond the end of the log | begin with what came since sessions are remembered: all before was decided |
 | a position before the beginning | begin at the beginning: what was between was removed before it was routed |
 | another sessions topic than at the last commit | read the inbox up to the position again, for the sessions alone |
+| a position that no router noted | go on behind what sessions tell, or begin at the beginning |
 
 What is read again has no second effect as long as its session is remembered.
+
+A position is a router's where the router's mark stands beside it: which of its transactions committed the offset, or
+the id of the inbox in a record's header. Whoever reads the inbox with the routers' group, resets its offsets, or copies
+records into our topics leaves positions that nobody decided up to: they count for nothing.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from receiver.core.errors import Unavailable
+from receiver.backends.kafka.failures import TopicsUnfit
 
 #: Behind it stands, in an offset's metadata, which transaction committed it; see `producer.py`.
 MARK = "#"
+_TRANSACTION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Doubt(StrEnum):
@@ -32,12 +39,13 @@ class Doubt(StrEnum):
     INBOX_SHORTER = "inbox_shorter"
     INBOX_REMOVED = "inbox_removed"
     SESSIONS_ANEW = "sessions_anew"
+    FOREIGN_POSITION = "foreign_position"
 
 
 class Place(NamedTuple):
     """How far a lane came, in which topics; `topic_id`s are empty where an older release, or broker, told none.
 
-    `partitions_count` is the number of the inbox's partitions, 0 where it is not told.
+    `partitions_count` is the number of the inbox's partitions, 0 where it is not told. `is_ours`: a router noted it.
     """
 
     position: int
@@ -45,6 +53,7 @@ class Place(NamedTuple):
     inbox_id: str = ""
     sessions_id: str = ""
     partitions_count: int = 0
+    is_ours: bool = True
 
     @property
     def metadata(self) -> str:
@@ -53,12 +62,13 @@ class Place(NamedTuple):
 
 
 def place_of(position: int, metadata: str) -> Place:
-    """The inverse of `Place.metadata`. An older release told the clock alone."""
-    words = metadata.partition(MARK)[0].split(" ")
+    """The inverse of `Place.metadata`, with a transaction's mark behind it. An older release told the clock alone."""
+    told, _, mark = metadata.partition(MARK)
+    words, is_ours = told.split(" "), _TRANSACTION.fullmatch(mark) is not None
     clock_micros = int(words[0]) if words[0].isdecimal() else 0
     if len(words) == 4 and words[3].isdecimal():  # noqa: PLR2004  # what `metadata` writes
-        return Place(position, clock_micros, words[1], words[2], int(words[3]))
-    return Place(position, clock_micros)
+        return Place(position, clock_micros, words[1], words[2], int(words[3]), is_ours)
+    return Place(position, clock_micros, is_ours=is_ours)
 
 
 class Standing(NamedTuple):
@@ -80,20 +90,21 @@ def standing(
     `committed` is the group's, None where it has none. `traces` are the positions behind the last notifications that
     sessions tell of, by the id of the inbox that these were in.
     """
-
-    def is_ours(told: str) -> bool:
-        return not told or not inbox_id or told == inbox_id
-
-    found = [(each, told) for told, each in traces.items() if each and is_ours(told)]
-    if committed is not None and is_ours(committed.inbox_id):
+    found = [(each, told) for told, each in traces.items() if each and (not inbox_id or told == inbox_id)]
+    foreign = committed is not None and not committed.is_ours
+    if foreign:
+        committed = None
+    if committed is not None and (not committed.inbox_id or not inbox_id or committed.inbox_id == inbox_id):
         # Where the offsets topic missed a commit's marker, the position is behind what sessions tell. A trace that lies
         # beyond the end is of a log that was longer once.
         ahead = [each for each in found if committed.position < each[0] <= end]
         found = [(committed.position, committed.inbox_id), *ahead]
-    elif not found and (committed is not None or any(traces.values())):
+        # A record without an id is an older release's, behind the position, or not ours.
+        foreign = bool(inbox_id) and max(found)[0] < traces.get("", 0) <= end
+    elif not found and not foreign and (committed is not None or any(traces.values())):
         return Standing(beginning, Doubt.INBOX_ANEW)
     if not found:
-        return Standing(beginning)
+        return Standing(beginning, Doubt.FOREIGN_POSITION if foreign else None)
     position, told = max(found)
     if position > end:
         # Without an id, more often than not it is another log.
@@ -104,15 +115,14 @@ def standing(
     sessions_before = committed.sessions_id if committed is not None else ""
     if sessions_before and sessions_id and sessions_before != sessions_id:
         return Standing(beginning, Doubt.SESSIONS_ANEW, position)
-    return Standing(position)
+    return Standing(position, Doubt.FOREIGN_POSITION if foreign else None)
 
 
 def expect_partitions(inbox: str, count: int, places: Iterable[Place]) -> None:
     """Raises Unavailable where lanes have decided while the inbox had another number of partitions."""
     counts = {each.partitions_count for each in places} - {0, count}
     if counts:
-        raise Unavailable(
+        raise TopicsUnfit(
             f"{inbox} has {count} partitions, and had {counts.pop()} when its sessions were written: "
-            "keys would be in other partitions than before",
-            reason="topics",
+            "keys would be in other partitions than before"
         )

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
-from receiver.backends.kafka.connection import Connection, limited
+from receiver.backends.kafka.connection import KafkaConnection, limited
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import bounds_of, configs_of
-from receiver.core.errors import Unavailable
-from receiver.core.router import DEAD_LETTER, LETTER_BODY_BYTES_MAX
-from receiver.core.session_record import SESSIONS
+from receiver.core.dead_letter import LETTER_BODY_BYTES_MAX
+from receiver.core.topics import TopicNames
 
 _ADMIN_SECONDS_MAX = 30.0
 #: Brokers learn of a new topic one after the other, and whom a client asks is chance.
@@ -36,10 +36,8 @@ _AFTER_MILLIS_WANTED = 60_000
 #: A session with all its marks, or an event with the longest texts, and some room.
 _RECORD_BYTES = 64 * 1024
 
-INBOX = "inbox"
 
-
-class Plan(NamedTuple):
+class TopicPlan(NamedTuple):
     """What the configuration wants of the topics. `replication_factor` None: three, or as many as there are brokers."""
 
     prefix: str
@@ -53,13 +51,23 @@ class Plan(NamedTuple):
     @property
     def inbox(self) -> str:
         """The name of the inbox topic."""
-        return f"{self.prefix}.{INBOX}"
+        return TopicNames(self.prefix).inbox
+
+    @property
+    def sessions(self) -> str:
+        """The name of the sessions topic."""
+        return TopicNames(self.prefix).sessions
+
+    @property
+    def dead_letters(self) -> str:
+        """The name of the topic of dead letters."""
+        return TopicNames(self.prefix).dead_letters
 
     def bytes_wanted(self, topic: str) -> int:
         """How long the longest record of a topic may be."""
         if topic == self.inbox:
             return self.record_bytes_max
-        if topic == f"{self.prefix}.{DEAD_LETTER}":
+        if topic == self.dead_letters:
             return min(self.record_bytes_max, LETTER_BODY_BYTES_MAX) * 4 // 3 + 1024  # in Base64
         return _RECORD_BYTES
 
@@ -67,7 +75,7 @@ class Plan(NamedTuple):
         """What is made of a longer one."""
         if topic == self.inbox:
             return "a file on the edge's disk"
-        return "a shorter one" if topic == f"{self.prefix}.{DEAD_LETTER}" else "a dead letter"
+        return "a shorter one" if topic == self.dead_letters else "a dead letter"
 
     def wanted(self, brokers_count: int) -> dict[str, "Wanted"]:
         """What each topic should be like in a cluster of so many brokers."""
@@ -81,7 +89,7 @@ class Plan(NamedTuple):
                 # Retention counts from when the broker got it: neither a spool that waited for long nor an edge's clock
                 # has it removed before it is routed. When it was received stands in its headers.
                 configs["message.timestamp.type"] = "LogAppendTime"
-            if name == f"{self.prefix}.{SESSIONS}":
+            if name == self.sessions:
                 configs = {"cleanup.policy": "compact", "delete.retention.ms": str(_DELETE_RETENTION_MILLIS)}
                 configs |= {"segment.bytes": str(_SEGMENT_BYTES), "segment.ms": str(_HOUR_MILLIS)}
             found[name] = Wanted(self.partitions, replicas, configs | in_sync)
@@ -96,7 +104,7 @@ class Wanted(NamedTuple):
     configs: Mapping[str, str]
 
 
-class Difference(NamedTuple):
+class TopicDifference(NamedTuple):
     """Something about a topic that is not as it should be. `fatal`: nothing may run like that."""
 
     topic: str
@@ -104,13 +112,13 @@ class Difference(NamedTuple):
     fatal: bool
 
 
-async def create(connection: Connection, plan: Plan) -> list[str]:
+async def create(connection: KafkaConnection, plan: TopicPlan) -> list[str]:
     """Make the topics that are missing, and return their names. Raises Unavailable."""
     async with connection.admin(_ADMIN_SECONDS_MAX) as admin:
         described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be listed")
         existing = {each["topic"]: len(each["partitions"]) for each in described}
         # What keys are in already counts for more than the setting.
-        counts = [existing[name] for name in (plan.inbox, f"{plan.prefix}.{SESSIONS}") if name in existing]
+        counts = [existing[name] for name in (plan.inbox, plan.sessions) if name in existing]
         plan = plan._replace(partitions=counts[0] if counts else plan.partitions)
         wanted = plan.wanted(await _brokers_count(admin))
         missing = [name for name in wanted if name not in existing]
@@ -126,11 +134,11 @@ async def create(connection: Connection, plan: Plan) -> list[str]:
                 error = for_code(code)
                 if code and error is not TopicAlreadyExistsError:
                     told = message[0] if message and message[0] else error.__name__
-                    raise Unavailable(f"the topic {name} can't be made: {told}", reason="kafka")
+                    raise ClusterFailed(f"the topic {name} can't be made: {told}")
     return missing
 
 
-async def check(connection: Connection, plan: Plan, *, made: bool = False) -> list[Difference]:
+async def check(connection: KafkaConnection, plan: TopicPlan, *, made: bool = False) -> list[TopicDifference]:
     """All that differs from the plan. Raises Unavailable.
 
     Where the topics were `made` a moment ago, it waits a little for brokers that don't know them yet.
@@ -144,14 +152,14 @@ async def check(connection: Connection, plan: Plan, *, made: bool = False) -> li
             await asyncio.sleep(_NEWS_INTERVAL_SECONDS)
 
 
-async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Difference], bool]:
+async def _differences(admin: AIOKafkaAdminClient, plan: TopicPlan) -> tuple[list[TopicDifference], bool]:
     """All that differs from the plan, and whether a broker did not know a topic."""
     names = [plan.inbox, *plan.names]
     # Who asks for topics by name makes those that are missing, where brokers make topics by themselves.
     described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be read")
     partitions = {each["topic"]: each["partitions"] for each in described if each["topic"] in names}
     configs, errors = await configs_of(admin, list(partitions))
-    differences = [Difference(name, "does not exist", fatal=True) for name in names if name not in partitions]
+    differences = [TopicDifference(name, "does not exist", fatal=True) for name in names if name not in partitions]
     replicas = {name: min(len(each["replicas"]) for each in some) for name, some in partitions.items()}
     # A broker that is down isn't counted, but it has its replicas all the same.
     wanted = plan.wanted(max([await _brokers_count(admin), *replicas.values()]))
@@ -159,28 +167,28 @@ async def _differences(admin: AIOKafkaAdminClient, plan: Plan) -> tuple[list[Dif
     for name, count in {name: len(some) for name, some in partitions.items()}.items():
         if count != inbox_count:
             what = f"has {count} partitions, {plan.inbox} has {inbox_count}"
-            differences.append(Difference(name, what, fatal=True))
+            differences.append(TopicDifference(name, what, fatal=True))
         elif count != wanted[name].partitions:
             what = f"has {count} partitions, the configuration says {wanted[name].partitions}"
-            differences.append(Difference(name, what, fatal=False))
+            differences.append(TopicDifference(name, what, fatal=False))
         if replicas[name] != wanted[name].replication_factor:
             what = f"has {replicas[name]} replicas, {wanted[name].replication_factor} are wanted"
-            differences.append(Difference(name, what, fatal=False))
+            differences.append(TopicDifference(name, what, fatal=False))
     for name, found in configs.items():
         for key, value in wanted[name].configs.items():
             if found.get(key) != value:
                 # A sessions topic that forgets by age would let the router forget, too.
-                fatal = key == "cleanup.policy" and name == f"{plan.prefix}.{SESSIONS}"
-                differences.append(Difference(name, f"has {key}={found.get(key)}, {value} is wanted", fatal))
-        differences += [Difference(name, what, fatal=False) for what in _narrownesses(plan, name, found)]
+                fatal = key == "cleanup.policy" and name == plan.sessions
+                differences.append(TopicDifference(name, f"has {key}={found.get(key)}, {value} is wanted", fatal))
+        differences += [TopicDifference(name, what, fatal=False) for what in _narrownesses(plan, name, found)]
     differences += [
-        Difference(name, f"has settings that can't be read: {error.__name__}", fatal=False)
+        TopicDifference(name, f"has settings that can't be read: {error.__name__}", fatal=False)
         for name, error in errors.items()
     ]
     return differences, len(partitions) < len(names) or UnknownTopicOrPartitionError in errors.values()
 
 
-def _narrownesses(plan: Plan, name: str, configs: Mapping[str, str]) -> Iterator[str]:
+def _narrownesses(plan: TopicPlan, name: str, configs: Mapping[str, str]) -> Iterator[str]:
     """What a topic does not take as it is, of all that edges let in, and what it may lose."""
     batch_bytes_max, before_millis, after_millis, _ = bounds_of(configs)
     wanted = plan.bytes_wanted(name)

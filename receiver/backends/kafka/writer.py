@@ -17,7 +17,8 @@ from aiokafka.errors import for_code
 from aiokafka.structs import OffsetAndMetadata
 
 from receiver.backends.kafka.batches import Batches
-from receiver.backends.kafka.connection import Connection, limited, persistently
+from receiver.backends.kafka.connection import KafkaConnection, limited, persistently
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import Lessons, Limits, Refused
 from receiver.backends.kafka.producer import Transactional
 from receiver.backends.kafka.records import output_records, partition_of
@@ -25,6 +26,7 @@ from receiver.backends.kafka.scan import tails
 from receiver.backends.kafka.settlement import Tail
 from receiver.core.dead_letter import fitting
 from receiver.core.errors import Unavailable
+from receiver.core.headers import TRACE
 from receiver.core.message import Message
 
 T = TypeVar("T")
@@ -43,7 +45,9 @@ class Writer:
     made shorter; another record is left out, by its topic and where it came from, see `left_out` there.
     """
 
-    def __init__(self, connection: Connection, name: str, dead_letters: str, limits: Limits, lessons: Lessons) -> None:
+    def __init__(
+        self, connection: KafkaConnection, name: str, dead_letters: str, limits: Limits, lessons: Lessons
+    ) -> None:
         self._connection = connection
         self._name = name
         self._dead_letters = dead_letters
@@ -73,8 +77,9 @@ class Writer:
         """End what hangs on a topic, if anything does, and go on from a position. Raises Unavailable."""
         partitions = await self._partitions(topic)
         offsets = _offsets(topic, next_position)
-        ending = self._producer.end(partitions, offsets if commits else {}, self._name, commits=commits)
-        await self._known(ending, topic)
+        ends = await limited(self._producer.ends(partitions), _ANSWER_SECONDS_MAX, f"no ends of {topic}")
+        since = {each: end for each, (_, end) in ends.items()}
+        await self._known(self._producer.end(since, offsets if commits else {}, self._name, commits=commits), topic)
         await self._known(self._producer.commit((), offsets, self._name), topic)
 
     async def commit(self, topic: str, messages: Sequence[Message], next_position: int) -> None:
@@ -94,10 +99,10 @@ class Writer:
             raise
         self._lessons.effort.took(batches.bytes, time.monotonic() - began)
 
-    async def _known(self, transaction: Awaitable[None], topic: str) -> None:
+    async def _known(self, transaction: Awaitable[object], topic: str) -> None:
         await limited(transaction, _TRANSACTION_SECONDS_MAX, f"a transaction of {topic} failed")
         if self._producer.went_astray:
-            raise Unavailable(f"a transaction of {topic} went astray", reason="kafka")
+            raise ClusterFailed(f"a transaction of {topic} went astray")
 
     def _batched(self, messages: Sequence[Message], partitions_count: int) -> tuple[Batches, Sequence[Message]]:
         """What can be written, in batches, marked by their places among the messages returned."""
@@ -133,10 +138,10 @@ def _offsets(topic: str, next_position: int) -> Mapping[TopicPartition, OffsetAn
 
 def origin_of(message: Message) -> tuple[str, str]:
     """What a record is known by: its topic, and which notification it came of."""
-    return message.topic, dict(message.headers).get("inbox", message.key)
+    return message.topic, dict(message.headers).get(TRACE, message.key)
 
 
-async def positions(connection: Connection, name: str, topics: Sequence[str]) -> Mapping[str, int]:
+async def positions(connection: KafkaConnection, name: str, topics: Sequence[str]) -> Mapping[str, int]:
     """Where a writer stands, by topic, as far as Kafka knows. Raises Unavailable."""
     partitions = [TopicPartition(topic, _PARTITION) for topic in topics]
     async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
@@ -144,7 +149,7 @@ async def positions(connection: Connection, name: str, topics: Sequence[str]) ->
     return {each.topic: committed.offset for each, committed in told.items() if committed.offset >= 0}
 
 
-async def members_count(connection: Connection, group: str) -> int:
+async def members_count(connection: KafkaConnection, group: str) -> int:
     """How many consumers are members of a group now. Raises Unavailable."""
     async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
         return await _asked(partial(_members_count, admin, group), group)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from aiokafka import TopicPartition
 
 from receiver.backends.kafka.batches import Batches
+from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.limits import Limits, Refused
 from receiver.backends.kafka.records import output_records
 from receiver.core.dead_letter import fitting, shortened
 from receiver.core.errors import Unavailable
+from receiver.core.headers import TRACE, position_of
 from receiver.core.message import Message, bytes_of
 from receiver.inbox import LaneLost
 
@@ -78,7 +80,7 @@ class Writing:
         for message in unfit:
             self._cannot_write(message, f"{message.topic} takes no record of {bytes_of(message)} bytes")
         if unfit:
-            raise Unavailable(f"{unfit[0].topic} does not take what was decided", reason="kafka")
+            raise ClusterFailed(f"{unfit[0].topic} does not take what was decided")
         return batches, written
 
     async def learn(self, error: BaseException, batches: Batches, written: Sequence[Message]) -> str:
@@ -87,7 +89,7 @@ class Writing:
             if isinstance(error, TimeoutError):
                 self._lessons.too_slow()
             return error.message if isinstance(error, Unavailable) else type(error).__name__
-        why = batches.told(error)
+        why = batches.described(error)
         mark = await batches.learn(error)
         if mark is not None:
             self._cannot_write(written[mark], why)
@@ -135,5 +137,4 @@ class Writing:
 
     def _position_of(self, message: Message) -> int | None:
         """The position of the notification that a message came of; None where that is no notification of this inbox."""
-        number, _, position = dict(message.headers).get("inbox", "").partition("-")
-        return int(position) if number == str(self._partition) and position.isdecimal() else None
+        return position_of(dict(message.headers).get(TRACE, ""), self._partition)

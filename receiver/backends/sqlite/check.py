@@ -29,7 +29,8 @@ from receiver.backends.sqlite.schema import (
     row_end,
     state_crc,
 )
-from receiver.core.session_record import SESSIONS, NoSession, session_from
+from receiver.core.session_record import NoSession, session_from
+from receiver.core.topics import TopicNames
 
 #: SQLite tells at most so much of one file.
 _COMPLAINTS_MAX = 20
@@ -60,7 +61,7 @@ def check(directory: Path, prefix: str) -> Iterator[Finding | Checked]:
         for path in sorted(found.glob(f"{FILE_NAME}*")):
             name = str(path.relative_to(directory))
             if path.name == FILE_NAME:
-                yield from _check(path, name, f"{prefix}.{SESSIONS}")
+                yield from _check(path, name, TopicNames(prefix).sessions)
             elif path.name.startswith(f"{FILE_NAME}-damaged-"):
                 yield Checked(name, 0, is_set_aside=True)
         if (found / f"{FILE_NAME}{MARK_NAME}").exists() and not (found / FILE_NAME).exists():

@@ -7,9 +7,10 @@ share the next sync.
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -25,7 +26,7 @@ from receiver.core.event import QosStatus
 from receiver.core.message import Message, Record
 from receiver.core.notification import Notification
 from receiver.core.session import Session
-from receiver.inbox import Batch, LaneLost
+from receiver.inbox import Batch, LaneLost, Told, future_of, tell_all
 from receiver.reader import PAGE_BYTES_MAX, Cursor, PassedOver, Reader, nobody
 
 T = TypeVar("T")
@@ -114,8 +115,8 @@ class SqliteInbox:
         self._tell = appended
         self._clock_nanos = clock_nanos
         self._began = 0.0
-        self._waiting: deque[tuple[Notification, asyncio.Future[None]]] = deque()
-        self._group: list[tuple[Notification, asyncio.Future[None]]] = []
+        self._waiting: deque[tuple[Notification, Told]] = deque()
+        self._group: Sequence[tuple[Notification, Told]] = ()
         self._busy = False
         self._stuck = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -124,74 +125,74 @@ class SqliteInbox:
         self.tail = Tail()
 
     def append(self, notification: Notification) -> asyncio.Future[None]:
+        """See the contract."""
+        return future_of(self.take, notification)
+
+    def take(self, notification: Notification, told: Told) -> None:
         """See the contract. Many appends share one sync; none waits longer than the time limit."""
-        loop = asyncio.get_running_loop()
-        kept: asyncio.Future[None] = loop.create_future()
         if self._stuck:
-            kept.set_exception(Unavailable(self.trouble, reason="timeout"))
-            return kept
-        self._waiting.append((notification, kept))
+            told(Unavailable(self.trouble, reason="timeout"))
+            return
+        self._waiting.append((notification, told))
         if not self._busy:
+            loop = asyncio.get_running_loop()
             self._busy = True
             self._began = loop.time()
-            self._gather(0, 0)
-        return kept
+            self._gather(loop, 0, 0)
 
-    def _gather(self, seen: int, quiet_turns: int) -> None:
+    def _gather(self, loop: asyncio.AbstractEventLoop, seen: int, quiet_turns: int) -> None:
         """Write once no more company comes: each write costs a sync and two changes of thread, whatever its size."""
-        loop = asyncio.get_running_loop()
         count = len(self._waiting)
         quiet_turns = 0 if count > seen else quiet_turns + 1
         if quiet_turns == _QUIET_TURNS or count >= GROUP_MAX or loop.time() - self._began > _GATHER_SECONDS_MAX:
-            self._write()
+            self._write(loop)
         else:
-            loop.call_soon(self._gather, count, quiet_turns)
+            loop.call_soon(self._gather, loop, count, quiet_turns)
 
-    def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._group, group_bytes = [], 0
-        while self._waiting and len(self._group) < GROUP_MAX and group_bytes < self._file.append_bytes_max:
-            self._group.append(self._waiting.popleft())
-            group_bytes += len(self._group[-1][0].body)
+    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._group = self._next_group()
         self._deadline = loop.call_later(self._timeout_seconds, self._expire)
         pack = pack_notifications([notification for notification, _ in self._group])
         writing = loop.run_in_executor(self._writer, self._file.append, pack, self._clock_nanos() // 1000)
         writing.add_done_callback(self._written)
 
+    def _next_group(self) -> Sequence[tuple[Notification, Told]]:
+        waiting, bytes_max = self._waiting, self._file.append_bytes_max
+        group = list[tuple[Notification, Told]]()
+        group_bytes = 0
+        while waiting and len(group) < GROUP_MAX and group_bytes < bytes_max:
+            group.append(waiting.popleft())
+            group_bytes += len(group[-1][0].body)
+        return group
+
     def _written(self, outcome: asyncio.Future[None]) -> None:
         loop = asyncio.get_running_loop()
         if self._deadline is not None:
             self._deadline.cancel()
-        self._stuck = False
+        group, self._group = self._group, ()
+        was_stuck, self._stuck = self._stuck, False
         error = outcome.exception()
         self.trouble = "" if error is None else str(error)
         now = loop.time()
         if error is None:
-            notifications = [notification for notification, _ in self._group]
+            notifications = [notification for notification, _ in group]
             self.tail.add(self._file.end - len(notifications), notifications)
             self.appended.set()
-            self._tell(len(self._group), now - self._began)
+            self._tell(len(group), now - self._began)
         self._began = now
-        for _, kept in self._group:
-            if kept.done():
-                continue
-            if error is None:
-                kept.set_result(None)
-            else:
-                kept.set_exception(error)
-        self._group = []
+        if not was_stuck:
+            tell_all((told for _, told in group), error)
         if self._waiting:
-            self._gather(0, 0)
+            self._gather(loop, 0, 0)
         else:
             self._busy = False
 
     def _expire(self) -> None:
         self._stuck = True
         self.trouble = f"the disk took longer than {self._timeout_seconds:g} s"
-        for _, kept in (*self._group, *self._waiting):
-            if not kept.done():
-                kept.set_exception(Unavailable(self.trouble, reason="timeout"))
+        refused = [told for _, told in (*self._group, *self._waiting)]
         self._waiting.clear()
+        tell_all(refused, Unavailable(self.trouble, reason="timeout"))
 
 
 class SqliteLane:
@@ -299,9 +300,9 @@ class SqliteLane:
         return states | await self._look(self._view.sessions, elsewhere) if elsewhere else states
 
     def _effects(self, messages: Sequence[Message]) -> tuple[Effects, Sequence[str]]:
-        by_topic: dict[str, list[Message]] = {}
+        by_topic: defaultdict[str, list[Message]] = defaultdict(list)
         for message in messages:
-            by_topic.setdefault(message.topic, []).append(message)
+            by_topic[message.topic].append(message)
         newest: dict[str, Message] = {}
         for message in by_topic.pop(self._sessions_topic, ()):
             newest.pop(message.key, None)  # to stand where the last record of its key stands, not the first
@@ -323,8 +324,8 @@ class SqliteLane:
 
 
 def _state(message: Message) -> State:
-    _, key, value, pairs, millis = message
-    headers = orjson.dumps(pairs)
+    key, value, millis = message.key, message.value, message.timestamp_millis
+    headers = orjson.dumps(message.headers)
     crc = state_crc(key.encode(), millis, headers, value)
     return key, millis, headers, None if value is None else value.decode(), crc
 
@@ -384,7 +385,7 @@ class SqliteReader(Reader):
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-class SqliteNode:
+class ServedDirectory:
     """A directory that this process serves: its lock, its file, and the inbox and the lane over it."""
 
     def __init__(
@@ -397,20 +398,20 @@ class SqliteNode:
         passed_over: PassedOver = nobody,
     ) -> None:
         make_directory(directory)
-        self._lock = Lock(directory)
-        try:
-            self._writer = ThreadPoolExecutor(1, "sqlite-writer")
-            self._reader = ThreadPoolExecutor(1, "sqlite-lane")
+        with ExitStack() as stack:
+            stack.callback(Lock(directory).release)
             self._file = SqliteFile(directory, sessions_topic, passed_over=passed_over)
+            stack.callback(self._file.close)
             self._file.open()
             self._view = SqliteView(directory, sessions_topic, passed_over, self.suspect)
+            stack.callback(self._view.close)
+            self._reader = stack.enter_context(ThreadPoolExecutor(1, "sqlite-lane"))
+            self._writer = stack.enter_context(ThreadPoolExecutor(1, "sqlite-writer"))
             self.inbox = SqliteInbox(
                 self._file, self._writer, append_timeout_seconds=append_timeout_seconds, appended=appended
             )
             self.lane = self._lane(sessions_topic)
-        except BaseException:
-            self._lock.release()
-            raise
+            self._opened = stack.pop_all()
 
     def _lane(self, sessions_topic: str) -> SqliteLane:
         def opened() -> SqliteLane:
@@ -465,8 +466,4 @@ class SqliteNode:
 
     def close(self) -> None:
         """Finish what is being written, close the file, and let another process serve the directory."""
-        self._writer.shutdown()
-        self._reader.shutdown()
-        self._view.close()
-        self._file.close()
-        self._lock.release()
+        self._opened.close()

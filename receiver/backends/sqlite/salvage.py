@@ -4,7 +4,6 @@ SQLite stops at the first page that it can't make sense of, and refuses to write
 into a new file, which takes the old one's place; the old one is set aside.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from receiver.backends.directory import make_private
+from receiver.backends.directory import make_private, sync_directory
 from receiver.backends.packing import Damaged, unpack_messages, unpack_notifications
 from receiver.backends.sqlite.schema import (
     BUSY_TIMEOUT_MILLIS,
@@ -150,11 +149,7 @@ def _set_aside(path: str, made: str) -> str:
     for companion in ("-wal", "-shm"):  # of the old file, which looks into its own no more
         Path(path + companion).unlink(missing_ok=True)
     Path(made).replace(path)
-    directory = os.open(Path(path).parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(Path(path).parent)
     return Path(aside).name
 
 

@@ -11,6 +11,7 @@ import apsw
 
 from receiver.backends.packing import Damaged
 from receiver.core.errors import Unavailable
+from receiver.core.topics import INBOX, SESSIONS
 
 FILE_NAME = "qod.sqlite"
 #: What is behind that in the name of the mark, see mark.py.
@@ -63,10 +64,6 @@ CREATE TABLE sessions (
 #: By the version that a file has, what makes the next one of it.
 UPGRADES = {1: "ALTER TABLE sessions ADD COLUMN crc INTEGER"}
 
-#: Where the inbox's damage is told to be, in place of the sessions topic's name.
-_SESSIONS = "sessions"
-_INBOX = "inbox"
-
 #: The count of a damaged row is believed up to this: in one that stands for lost notifications they may be many.
 LOST_COUNT_MAX = 1 << 40
 
@@ -101,7 +98,7 @@ def state_crc(key: bytes, timestamp_millis: int, headers: bytes, value: bytes | 
 
 def inbox_name(sessions_topic: str) -> str:
     """What the inbox is called in the place of a record that is told."""
-    return sessions_topic.removesuffix(_SESSIONS) + _INBOX
+    return sessions_topic.removesuffix(SESSIONS) + INBOX
 
 
 State = tuple[str, int, bytes, str | None, int]

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,11 @@ class SqliteView:
         self._sessions_topic = sessions_topic
         self._found: Sequence[Identity | None] = ()
         self._open_connection: apsw.Connection | None = None
-        with self._connected(f"no readable {FILE_NAME} in {directory}") as connection:
-            only_row(connection, "SELECT count(*) FROM lane")  # fails here rather than later
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            with self._connected(f"no readable {FILE_NAME} in {directory}") as connection:
+                only_row(connection, "SELECT count(*) FROM lane")  # fails here rather than later
+            stack.pop_all()
 
     @contextmanager
     def _connected(self, failed: str) -> Iterator[apsw.Connection]:

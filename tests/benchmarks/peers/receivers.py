@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import httpx2
 
-from receiver.backends.kafka.connection import Connection, Security
-from receiver.backends.kafka.topics import Plan, create
+from receiver.backends.kafka.connection import KafkaConnection, Security
+from receiver.backends.kafka.topics import TopicPlan, create
 
 #: By the name of each kind, how a table calls it.
 KINDS = {
@@ -62,7 +62,9 @@ def bento_version() -> str:
 async def make_topics(bootstrap: str, prefix: str, partitions: int = PARTITIONS) -> None:
     """The topics of a prefix, alike for every kind. Raises Unavailable."""
     names = [f"{prefix}.{name}" for name in ("dead-letter", "sessions", "status", "unavailable")]
-    await create(Connection([bootstrap], Security().options()), Plan(prefix, names, partitions, None, 168, 168))
+    await create(
+        KafkaConnection([bootstrap], Security().options()), TopicPlan(prefix, names, partitions, None, 168, 168)
+    )
 
 
 class _How(NamedTuple):

@@ -1,0 +1,22 @@
+"""`demo`: a receiver of its own, and an operator that tells it of sessions."""
+
+from typing import Annotated
+
+import typer
+import uvloop
+
+from receiver.console import console
+from receiver.demo import demonstrate
+
+
+def demo(
+    *,
+    seconds: Annotated[int, typer.Option(min=3, max=3600, help="How long it plays.", metavar="SECONDS")] = 20,
+    sessions: Annotated[int, typer.Option(min=1, max=1000, help="How many sessions it plays.", metavar="COUNT")] = 12,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port for notifications; 0 is a free one.", metavar="PORT")
+    ] = 0,
+) -> None:
+    """Play sessions against a receiver of its own, and watch what is routed."""
+    if not uvloop.run(demonstrate(console(), seconds, sessions, port)):
+        raise typer.Exit(1)
