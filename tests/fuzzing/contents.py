@@ -165,7 +165,8 @@ def _of_parts(parts: Sequence[Part], tags: Sequence[str], chance: random.Random)
         wrapped = CODINGS[chance.choice(("gzip", "deflate", "gzip, not told", "gzip, undone on the way"))](body, chance)
         body, coding = wrapped.body, {"content-encoding": wrapped.coding}
     kept = {"content-type": kind.replace("cloudevents-batch", "cloudevents")}
-    told = list({part.body: part._replace(headers=kept) for part in parts}.values())  # equal ones are one
+    firsts = {part.body: part for part in reversed(parts)}  # equal ones are one: what comes of it tells the first
+    told = [part._replace(headers=kept) for part in parts if firsts[part.body] is part]
     return Content(body, {"content-type": kind, **coding}, 204, told, tuple(tags))
 
 
