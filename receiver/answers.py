@@ -78,9 +78,17 @@ def retry_after_seconds(answer: httpx2.Response) -> float | None:
         return None
 
 
-def pause_seconds(state: RetryCallState, wanted_seconds: float | None) -> float:
-    """How long to wait before the next attempt: as long as the server wants, and never less than chance does."""
-    return max(_BACKOFF(state), wanted_seconds or 0)
+def last_outcome(state: RetryCallState) -> Any:  # noqa: ANN401  # whatever an attempt returns
+    """What the last attempt came to."""
+    return state.outcome.result()  # type: ignore[union-attr]  # there was an attempt
+
+
+def pause_seconds(state: RetryCallState) -> float:
+    """How long to wait before the next attempt: as long as the server wants, and never less than chance does.
+
+    The last attempt's outcome has `retry_after_seconds`: how long that is, None where the server does not say.
+    """
+    return max(_BACKOFF(state), last_outcome(state).retry_after_seconds or 0)
 
 
 def is_long(seconds: float | None) -> bool:

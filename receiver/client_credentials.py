@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote_plus
 
 import httpx2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
+from tenacity import AsyncRetrying, retry_if_result, stop_after_attempt
 
 from receiver.answers import (
     PASSING,
     Unreadable,
     content_of,
     is_long,
+    last_outcome,
     left_alone,
     message_of,
     pause_seconds,
@@ -116,14 +117,14 @@ class ClientCredentials:
         """Ask until there is a token or it is no use; only once where there is one still, for many wait for this."""
         failure: _Failure | None = await AsyncRetrying(
             stop=stop_after_attempt(1 if self.seconds_left > 0 else self._attempts_max),
-            wait=_pause_seconds,
+            wait=pause_seconds,
             retry=retry_if_result(lambda failure: failure is not None and failure.passing),
-            retry_error_callback=_last_failure,
+            retry_error_callback=last_outcome,
         )(self._attempt)
         if failure is not None:
             self._failure = failure
-            pause_seconds = max(_AGAIN_SECONDS, min(failure.retry_after_seconds or 0, _AGAIN_SECONDS_MAX))
-            self._fetch_at = time.monotonic() + pause_seconds
+            wanted_seconds = min(failure.retry_after_seconds or 0, _AGAIN_SECONDS_MAX)
+            self._fetch_at = time.monotonic() + max(_AGAIN_SECONDS, wanted_seconds)
 
     async def _attempt(self) -> "_Failure | None":
         """Ask once, in each way; what was wrong, None where there is a token."""
@@ -237,16 +238,6 @@ def _logins(client_id: str, client_secret: str) -> Sequence[_Login]:
     basic = [b64encode(f"{name}:{secret}".encode()).decode() for name, secret in pairs]
     in_form = _Login({}, {"client_id": client_id, "client_secret": client_secret})
     return [*(_Login({"authorization": f"Basic {each}"}, {}) for each in basic), in_form]
-
-
-def _pause_seconds(state: RetryCallState) -> float:
-    failure = _last_failure(state)
-    return pause_seconds(state, failure.retry_after_seconds if failure else None)
-
-
-def _last_failure(state: RetryCallState) -> _Failure | None:
-    failure: _Failure | None = state.outcome.result()  # type: ignore[union-attr]  # there was an attempt
-    return failure
 
 
 def _members(content: bytes) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from receiver.core.session import Session
 
 T = TypeVar("T")
 
-#: So many are appended together.
+#: A group of appends has at most this many notifications.
 _APPENDED_AT_ONCE = 256
 
 

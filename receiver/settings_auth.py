@@ -71,7 +71,7 @@ class JwtSettings(Section):
 
 
 class AuthSettings(Section):
-    """Who may post."""
+    """The senders that may post, and their tokens."""
 
     anonymous: bool = Field(
         default=False, description="Accept notifications without a token, from the sender `anonymous`"

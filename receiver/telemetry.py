@@ -115,7 +115,7 @@ class Telemetry:
         self._log.warning("spool_failed", reason=reason)
 
     def set_aside(self, count: int, reason: str) -> None:
-        """So many are set aside; the reason why one more is, else empty."""
+        """`count` notifications are set aside. `reason` tells why one more is; it is empty where none came."""
         self._metrics.spool.set_aside.set(count)
         if reason:
             self._log.error("set_aside", reason=reason)
@@ -218,7 +218,7 @@ class Telemetry:
             self._log.info("reconciled", statuses=statuses_count, facts=facts_count)
 
     def reconciled_in_part(self, unread_count: int, unanswered_count: int, reason: str) -> None:
-        """So many of the API's sessions could not be read, and of so many of ours it would not tell."""
+        """A comparison passed over sessions of the API that can't be read, and ours that the API told nothing of."""
         self._metrics.api.passed_over.labels("unread").inc(unread_count)
         self._metrics.api.passed_over.labels("unanswered").inc(unanswered_count)
         self._log.warning("reconciled_in_part", unread=unread_count, unanswered=unanswered_count, reason=reason)

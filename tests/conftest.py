@@ -33,6 +33,11 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"{directory} has {free >> 20} MiB free; the tests need {_FREE_BYTES_MIN >> 20}", returncode=2)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a case after its bytes only where they are text: compressed ones differ by when they were made."""
+    return argname if isinstance(val, bytes) and not val.isascii() else None
+
+
 @pytest.fixture
 def backend(tmp_path: Path) -> SqliteBackend:
     """A backend that is empty."""

@@ -104,7 +104,8 @@ async def test_spools_that_an_earlier_release_left_are_sent_first(
             await until(lambda: not node.notices()["spool"])
     assert _spools(telemetry) == {"0", "1", "2", "3", "4"}
     found = await asyncio.to_thread(records, kafka.bootstrap, f"{topic_prefix}.inbox", 1)
-    assert [(each.key.decode(), b"UNAVAILABLE" in each.value) for each in found] == [
+    # On a busy machine an answer may come too late, and what it was for is sent again.
+    assert list(dict.fromkeys((each.key.decode(), b"UNAVAILABLE" in each.value) for each in found)) == [
         *((f"s{number}", False) for number in (1, 2, 3, 4, 0)),
         *((f"s{number}", True) for number in range(1, 5)),
     ]

@@ -23,7 +23,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.lane import Topics
-from receiver.backends.kafka.limits import Limits
+from receiver.backends.kafka.limits import Limits, configs_of
 from receiver.backends.kafka.membership import Membership
 from receiver.backends.kafka.topics import TopicPlan, create
 from receiver.backends.spool import SET_ASIDE, Spool
@@ -116,7 +116,12 @@ def _set(narrow: Cluster, topic: str, **values: str) -> None:
         await admin.start()
         try:
             await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs)])
-            await asyncio.sleep(0.5)
+            async with asyncio.timeout(SECONDS_MAX):
+                told = dict[str, str]()
+                while not configs.items() <= told.items():
+                    told = (await configs_of(admin, [topic]))[0].get(topic, {})
+                    await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)  # the broker tells new settings a moment before its logs go by them
         finally:
             await admin.close()
 

@@ -29,7 +29,7 @@ class Gauges(Protocol):
     """What is told of them."""
 
     def set_aside(self, count: int, reason: str) -> None:
-        """So many lie here; the reason why one more does, empty where none came."""
+        """`count` notifications lie here. `reason` tells why one more does; it is empty where none came."""
         ...
 
 

@@ -61,7 +61,7 @@ class Gauges(Protocol):
         ...
 
     def set_aside(self, count: int, reason: str) -> None:
-        """So many lie beside the spool that Kafka does not take; the reason why one more does, else empty."""
+        """`count` notifications that Kafka refuses lie beside the spool. `reason`: why one more does, or empty."""
         ...
 
 

@@ -8,7 +8,7 @@ value, a byte order mark, UTF-16, half of a surrogate pair. What could be read i
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -109,9 +109,8 @@ def elements(body: bytes) -> Sequence[bytes] | None:
 def _odd_tree(body: bytes, fault: str) -> Any:  # noqa: ANN401  # what JSON is
     """The JSON of a body that is written oddly. Raises Malformed, with `fault` where it is none at all."""
     try:
-        # What is no character of its encoding becomes half of a pair, which is in no text that we take.
-        text = body.decode(json.detect_encoding(body), "surrogateescape")
-        tree = json.loads(text, object_pairs_hook=_alike, parse_int=_number, strict=False)
+        text = _text(body)
+        tree = _loads(text, _alike)
     except RecursionError:
         raise _too_deep() from None
     except ValueError:
@@ -122,6 +121,18 @@ def _odd_tree(body: bytes, fault: str) -> Any:  # noqa: ANN401  # what JSON is
         if level > _LEVELS_MAX:
             raise _too_deep()
     return tree
+
+
+def _text(body: bytes) -> str:
+    """A body as text, in the encoding that JSON begins with. A byte that is no character becomes half of a surrogate
+    pair, which no text that we take has.
+    """
+    return body.decode(json.detect_encoding(body), "surrogateescape")
+
+
+def _loads(text: str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:  # noqa: ANN401  # what JSON is
+    """The tree by the slower reader, which takes more than orjson. Raises ValueError and RecursionError."""
+    return json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_number, strict=False)
 
 
 def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
@@ -182,8 +193,7 @@ def _is_well_formed(body: bytes) -> bool:
         orjson.loads(body)
     except orjson.JSONDecodeError:
         try:
-            text = body.decode(json.detect_encoding(body), "surrogateescape")
-            json.loads(text, parse_int=_number, strict=False)
+            _loads(_text(body))
         except RecursionError:
             return True  # as far as it was read; what is in the rest is each element's own affair
         except ValueError:

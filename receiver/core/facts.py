@@ -48,6 +48,11 @@ def members(facts: Facts) -> dict[str, Any]:
     return {name: value for name, value in found if value is not None}
 
 
+def with_members(value: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    """A JSON object with the members of the facts; the same object where there are none."""
+    return value if facts is NO_FACTS or facts == NO_FACTS else value | members(facts)
+
+
 def facts_of(tree: Mapping[str, Any]) -> Facts:
     """The inverse of `members`, which passes over all other members; NO_FACTS itself for none. Raises Malformed."""
     if not _MEMBERS & tree.keys():

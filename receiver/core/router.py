@@ -165,7 +165,7 @@ def _beside(notification: Notification) -> Unrecognized | None:
 
 
 def _facts(notification: Notification) -> Facts | None:
-    """What it tells beside the event; None where it was posted, by whom we don't believe more. Raises Malformed."""
+    """The facts that it tells. None for posted notifications: senders' facts are not trusted. Raises Malformed."""
     if notification.origin not in API_ORIGINS:
         return None
     if len(notification.body) > _LEARNED_BYTES_MAX:

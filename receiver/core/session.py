@@ -131,7 +131,7 @@ class Session(Value, frozen=True, array_like=True):
 
     @property
     def rank(self) -> int:
-        """See the module. Who asked the API was told of the end, with a reason or without."""
+        """See the module. An end that the API told is final, with a reason or without."""
         if _UNAVAILABLE in self.learned:
             return 2
         return 1 if self.is_missing else _rank(self.qos_status, self.status_info)

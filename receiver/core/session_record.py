@@ -14,7 +14,7 @@ import orjson
 from receiver.core import rfc3339
 from receiver.core.errors import Malformed
 from receiver.core.event import QosStatus
-from receiver.core.facts import NO_FACTS, facts_of, members
+from receiver.core.facts import facts_of, with_members
 from receiver.core.headers import LEARNED, MARKS, MARKS_CUT, MEMORY, TOUCHED, Headers
 from receiver.core.marks import Mark
 from receiver.core.message import Message
@@ -62,7 +62,6 @@ def session_of(message: Message) -> Session | None:
 
 def session_value(session: Session) -> bytes:
     """The session as the flat JSON of the sessions topic."""
-    facts = session.facts
     value: dict[str, Any] = {
         "sessionId": session.session_id,
         "qosStatus": session.qos_status,
@@ -75,7 +74,7 @@ def session_value(session: Session) -> bytes:
         value["availableSince"] = rfc3339.render(session.available_micros)
     if session.available_seconds is not None:
         value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value if facts is NO_FACTS or facts == NO_FACTS else value | members(facts))
+    return orjson.dumps(with_members(value, session.facts))
 
 
 def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:

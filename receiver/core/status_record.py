@@ -1,10 +1,12 @@
 """The record of a change on the status topic, and on every other topic that a route leads to. Pure."""
 
+from typing import Any
+
 import orjson
 
 from receiver.core import rfc3339
 from receiver.core.event import Event, QosStatus
-from receiver.core.facts import NO_FACTS, members
+from receiver.core.facts import with_members
 from receiver.core.notification import Notification
 from receiver.core.session import Session, Verdict
 
@@ -17,8 +19,8 @@ def status_value(
     event: Event, session: Session, verdict: Verdict, notification: Notification, *, granted: bool
 ) -> bytes:
     """The flat JSON of the status topic. `granted`: it is late, and filled in when the session had been available."""
-    received_at, facts = rfc3339.render(notification.received_micros), session.facts
-    value: dict[str, str | float | bool] = {
+    received_at = rfc3339.render(notification.received_micros)
+    value: dict[str, Any] = {
         "sessionId": event.session_id,
         "qosStatus": event.qos_status,
         "time": received_at if event.time_micros is None else rfc3339.render(event.time_micros),
@@ -35,7 +37,7 @@ def status_value(
     elif granted and session.available_micros is not None and session.available_seconds is not None:
         value["availableSince"] = rfc3339.render(session.available_micros)
         value["availableSeconds"] = session.available_seconds
-    return orjson.dumps(value if facts is NO_FACTS or facts == NO_FACTS else value | members(facts))
+    return orjson.dumps(with_members(value, session.facts))
 
 
 def status_millis(event: Event, received_micros: int) -> int:

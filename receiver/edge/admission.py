@@ -71,7 +71,7 @@ class Admission:
         self._in_flight_bytes += body_bytes
 
     def grow(self, sender: str, body_bytes: int) -> None:
-        """So many more bytes of a request that was let in are here. Raises Refused: then they don't count."""
+        """Count more bytes of a request that was let in, which have arrived. Raises Refused: then they don't count."""
         load = self._loads[sender]
         if not self._holds(load, body_bytes):
             raise _too_many("too many bytes at a time", 1)

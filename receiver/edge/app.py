@@ -55,7 +55,7 @@ class EdgeApp:
             failure = error
         finally:
             intake.leave(request)  # also where this is cancelled
-            # Whoever refuses a connection for want of room spares those with a right token.
+            # A connection with a right token is closed last when there is no room for another.
             scope.setdefault("state", {})["is_proved"] = request.is_proved
         return intake.settle(request, failure)
 

@@ -1,4 +1,4 @@
-"""Who sends: authenticate(Authorization, credentials, now) → the sender's name. Pure.
+"""Authentication: authenticate(Authorization, credentials, now) → the sender's name. Pure.
 
 Three kinds of tokens are told apart by what they are. A token of the configuration is known by its SHA-256; only what
 was posted with lately is in memory as it is. A minted one is a JWT signed with our own secret, so no store is asked.

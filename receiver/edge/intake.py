@@ -179,7 +179,7 @@ class Intake:
         request.admitted_bytes = arrived_bytes
 
     def count(self, request: Request, more_bytes: int) -> None:
-        """So many more bytes of the body are here. Raises Refused."""
+        """Count more bytes of the body, which have arrived. Raises Refused."""
         if request.admitted_bytes + more_bytes > self.limits.body_bytes_max:
             raise self._too_large()
         self._admission.grow(request.sender, more_bytes)

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from heapq import nsmallest
 from typing import Protocol
 
-#: So many are looked for at once: under an attack each new connection wants one, and to look costs time.
+#: A search finds up to this many victims: under an attack each new connection wants one, and a search costs time.
 _FOUND_MAX = 64
 
 

@@ -43,7 +43,7 @@ class _Server(uvicorn.Server):
 
 
 def connections_that_fit(wanted: int, telemetry: Telemetry) -> int:
-    """So many of the `wanted` connections as this process may have open, beside its files and the operations port.
+    """How many of the `wanted` connections this process may have open, beside its files and the operations port.
 
     The limit on descriptors is raised where it is too low, as far as the system lets us.
     """

@@ -25,6 +25,7 @@ from receiver.answers import (
     Unreadable,
     content_of,
     is_long,
+    last_outcome,
     left_alone,
     message_of,
     pause_seconds,
@@ -226,10 +227,10 @@ class QodClient:
         call.quotes = self._quotes
         outcome: _Answer | _Failure = await AsyncRetrying(
             stop=stop_after_attempt(self._attempts_max),
-            wait=_pause_seconds,
+            wait=pause_seconds,
             retry=retry_if_result(lambda outcome: _is_worth_another(call, outcome)),
             before_sleep=self._tell_of_wait,
-            retry_error_callback=_last_outcome,
+            retry_error_callback=last_outcome,
         )(self._attempt, call)
         if isinstance(outcome, _Failure):
             _raise_unavailable(call, outcome.why)
@@ -242,7 +243,7 @@ class QodClient:
     def _tell_of_wait(self, state: RetryCallState) -> None:
         seconds = state.next_action.sleep if state.next_action else 0
         if seconds >= _NOTICED_SECONDS_MIN:
-            outcome = _last_outcome(state)
+            outcome: _Answer | _Failure = last_outcome(state)
             why = outcome.why if isinstance(outcome, _Failure) else f"answers {outcome.status}"
             self._notice(f"the QoD API {why}: it is asked again in {seconds:.0f} s")
 
@@ -307,15 +308,6 @@ def _is_worth_another(call: _Call, outcome: _Answer | _Failure) -> bool:
         return outcome.passing and not (outcome.sent and call.creation is not None)
     may_be_asked_again = call.creation is None or outcome.is_vain
     return outcome.status in PASSING and may_be_asked_again and not is_long(outcome.retry_after_seconds)
-
-
-def _pause_seconds(state: RetryCallState) -> float:
-    return pause_seconds(state, _last_outcome(state).retry_after_seconds)
-
-
-def _last_outcome(state: RetryCallState) -> _Answer | _Failure:
-    outcome: _Answer | _Failure = state.outcome.result()  # type: ignore[union-attr]  # there was an attempt
-    return outcome
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ _PAGES_MAX = 1_000
 _SECONDS_MAX = 300.0
 #: Where so many can't be read, it is the list that is wrong.
 _UNREAD_MAX = 10_000
-#: So many sessions are read before others have their turn: a millisecond's work.
+#: After this many sessions the loop's other tasks have their turn: a millisecond's work.
 _SLICE = 100
 
 _PARTIAL_CONTENT = 206

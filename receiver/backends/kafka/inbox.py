@@ -50,7 +50,7 @@ _AGAIN_SECONDS_FIRST = 0.1
 _AGAIN_SECONDS_MAX = 2.0
 #: A record that is alone is sent so often before it is given up: it may have been damaged on the way.
 _TRIES = 3
-#: So often the topic's limits are read anew.
+#: The topic's limits are read anew this often.
 _LOOK_SECONDS = 60.0
 _AGE_SECONDS_MAX = 0.5
 

@@ -331,7 +331,7 @@ class Effort:
         self._seconds = seconds
 
     def took(self, sent_bytes: int, seconds: float) -> None:
-        """So many bytes were taken in so much time. A few tell nothing of the link."""
+        """The link took `sent_bytes` in this time. A few bytes tell nothing of it."""
         if sent_bytes < self._least:
             return
         if seconds > self._seconds:

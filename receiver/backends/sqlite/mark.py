@@ -45,9 +45,7 @@ class Mark:
     def _read(self, offset: int) -> int:
         with suppress(apsw.Error):  # there may be less than that
             if self._file.xFileSize() >= offset + _NOTE.size:
-                end, crc = _NOTE.unpack(self._file.xRead(_NOTE.size, offset))
-                if crc == crc32(_END.pack(end)):
-                    return int(end)
+                return _end(self._file.xRead(_NOTE.size, offset))
         return 0
 
 
@@ -58,9 +56,12 @@ def read_mark(path: str) -> int:
             content = file.read(_SLOTS[-1] + _NOTE.size)
     except OSError:
         return 0
-    ends = [0]
-    for offset in _SLOTS:
-        if len(content) >= offset + _NOTE.size:
-            end, crc = _NOTE.unpack_from(content, offset)
-            ends.append(end if crc == crc32(_END.pack(end)) else 0)
-    return max(ends)
+    return max(_end(content[offset : offset + _NOTE.size]) for offset in _SLOTS)
+
+
+def _end(note: bytes) -> int:
+    """The end that a note tells; 0 for a note that is torn or cut off."""
+    if len(note) < _NOTE.size:
+        return 0
+    end, crc = _NOTE.unpack(note)
+    return int(end) if crc == crc32(_END.pack(end)) else 0

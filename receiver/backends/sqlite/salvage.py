@@ -28,9 +28,9 @@ from receiver.backends.sqlite.schema import (
 )
 from receiver.reader import PassedOver
 
-#: So many damaged files are set aside; the latest takes the last one's place.
+#: At most this many damaged files are set aside; the latest takes the last one's place.
 _SET_ASIDE_MAX = 3
-#: So many positions behind a row that can't be read are tried one by one, then in longer and longer steps.
+#: Behind a row that can't be read this many positions are tried one by one, then in longer and longer steps.
 _STEPS_OF_ONE = 4_096
 _POSITION_MAX = (1 << 63) - 1
 

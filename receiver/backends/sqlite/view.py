@@ -97,10 +97,6 @@ class SqliteView:
         """The position of the first notification not yet committed."""
         return self._one("SELECT position FROM lane")
 
-    def inbox_bytes(self, position: int) -> int:
-        """How much the notifications from `position` on take, about."""
-        return self._one("SELECT coalesce(sum(length(pack)), 0) FROM inbox WHERE position >= ?", position)
-
     def clock_micros(self) -> int:
         """The inbox's clock, as of the last commit."""
         return self._one("SELECT clock_micros FROM lane")
