@@ -90,6 +90,7 @@ class SqliteBackend:
         """While this lasts, nothing gets to the disk: another program has the file to itself."""
         other = apsw.Connection(str(self.directory / FILE_NAME))
         try:
+            other.set_busy_timeout(60_000)  # A commit that is under way ends first.
             other.execute("BEGIN EXCLUSIVE")
             yield
         finally:

@@ -161,6 +161,7 @@ async def test_what_was_sent_is_not_sent_again(kafka: Brokers, topic_prefix: str
     await _leave(directory, [f"s{number}" for number in range(3)])
     async with clustered(settings, telemetry, build_router(settings), Part("edge")) as node:
         other = apsw.Connection(str(directory / FILE_NAME))
+        other.set_busy_timeout(60_000)  # A commit that is under way ends first.
         other.execute("BEGIN EXCLUSIVE")
         async with _running(*node.jobs()):
             try:
