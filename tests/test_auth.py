@@ -138,6 +138,10 @@ def test_a_bearer_token_is_found_as_senders_spell_it(authorization: bytes, token
         "Bearer {0}, Bearer {0}",
         "{0}, {0}",
         "Bearer {0},Bearer {0},Bearer {0}",
+        "Bearer {}, Bearer other",
+        "Bearer other, Bearer {}",
+        "Basic Z2F0ZXdheTpvd24=, Bearer {}",
+        "Bearer {},Basic Z2F0ZXdheTpvd24=",
     ],
 )
 def test_a_right_token_counts_in_every_spelling(spelled: str) -> None:

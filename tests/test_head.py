@@ -122,3 +122,13 @@ def test_a_length_that_is_not_told() -> None:
     """A head without a length has none, and one of many digits is longer than any body."""
     assert read_head([(b"host", b"a")]).length == UNTOLD
     assert read_head([(b"host", b"a"), (b"content-length", b"9" * 4_000)]).length >= 10**12
+
+
+@pytest.mark.parametrize(
+    ("values", "tokens"),
+    [("aa", "a"), ("ab", "ab"), ("aba", "ab"), ("abcd", "abcd"), ("abcde", "abcd")],
+)
+def test_each_authorization_header_may_have_the_token(values: str, tokens: str) -> None:
+    """A header that a gateway added takes no token away, and of a flood of them the first ones are read."""
+    head = read_head([(b"host", b"a"), *((b"authorization", value.encode()) for value in values)])
+    assert (list(head.tokens), head.fault) == ([token.encode() for token in tokens], "")

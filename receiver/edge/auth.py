@@ -34,6 +34,9 @@ ANONYMOUS = "anonymous"
 #: Names become metric labels, record values and URI references.
 _SENDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+/-]{0,127}")
 
+#: Of the values that a proxy merged into one, so many are looked at.
+_MERGED_MAX = 4
+
 _VERIFIED_MAX = 10_000
 _VALUES_MAX = 1_000
 
@@ -185,7 +188,7 @@ def spellings(authorization: bytes) -> Iterator[bytes]:
     """The tokens that a value of Authorization may stand for, the likeliest first, each once.
 
     `Bearer x` in any case; then `Bearer: x`, `Bearer Bearer x`, `Bearerx`, `x` alone, `Token x`, `Bearer "x"`, and
-    `Bearer x, Bearer x`, as a proxy merges two equal headers.
+    `Bearer x, Basic y`, as a proxy merges two headers.
     """
     value = authorization.strip()
     scheme, _, rest = value.partition(b" ")
@@ -199,10 +202,11 @@ def spellings(authorization: bytes) -> Iterator[bytes]:
     bare = value
     while bare[:6].lower() == b"bearer":
         bare = bare[6:].lstrip(b" :=")
-    parts = {part.strip() for part in value.split(b",")} - {b""}
+    parts = dict.fromkeys(part.strip() for part in value.split(b",")[:_MERGED_MAX])
     others = [value, bare, rest, value.split(b" ")[-1]]
-    if len(parts) == 1 and parts != {value}:
-        others += spellings(parts.pop())
+    for part in parts:
+        if part != value:
+            others += spellings(part)
     others += [other.strip(b"\"'<>") for other in others]
     for token in (other.strip() for other in others):
         if token not in found and token.rstrip(b":").lower() != b"bearer":

@@ -1,7 +1,7 @@
 """The head of a request: what matters of its headers, and what is wrong with them. Pure."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -17,8 +17,10 @@ _CORRELATOR = re.compile(rb"[a-zA-Z0-9\-_:;./<>{}]{1,256}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 #: Two readers of two that differ could see two requests.
-_ONCE = {b"host": "Host", b"authorization": "Authorization", b"content-type": "Content-Type"}
-_WANTED = frozenset({*_ONCE, b"content-length", b"x-correlator", b"traceparent"})
+_ONCE = {b"host": "Host", b"content-type": "Content-Type"}
+#: How many different values of one header are looked at for a token. Each costs a hash at least.
+_TOKENS_MAX = 4
+_WANTED = frozenset({*_ONCE, b"authorization", b"content-length", b"x-correlator", b"traceparent"})
 
 #: The headers whose values are a request's own, where they are written as nearly all write them.
 _OWN = re.compile(
@@ -40,7 +42,7 @@ UNTOLD = -1
 class Head(NamedTuple):
     """What matters of a head.
 
-    `tokens` are the value of Authorization (None: there is none) and those of the further headers that may have one.
+    `tokens` are the values of Authorization (None: there is none), and those of further headers that may have a token.
     `length` is the body's as it was told, in bytes, or UNTOLD. `correlator` and `traceparent` are empty where the
     sender gave none that is valid. `forwarded` are the values of X-Forwarded-For. `fault` tells what is wrong, and is
     empty where nothing is.
@@ -61,17 +63,16 @@ def read_head(
     headers: RawHeaders, token_headers: Collection[bytes] = (), query: bytes = b"", http_version: str = "1.1"
 ) -> Head:
     """Read a head. `token_headers` are the further headers that may have a token; `query` may have one too."""
-    found: dict[bytes, bytes] = {}
+    found: dict[bytes, list[bytes]] = {}
     attributes: dict[str, str] = {}
     forwarded: Sequence[bytes] = ()
-    fault = ""
     for name, value in headers:
         if value[-1:] in _BLANKS:  # RFC 9112, 5.1: they are no part of it, and the parser leaves them
             value = value.rstrip(b" \t")  # noqa: PLW2901
         if name in _WANTED or name in token_headers:
-            if name in _ONCE and found.get(name, value) != value:
-                fault = f"more than one {_ONCE[name]} header"
-            found[name] = value  # a header that stands twice with one value stands once
+            values = found.setdefault(name, [])
+            if value not in values:  # a header that stands twice with one value stands once
+                values.append(value)
         elif name.startswith(b"ce-"):
             attributes[name.decode("latin-1")] = value.decode("latin-1")
         elif name == b"content-encoding":
@@ -79,25 +80,22 @@ def read_head(
             attributes[CONTENT_ENCODING] = ", ".join(filter(None, (attributes.get(CONTENT_ENCODING), codings)))
         elif name == b"x-forwarded-for":
             forwarded = (*forwarded, value)
-    # RFC 9112, 3.2: HTTP/1.1 requires it, HTTP/1.0 did not know it.
-    if b"host" not in found and http_version != "1.0":
-        fault = "no Host header"
-    authorization = found.get(b"authorization")
-    if authorization is None and query:
-        authorization = _query_token(query)
-    content_type = _unmerged(found.get(b"content-type", b""))
+    tokens: list[bytes | None] = [*found.get(b"authorization", ())[:_TOKENS_MAX]]
+    if not tokens:
+        tokens.append(_query_token(query) if query else None)
+    for name in token_headers:
+        tokens += found.get(name, ())[:_TOKENS_MAX]
+    content_type = _unmerged(_last(found, b"content-type") or b"")
     return Head(
-        (authorization, *[found[name] for name in token_headers if name in found])
-        if token_headers
-        else (authorization,),
-        _length(found.get(b"content-length")),
+        tokens,
+        _length(_last(found, b"content-length")),
         content_type.decode("latin-1")[:_CONTENT_TYPE_CHARS_MAX],
         _is_json(content_type),
-        _text(found.get(b"x-correlator"), _CORRELATOR),
-        _text(found.get(b"traceparent"), _TRACEPARENT),
+        _text(_last(found, b"x-correlator"), _CORRELATOR),
+        _text(_last(found, b"traceparent"), _TRACEPARENT),
         envelope_of(attributes) if attributes else (),
         forwarded,
-        fault,
+        _fault(found, http_version),
     )
 
 
@@ -163,6 +161,20 @@ class KnownHeads:
         if self.find(content) != head:  # it is written in a way that would be read otherwise
             del self._heads[key]
             self._exact.pop(content, None)
+
+
+def _last(found: Mapping[bytes, list[bytes]], name: bytes) -> bytes | None:
+    return found[name][-1] if name in found else None
+
+
+def _fault(found: Mapping[bytes, list[bytes]], http_version: str) -> str:
+    # RFC 9112, 3.2: HTTP/1.1 requires it, HTTP/1.0 did not know it.
+    if b"host" not in found and http_version != "1.0":
+        return "no Host header"
+    for name, title in _ONCE.items():
+        if len(found.get(name, ())) > 1:
+            return f"more than one {title} header"
+    return ""
 
 
 def _length(told: bytes | None) -> int:

@@ -229,6 +229,8 @@ SPELLINGS: dict[str, Spelling] = {
     "with other marks": _texts("Bearer\t{}", "Bearer={}", "Bearer {},", '"Bearer {}"', "Authorization: Bearer {}"),
     "merged": _texts("Bearer {0}, Bearer {0}", "Bearer {0},Bearer {0}"),
     "doubled": lambda t, _: [("Authorization", f"Bearer {t}"), ("authorization", f"Bearer {t}")],
+    "beside another": lambda t, c: c.sample([("Authorization", f"Bearer {t}"), ("authorization", "Basic eDp5")], 2),
+    "merged with another": _texts("Bearer {}, Basic eDp5", "Basic eDp5, Bearer {}", "Bearer other,Bearer {}"),
     "in the other header": lambda t, c: [
         ("Authorization", c.choice(("Bearer gateways", "Basic Z2F0ZXdheQ==", "x"))),
         (MORE_HEADER, c.choice(("{}", "Bearer {}")).format(t)),
