@@ -38,6 +38,7 @@ def coded(codings: str, more: Envelope = ()) -> Envelope:
         (BODY, coded("UTF-8")),
         (b"\xef\xbb\xbf" + BODY, coded("UTF-8")),
         (gzip.compress(BODY), ()),  # its header was lost
+        *((zlib.compress(BODY, level), ()) for level in (0, 1, 6, 9)),
         (gzip.compress(BODY), coded("gzip")),
         (gzip.compress(BODY), coded("X-GZIP")),
         (gzip.compress(BODY), coded("gzip, gzip")),

@@ -80,6 +80,7 @@ READ: dict[str, tuple[bytes, dict[str, str | None]]] = {
     "gzip twice": (gzip.compress(gzip.compress(BODY)), {"content-encoding": "gzip, gzip"}),
     "gzip undone on the way": (BODY, {"content-encoding": "gzip"}),
     "deflate": (zlib.compress(BODY), {"content-encoding": "deflate"}),
+    "deflate without the header": (zlib.compress(BODY), {}),
     "deflate without zlib's head": (RAW_DEFLATED, {"content-encoding": "deflate"}),
     "deflate undone on the way": (BODY, {"content-encoding": "deflate"}),
     "deflate undone, with blanks": (b'{\n  "' + BODY[2:], {"content-encoding": "deflate"}),

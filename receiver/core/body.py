@@ -18,6 +18,8 @@ import orjson
 from receiver.core.errors import Malformed
 
 GZIP = b"\x1f\x8b"
+#: How a body begins that may be compressed, whatever its headers tell. JSON begins with none of these.
+COMPRESSED = (GZIP, b"x")
 _BOM = b"\xef\xbb\xbf"
 
 #: What a body may be inflated to, whoever asks: the router reads what other programs put into its inbox, too. A
@@ -60,12 +62,12 @@ def tree_of(body: bytes) -> tuple[Any, bool]:
 def decoded(body: bytes, codings: str, bytes_max: int) -> bytes:
     """The body without its content codings (RFC 9110, 8.4), `codings` being the header's value.
 
-    What is gzip is known by its first bytes, since headers get lost on the way, and outlive the coding. Raises
+    gzip and zlib are known by their first bytes, since headers get lost on the way, and outlive the coding. Raises
     Malformed: 415 for a coding that we don't know, 413 for more than `bytes_max` bytes.
     """
     names = [name for each in codings.lower().split(",") if (name := each.strip()) not in {"", "identity"}]
-    if not names and body.startswith(GZIP):
-        names = ["gzip"]
+    if not names and (window := _window_of(body)):
+        return _inflated(body, window, bytes_max)
     if len(names) > _CODINGS_MAX:
         raise _unknown_coding()
     for name in reversed(names):
@@ -77,6 +79,14 @@ def decoded(body: bytes, codings: str, bytes_max: int) -> bytes:
         elif not _is_json(body):
             raise _unknown_coding()
     return body
+
+
+def _window_of(body: bytes) -> int:
+    """How to inflate a body that shows by its first bytes what it is, else 0. Raw deflate shows nothing."""
+    if body.startswith(GZIP):
+        return _GZIP_WINDOW
+    # RFC 1950, 2.2: deflate with a window of 32 KiB, and the two bytes are a multiple of 31. No JSON begins so.
+    return _ZLIB_WINDOW if body[:1] == b"x" and int.from_bytes(body[:2]) % 31 == 0 else 0
 
 
 def elements(body: bytes) -> Sequence[bytes] | None:

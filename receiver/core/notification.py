@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from receiver.core import rfc3339
-from receiver.core.body import GZIP, INFLATED_BYTES_MAX, decoded, elements, tree_of
+from receiver.core.body import COMPRESSED, INFLATED_BYTES_MAX, decoded, elements, tree_of
 from receiver.core.errors import Malformed
 from receiver.core.event import Dialect, Event, Oddity, QosStatus, Unrecognized, canonical
 from receiver.core.value import Value
@@ -166,7 +166,7 @@ def parse(body: bytes, envelope: Envelope = (), inflated_bytes_max: int = INFLAT
 
     A compressed body may have `inflated_bytes_max` bytes. Raises Malformed, with a message for the sender.
     """
-    if not envelope and not body.startswith(GZIP):
+    if not envelope and not body.startswith(COMPRESSED):
         return _parse_small(body) if len(body) <= _REMEMBERED_BYTES_MAX else _parse(body)
     headers = dict(envelope)
     codings = headers.pop(CONTENT_ENCODING, "")
