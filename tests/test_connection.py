@@ -551,6 +551,40 @@ async def test_100_continue_is_not_said_in_vain(patient: Served) -> None:
     assert await client.closed()
 
 
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (post(b"", "Expect: 100-continue", token="wrong", framing="Content-Length: 100000"), 401),
+        (b"POST /notifications HTTP/1.1\r\nbroken\r\n\r\n", 400),
+        (post(b"", "X-Long: " + "x" * 20_000), 431),
+    ],
+    ids=["expecting", "broken", "long"],
+)
+async def test_a_refusal_reaches_a_sender_that_sends_on(patient: Served, request_: bytes, status: int) -> None:
+    """A sender that goes on sending, and reads later, reads the refusal, and then the end of the connection."""
+
+    def asked() -> bytes:
+        with socket.create_connection(("127.0.0.1", patient.port), SECONDS_MAX) as plain:
+            plain.sendall(request_)
+            for _ in range(20):
+                plain.sendall(b"x" * 1_000)
+                time.sleep(0.01)  # a connection that is closed is reset by now
+            return b"".join(iter(lambda: plain.recv(65_536), b""))
+
+    answer = await asyncio.to_thread(asked)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_a_sender_that_never_stops_is_cut_off(patient: Served) -> None:
+    """What a refused sender sends on is read for a while only."""
+    client = await patient.connect()
+    await client.send(b"broken\r\n\r\n")
+    async with asyncio.timeout(SECONDS_MAX):
+        while patient.connections:
+            await client.send(b"x" * 65_536)
+    assert await client.status() in {400, None}
+
+
 # Malformed requests.
 
 _HEAD = "POST /notifications HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + TOKEN + "\r\n"
@@ -599,7 +633,6 @@ _LENGTH = f"Content-Length: {len(BODY)}\r\n"
         _HEAD.replace("POST /notifications", "CONNECT localhost:80") + "Connection: upgrade\r\nUpgrade: h2c\r\n\r\n",
         _HEAD.replace("Host: localhost\r\n", "") + _LENGTH + "\r\n",
         _HEAD + "Host: other\r\n" + _LENGTH + "\r\n",
-        _HEAD + "Authorization: Bearer other\r\n" + _LENGTH + "\r\n",
         _HEAD + "Content-Type: text/json\r\nContent-Type: application/json\r\n" + _LENGTH + "\r\n",
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",

@@ -42,6 +42,10 @@ _HEAD_END = b"\r\n\r\n"
 #: Where a piece has more requests than that, so much of it is read at a time. The smallest request has 18 bytes.
 _SLICE_BYTES = 2_048
 
+#: What a peer may send on after it was refused, and for how long.
+_LINGER_BYTES_MAX = 1024 * 1024
+_LINGER_SECONDS = 2.0
+
 #: Trailers are headers to httptools, and would be a request's to whoever reads them late enough. Nothing stays in this.
 _TRAILERS: Any = deque(maxlen=0)
 
@@ -93,6 +97,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._held = b""  # what came while nothing could be read
         self._ends_there = False  # behind what is held
         self._head_bytes = 0  # of the pieces that brought no body
+        self._lingers_bytes = 0  # how many more bytes are read from a peer that was refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
@@ -174,9 +179,29 @@ class GuardedProtocol(HttpToolsProtocol):
         if act & Act.DROP and self.pipeline:
             self.pipeline.popleft()
         if act & Act.CLOSE:
-            self.transport.close()
+            self._close(lingers=event is Event.REFUSED or event is _ANSWERED)
         elif act & Act.ABORT:
             self.transport.abort()
+
+    def _close(self, *, lingers: bool) -> None:
+        """Close, once all that was written was taken.
+
+        Where the peer may still be sending, its bytes are read for a while: to close before them would break the
+        connection, and the peer would lose the answer (RFC 9112, 9.6).
+        """
+        is_crowded = len(self.connections) > self.limits.connections_max // 2
+        if not lingers or is_crowded or self._ends_there or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self._lingers_bytes = _LINGER_BYTES_MAX
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _pass_over(self, bytes_count: int) -> None:
+        self._lingers_bytes -= bytes_count
+        if self._lingers_bytes < 0:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
@@ -211,6 +236,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         if self.conversation.is_ending:
+            self._pass_over(len(data))
             return
         self._head_bytes += len(data)
         try:
