@@ -30,7 +30,7 @@ import orjson
 from receiver.backends.directory import make_private
 from receiver.backends.packing import Pack
 from receiver.backends.reserve import Reserve
-from receiver.backends.sqlite.healing import heal, inbox_end
+from receiver.backends.sqlite.healing import heal
 from receiver.backends.sqlite.mark import Mark
 from receiver.backends.sqlite.salvage import salvage
 from receiver.backends.sqlite.schema import (
@@ -47,7 +47,6 @@ from receiver.backends.sqlite.schema import (
     close,
     failing,
     identity,
-    inbox_name,
     insert_states,
     make_durable,
     only_row,
@@ -134,6 +133,7 @@ class SqliteFile:
         self._salvage_at = 0.0
         self.is_suspect = False
         self.end = 0
+        self._topics_begin = 0
 
     def open(self) -> None:
         """Open the file, or create it, and make what it holds durable. Done by every method where it is needed."""
@@ -385,10 +385,10 @@ class SqliteFile:
             self._refuse_other_prefix(connection)
             if self._mark is None:
                 self._mark = Mark(f"{self._path}{MARK_NAME}", self._vfs)
-            inbox = inbox_name(self._sessions_topic)
-            self.end = inbox_end(connection, inbox, self._mark.read(), self._passed_over)
+            self.end, lost_count = heal(connection, self._sessions_topic, self._mark.read(), self._passed_over)
+            # Of topics whose names are lost, too, records may have been read: an event has two of a session's at most.
+            self._topics_begin = 2 * lost_count
             self._mark.write(self.end)
-            heal(connection, self._topics, self._sessions_topic)
         except BaseException:
             close(connection)
             raise
@@ -481,7 +481,7 @@ class SqliteFile:
         """The number of a topic, and the position of the first of `count` messages that go there now."""
         number = self._topics.get(topic)
         if number is None:
-            connection.execute("INSERT INTO topics (name, position) VALUES (?, 0)", (topic,))
+            connection.execute("INSERT INTO topics (name, position) VALUES (?, ?)", (topic, self._topics_begin))
             number = self._topics[topic] = connection.last_insert_rowid()
         (end,) = only_row(
             connection, "UPDATE topics SET position = position + ? WHERE topic = ? RETURNING position", (count, number)

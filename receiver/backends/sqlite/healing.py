@@ -1,20 +1,37 @@
 """What a file is mended by when it is opened: what it lacks and once had, and what would stop all that follows."""
 
 import time
-from collections.abc import Mapping
+from typing import NamedTuple
 
 import apsw
 
 from receiver.backends.packing import Damaged, unpack_notifications
-from receiver.backends.sqlite.salvage import fill, tell_lost
-from receiver.backends.sqlite.schema import PARTITION, only_row, row_end
+from receiver.backends.sqlite.salvage import fill, leap, tell_lost
+from receiver.backends.sqlite.schema import PARTITION, inbox_name, only_row, row_end, topic_numbers
 from receiver.reader import PassedOver
 
 #: No clock that is right runs so far ahead of ours: twenty years.
 _CLOCK_AHEAD_MICROS_MAX = 20 * 366 * 86_400 * 1_000_000
 
 
-def inbox_end(connection: apsw.Connection, inbox: str, mark: int, tell: PassedOver) -> int:
+class End(NamedTuple):
+    """Where the inbox ends, and how many notifications may have been routed in what the file has lost of its end."""
+
+    position: int
+    lost_count: int
+
+
+def heal(connection: apsw.Connection, sessions_topic: str, mark: int, tell: PassedOver) -> End:
+    """Mend what would stop all that follows. `mark` is where the inbox ended at least."""
+    with connection:
+        end = _inbox_end(connection, inbox_name(sessions_topic), mark, tell)
+        _extend(connection, sessions_topic)
+        if end.lost_count:
+            leap(connection, end.lost_count, sessions_topic, tell)
+    return end
+
+
+def _inbox_end(connection: apsw.Connection, inbox: str, mark: int, tell: PassedOver) -> End:
     """Where the inbox ends, at `mark` at least. What is missing before that, and was kept, gets a row that tells so."""
     position, clock_micros, inbox_position = only_row(
         connection, "SELECT position, clock_micros, inbox_position FROM lane"
@@ -30,12 +47,12 @@ def inbox_end(connection: apsw.Connection, inbox: str, mark: int, tell: PassedOv
     if end > (begin := max(there, position)):
         tell_lost(tell, inbox, begin, end)
         fill(connection, begin, end, now_micros)
-    return int(end)
+    return End(int(end), end - position if mark > max(there, inbox_position) else 0)
 
 
-def heal(connection: apsw.Connection, topics: Mapping[str, int], sessions_topic: str) -> None:
-    """Have no topic end before its records do: new ones would be refused for ever. `topics` has their numbers."""
-    for name, number in topics.items():
+def _extend(connection: apsw.Connection, sessions_topic: str) -> None:
+    """Have no topic end before its records do: new ones would be refused for ever."""
+    for name, number in topic_numbers(connection).items():
         sql = "SELECT position + max(1, count) FROM messages WHERE topic = ? ORDER BY position DESC LIMIT 1"
         if name == sessions_topic:
             sql = "SELECT max(position) + 1 FROM sessions WHERE ? NOTNULL"

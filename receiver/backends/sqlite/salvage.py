@@ -169,10 +169,14 @@ def _copy(old: apsw.Connection, new: apsw.Connection, sessions_topic: str, end: 
     new.execute(
         "INSERT INTO lane VALUES (?, ?, ?, ?)", (PARTITION, position, 0 if lane is None else lane.clock_micros, end)
     )
-    ends = _copy_messages(old, new, names, tell) | {sessions_topic: _copy_states(old, new, sessions_topic, tell)}
-    for number, _, position in topics:
-        name = names[number]
-        new.execute("INSERT INTO topics VALUES (?, ?, ?)", (number, name, max(position, ends.get(name, 0))))
+    behind = {names[number]: each for number, _, each in topics}
+    others = {name: each for name, each in behind.items() if name != sessions_topic}
+    ends = _copy_messages(old, new, names, others, tell)
+    ends[sessions_topic] = _copy_states(old, new, sessions_topic, tell)
+    for number, name in names.items():
+        new.execute("INSERT INTO topics VALUES (?, ?, ?)", (number, name, max(behind[name], ends.get(name, 0))))
+    if end > position:
+        leap(new, end - position, sessions_topic, tell)
     new.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     new.execute("COMMIT")
 
@@ -190,6 +194,21 @@ def tell_lost(tell: PassedOver, inbox: str, begin: int, end: int) -> None:
     tell(f"{inbox}-{PARTITION}-{begin}", f"lost: {lost} notification{'' if lost == 1 else 's'} that had been kept")
 
 
+def leap(connection: apsw.Connection, lost_count: int, sessions_topic: str, tell: PassedOver) -> None:
+    """Have topics go on behind all positions that their lost records may have had.
+
+    Consumers keep such positions, and would take new records there for old ones. A notification has at most one record
+    on a topic, and a session one more, when it is forgotten.
+    """
+    (sessions_count,) = only_row(connection, "SELECT count(*) FROM sessions")
+    topics: list[Any] = connection.execute("SELECT topic, name, position FROM topics").fetchall()
+    for number, name, position in topics:
+        behind = position + lost_count + (lost_count + sessions_count if name == sessions_topic else 0)
+        connection.execute("UPDATE topics SET position = ? WHERE topic = ?", (behind, number))
+    places = ", ".join(f"{name}-{PARTITION}-{position}" for _, name, position in topics)
+    tell(places, f"records from here on may be lost; new ones have positions {lost_count} further on at least")
+
+
 def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and whom to tell
     old: apsw.Connection, new: apsw.Connection, lane: Standing | None, end: int, inbox: str, tell: PassedOver
 ) -> tuple[int, int]:
@@ -199,6 +218,8 @@ def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and whom to tell
     written_micros = 0
     for row in rows(old, "inbox"):
         if isinstance(row, Hole):
+            if row.first < routed:
+                tell(f"{inbox}-{PARTITION}-{max(0, row.first)}", "unreadable: notifications that were routed")
             continue
         first, count, written_micros, crc, blob = row
         if at is None or (first < routed and at == routed):
@@ -224,12 +245,18 @@ def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and whom to tell
 
 
 def _copy_messages(
-    old: apsw.Connection, new: apsw.Connection, names: Mapping[int, str], tell: PassedOver
+    old: apsw.Connection,
+    new: apsw.Connection,
+    names: Mapping[int, str],
+    positions: Mapping[str, int],
+    tell: PassedOver,
 ) -> dict[str, int]:
-    """The rows of all topics but the sessions'; returns where each topic ends."""
+    """The rows of all topics but the sessions'; returns where each topic ends. `positions` are where each should."""
     ends: dict[str, int] = {}
+    has_hole = False
     for row in rows(old, "messages"):
         if isinstance(row, Hole):
+            has_hole = True
             continue
         _, number, first, _, written_micros, crc, blob = row
         name = names.get(number, "")
@@ -245,6 +272,10 @@ def _copy_messages(
             "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?, ?, ?)",
             (number, first, count, written_micros, crc, blob),
         )
+    for name in positions:
+        # A topic of which nothing is there may have been emptied by retention, unless something can't be read.
+        if (name in ends or has_hole) and ends.get(name, 0) < positions[name]:
+            tell(f"{name}-{PARTITION}-{ends.get(name, 0)}", f"unreadable, up to position {positions[name] - 1}")
     return ends
 
 
