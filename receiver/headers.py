@@ -29,7 +29,7 @@ _OWN = frozenset(
 
 
 def more_headers(headers: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
-    """The same by lower-case names. Raises ValueError, with a message that quotes no value."""
+    """The same headers under lower-case names. Raises ValueError, with a message that quotes no value."""
     found = {name.lower(): value for name, value in headers.items()}
     if len(headers) > _HEADERS_MAX or len(found) < len(headers):
         raise ValueError(f"at most {_HEADERS_MAX} headers, each once")

@@ -549,7 +549,7 @@ async def test_an_answer_has_its_length(
     caught = await failure_of(operation, faulty.settings())
     if status == 200:
         assert isinstance(caught, Unavailable)
-        assert "the QoD API answers at too great length" in caught.message
+        assert "the QoD API answers with too much content" in caught.message
         assert ("may have been made" in caught.message) == (operation is CREATE)
     else:
         assert isinstance(caught, ApiRefused)
