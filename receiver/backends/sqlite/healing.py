@@ -1,4 +1,4 @@
-"""What a file is mended by when it is opened: what it lacks and once had, and what would stop all that follows."""
+"""Repairs a file when it is opened: fills in what it lost, and corrects what would stop everything that follows."""
 
 import time
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from receiver.backends.sqlite.salvage import fill, tell_lost
 from receiver.backends.sqlite.schema import PARTITION, only_row, row_end
 from receiver.reader import PassedOver
 
-#: No clock that is right runs so far ahead of ours: twenty years.
+#: No sound clock is this far ahead of ours: twenty years.
 _CLOCK_AHEAD_MICROS_MAX = 20 * 366 * 86_400 * 1_000_000
 
 
 def inbox_end(connection: apsw.Connection, inbox: str, mark: int, tell: PassedOver) -> int:
-    """Where the inbox ends, at `mark` at least. What is missing before that, and was kept, gets a row that tells so."""
+    """The end of the inbox, at least `mark`. Kept notifications that are missing get a row that marks them as lost."""
     position, clock_micros, inbox_position = only_row(
         connection, "SELECT position, clock_micros, inbox_position FROM lane"
     )
@@ -34,7 +34,7 @@ def inbox_end(connection: apsw.Connection, inbox: str, mark: int, tell: PassedOv
 
 
 def heal(connection: apsw.Connection, topics: Mapping[str, int], sessions_topic: str) -> None:
-    """Have no topic end before its records do: new ones would be refused for ever. `topics` has their numbers."""
+    """Make no topic end before its records, as new ones would be refused for ever. `topics` has the topics' numbers."""
     for name, number in topics.items():
         sql = "SELECT position + max(1, count) FROM messages WHERE topic = ? ORDER BY position DESC LIMIT 1"
         if name == sessions_topic:
