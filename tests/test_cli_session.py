@@ -184,7 +184,7 @@ def test_notifications_come_to_the_receiver(tmp_path: Path, api: Session) -> Non
     try:
         outcome = api("create", *DEVICE, *WANTED, "--data", str(tmp_path / "data"), "--json")
         assert outcome.status == 0, outcome.err
-        assert f"are to go to {receiver.edge_url}, which a sender elsewhere can't reach" in outcome.err
+        assert f"go to {receiver.edge_url}, which a sender elsewhere can't reach" in outcome.err
         receiver.wait_until_routed(1)
         found = httpx2.get(f"{receiver.ops_url}/sessions", timeout=SECONDS_MAX).json()
     finally:
@@ -367,8 +367,8 @@ def test_what_it_says_to_set_is_enough(session: Session, simulator: Process, mon
         (("create", *WANTED), "a device is wanted"),
         (("create", "--phone", PHONE[1:], *WANTED), "a phone number has"),
         (("create", "--phone", f"{PHONE}x", *WANTED), "a phone number has"),
-        (("create", PHONE, *WANTED), "a device is told by --phone"),
-        (("create", *DEVICE, *WANTED, NAI), "a device is told by --phone"),
+        (("create", PHONE, *WANTED), "a device is named by --phone"),
+        (("create", *DEVICE, *WANTED, NAI), "a device is named by --phone"),
         (("create", "--ipv4", f"{IPV4}:99999", *WANTED), "IPv4 address"),
         (("create", "--ipv6", f"{IPV6}/64", *WANTED), "IPv6 address"),
         (("create", "--nai", "", *WANTED), "network access identifier"),

@@ -415,7 +415,7 @@ def test_without_brokers_there_is_nowhere_to_carry_to(tmp_path: Path) -> None:
         [*COMMAND, "export"], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
     )
     assert outcome.returncode == 2
-    assert "brokers are wanted" in outcome.stderr
+    assert "brokers are required" in outcome.stderr
     assert not list(tmp_path.iterdir())
 
 
