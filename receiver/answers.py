@@ -98,7 +98,7 @@ def is_long(seconds: float | None) -> bool:
 
 def left_alone(seconds: float | None) -> str:
     """The words to append to an error about a Retry-After that is too long to wait for; empty for any other."""
-    return f", and wants to be left alone for {seconds:.0f} s" if seconds is not None and is_long(seconds) else ""
+    return f", with a Retry-After of {seconds:.0f} s" if seconds is not None and is_long(seconds) else ""
 
 
 def message_of(content: bytes) -> str:

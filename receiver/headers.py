@@ -35,7 +35,7 @@ def more_headers(headers: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
         raise ValueError(f"at most {_HEADERS_MAX} headers, each once")
     for name, value in found.items():
         if not _NAME.fullmatch(name) or name in _OWN:
-            raise ValueError(f"names of headers, but for {', '.join(sorted(_OWN))}")
+            raise ValueError(f"header names, except {', '.join(sorted(_OWN))}")
         if not _VALUE.fullmatch(value.get_secret_value()):
             raise ValueError(f"1 to 4096 visible ASCII characters as the value of {name}, with blanks within")
     return found

@@ -304,7 +304,7 @@ class _TokenWanted:
             scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
             right = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), self._sha256)
             if scheme.lower() != b"bearer" or not right:
-                response = _problem_response(HTTPStatus.UNAUTHORIZED, "a bearer token is wanted")
+                response = _problem_response(HTTPStatus.UNAUTHORIZED, "a bearer token is required")
                 response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
                 return

@@ -257,7 +257,7 @@ async def test_a_creation_whose_answer_is_lost(tmp_path: Path) -> None:
         api.script(cut(201, {**SESSION, "device": {"phoneNumber": PHONE}}))
         outcome = await run("create", *DEVICE, *WANTED, *URL, "--data", str(tmp_path), **environment(api.url))
     assert (outcome.status, outcome.out) == (1, "")
-    assert outcome.err.endswith("; it may have been made: see `session list`\n")
+    assert outcome.err.endswith("; it may have been created: see `session list`\n")
     assert len(api.posts()) == 1
     assert_discreet(outcome)
 
@@ -364,7 +364,7 @@ def test_what_it_says_to_set_is_enough(session: Session, simulator: Process, mon
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("create", *WANTED), "a device is wanted"),
+        (("create", *WANTED), "a device is required"),
         (("create", "--phone", PHONE[1:], *WANTED), "a phone number has"),
         (("create", "--phone", f"{PHONE}x", *WANTED), "a phone number has"),
         (("create", PHONE, *WANTED), "a device is named by --phone"),

@@ -509,7 +509,7 @@ PRINTABLE = "must be at most 2048 printable characters"
     [
         (b"", "the body is empty"),
         (b" \r\n\t", "the body is empty"),
-        (b"[]", "the body is an array that no notification can be read of"),
+        (b"[]", "the body is an array without a readable notification"),
         (b"null", "the body is not a JSON object"),
         (b"17", "the body is not a JSON object"),
         (b'"{}"', NEITHER),

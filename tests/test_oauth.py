@@ -168,7 +168,7 @@ async def test_a_token_that_can_be_used_is_used(reply: Reply, token: str, server
         (answer(403, {"message": "no Route matched"}), "answers 403: no Route matched"),
         (answer(503, {"title": "Down", "detail": "for a while"}), "answers 503: Down: for a while"),
         (answer(403, {"message": f"{SECRET} of {CLIENT_ID}\x1b[2J is none"}), "answers 403: … of cli [2J is none"),
-        (answer(429, retry_after="3600"), "answers 429, and wants to be left alone for 3600 s"),
+        (answer(429, retry_after="3600"), "answers 429, with a Retry-After of 3600 s"),
     ],
 )
 async def test_what_is_no_token_is_told(reply: Reply, told: str, server: FaultyApi) -> None:

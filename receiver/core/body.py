@@ -232,7 +232,7 @@ def _inflated(body: bytes, window: int, bytes_max: int) -> bytes:
         try:
             part = inflater.decompress(body, left + 1)
         except zlib.error:
-            raise Malformed("the body is compressed, and broken") from None
+            raise Malformed("the compressed body is damaged") from None
         if len(part) > left:
             raise Malformed(
                 f"a body has at most {bytes_max} bytes, uncompressed",
@@ -241,7 +241,7 @@ def _inflated(body: bytes, window: int, bytes_max: int) -> bytes:
                 reason="too_large",
             )
         if not inflater.eof:
-            raise Malformed("the body is compressed, and cut off")
+            raise Malformed("the compressed body is cut off")
         parts.append(part)
         left -= len(part)
         body = inflater.unused_data

@@ -203,7 +203,7 @@ def _parse(body: bytes, attributes: Mapping[str, Any] | None = None) -> Event | 
     if type(tree) is str:  # JSON encoded twice
         tree = _inner_tree(tree.encode(errors="surrogatepass"))
     if type(tree) is list:
-        raise Malformed("the body is an array that no notification can be read of")
+        raise Malformed("the body is an array without a readable notification")
     if type(tree) is not dict:
         raise Malformed("the body is not a JSON object")
     if "specversion" in tree and (detail := _object(tree, "data", "data_base64")) is not None:

@@ -152,7 +152,7 @@ def authenticate(
                 if value is authorization:
                     credentials.remember(value, known)
                 return known.sender
-    raise max(failures, key=_told_by, default=_unauthenticated("a bearer token is wanted", why="no_token"))
+    raise max(failures, key=_told_by, default=_unauthenticated("a bearer token is required", why="no_token"))
 
 
 def _known(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> Known:

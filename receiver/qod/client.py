@@ -53,7 +53,7 @@ _PASSING_CLIENT_ERRORS = frozenset({408, _TOO_MANY_REQUESTS})
 #: In place of an error's unreadable content. It is not empty, since an empty 404 would count as the API's own.
 _UNREAD = b"<>"
 
-_MAYBE_MADE = "; it may have been made: see `session list`"
+_MAYBE_MADE = "; it may have been created: see `session list`"
 
 
 class _Call:

@@ -77,7 +77,7 @@ class Reading:
         total, lacks = self._total, self._total > self._count() or self._total_pages > self._pages
         if not lacks and (paging.next_url is None or not page.elements_count):
             self.is_done = not paging.is_part or 0 < total <= self._count()
-            return None if self.is_done else "answers 206, with a part of the list, and not where the rest is"
+            return None if self.is_done else "answers 206, with a part of the list and without a link to the rest"
         complaint = self._go_on(paging.next_url, has_news=self._count() > known)
         return complaint and f"lists only {self._count()}{f' of {total}' if total else ''} sessions: {complaint}"
 
@@ -117,7 +117,7 @@ class Reading:
         """Move on to the next page; a complaint if there is none, or if it must not be asked for."""
         there = f"{self._first_url}?page={self._pages + 1}" if link is None else _joined(self.url, link)
         complaints = (
-            (not has_news, f"page {self._pages} has no others"),
+            (not has_news, f"page {self._pages} has no new sessions"),
             (there is None, "the next page is not on the API's host"),
             (self._pages == _PAGES_MAX, f"there are more than {_PAGES_MAX} pages"),
             (self.bytes_left <= 0, f"there are more than {_BYTES_MAX} bytes"),

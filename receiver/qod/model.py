@@ -21,7 +21,7 @@ from receiver.core.errors import Malformed
 from receiver.core.event import QosStatus
 
 DURATION_SECONDS_MAX = 86_400
-URL_WANTED = "an http or https URL without user and fragment is wanted"
+URL_WANTED = "an http or https URL without user and fragment is required"
 
 _ID_CHARS_MAX = 256
 _TEXT_CHARS_MAX = 2_048
@@ -353,7 +353,7 @@ def _complaint(identifiers: Identifiers) -> str | None:
     """The fault in a device's identifiers, None if there is none."""
     phone_number, nai, ipv4, ipv6 = identifiers
     if not any(identifier is not None for identifier in identifiers):
-        return "a device is wanted: its phone number, network access identifier, IPv4 or IPv6 address"
+        return "a device is required: its phone number, network access identifier, IPv4 or IPv6 address"
     if phone_number is not None and not _PHONE_NUMBER.fullmatch(phone_number.get_secret_value()):
         return "a phone number has a + and 5 to 15 digits, of which the first is not 0"
     if nai is not None and not _is_nai(nai.get_secret_value()):

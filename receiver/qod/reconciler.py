@@ -143,8 +143,8 @@ class Reconciler:
         self.unread_count, self.unanswered_count = len(listing.unread), len(refusals)
         words = [listing.complaint()] if listing.unread else []
         if refusals:
-            what = f"{len(refusals)} session{'s' * (len(refusals) > 1)} that its list does not have"
-            words.append(f"the QoD API does not tell of {what}: {refusals[0].message}")
+            what = f"{len(refusals)} session{'s' * (len(refusals) > 1)} that its list lacks"
+            words.append(f"the QoD API does not answer for {what}: {refusals[0].message}")
         self.complaint = "; ".join(words)
 
     def _doubt_mass_end(
@@ -159,8 +159,8 @@ class Reconciler:
         gone_count = round(len(early) * due_count / max(len(asked), 1))
         if len(early) >= _MASS_MIN and 2 * gone_count > live:
             about = "" if gone_count == len(early) else "about "
-            what = f"{about}{gone_count} of our {live} sessions no more, before their time"
-            raise Unavailable(f"the QoD API knows {what}: is api.client_id the right one?", reason="api")
+            what = f"{about}{gone_count} of our {live} sessions, before their time"
+            raise Unavailable(f"the QoD API no longer knows {what}: is api.client_id the right one?", reason="api")
 
 
 def batched(items: Iterable[T], count: int) -> Iterator[Sequence[T]]:

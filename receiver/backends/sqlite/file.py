@@ -419,7 +419,9 @@ class SqliteFile:
         (sessions_count,) = only_row(connection, "SELECT EXISTS (SELECT 1 FROM sessions)")
         if sessions_count and self._sessions_topic not in self._topics:
             names = ", ".join(sorted(self._topics))
-            message = f"there is no topic {self._sessions_topic} in this directory, but {names}: is the prefix another?"
+            message = (
+                f"there is no topic {self._sessions_topic} in this directory, but {names}: is the prefix different?"
+            )
             raise Unavailable(message, reason="store")
 
     def _rewrite_log(self) -> None:
