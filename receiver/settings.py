@@ -92,7 +92,7 @@ class EdgeSettings(Section):
             ),
         ]
         | None
-    ) = Field(default=None, description="URL that senders post to, if it is a proxy's; `serve` prints it")
+    ) = Field(default=None, description="URL that senders post to, if a proxy is in front; `serve` prints it")
     query_tokens: bool = Field(default=False, description="Accept a token as ?access_token= or ?apikey= too")
     body_bytes_max: int = Field(default=65_536, ge=1024, le=16 * 1024 * 1024, description="Longest body, in bytes")
     body_timeout_seconds: float = Field(default=10, ge=0.1, le=300, description="Time for a whole body to arrive")
@@ -116,13 +116,13 @@ class EdgeSettings(Section):
         default=(), description="Proxies whose X-Forwarded-For tells the sender's address"
     )
     in_flight_max: int = Field(
-        default=5000, ge=1, le=1_000_000, description="Requests at a time, half of them from one sender; more get 429"
+        default=5000, ge=1, le=1_000_000, description="Requests at a time, at most half from one sender; more get 429"
     )
     in_flight_bytes_max: int = Field(
         default=64 * 1024 * 1024,
         ge=1024,
         le=64 * 1024**3,
-        description="Bytes of all bodies in memory at a time, half of them from one sender; more get 429",
+        description="Bytes of all bodies in memory at a time, at most half from one sender; more get 429",
     )
     sender_share: int = Field(
         default=64, ge=1, le=1_000_000, description="Requests each sender may have at a time, whatever others have"
@@ -350,7 +350,7 @@ class ApiSettings(Section):
     device_key: SecretStr | None = Field(
         default=None,
         min_length=32,
-        description="Key of the hash that stands for a device; by default in the file device-key in the data directory",
+        description="Key of the hash that identifies a device; by default in the file device-key in the data directory",
     )
     device_identifiers: bool = Field(
         default=False, description="Also put the device's own identifiers, which are personal data, on the topics"
