@@ -10,12 +10,11 @@ from types import FrameType
 def main() -> None:
     """Run the command that the arguments name.
 
-    `serve` ends with 0 at SIGTERM whenever that comes: also before its modules are there, and while the
-    interpreter ends.
+    `serve` exits with 0 on SIGTERM at any time, also before its modules are imported and while the interpreter exits.
     """
     if sys.argv[1:2] == ["serve"]:
         signal.signal(signal.SIGTERM, _end)
-        # Python gives signals back their own way when it ends, but for those that are ignored.
+        # At exit Python restores the default handlers, except those of ignored signals.
         atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
     from receiver.cli import run  # noqa: PLC0415  # the first import that takes long
 
@@ -23,7 +22,7 @@ def main() -> None:
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
-    # Nothing is under way: the program takes the signal over before it opens anything, and gives it back afterwards.
+    # No work is lost: `serve` replaces this handler before it opens anything, and restores it after closing everything.
     os._exit(0)
 
 

@@ -1,9 +1,9 @@
-"""Access tokens by OAuth 2 client credentials (RFC 6749, 4.4), for whoever has to present them.
+"""Access tokens by OAuth 2 client credentials (RFC 6749, 4.4).
 
-How a client presents its secret is the server's choice, and few servers tell. RFC 6749, 2.3.1, has three ways, of which
-one is often done wrong: HTTP Basic of the form-encoded id and secret; of both as they stand, which is the same unless
-there is an unusual character in one; and both in the form. After a refusal that may be due to the way, the next way is
-tried, and the one that worked comes first from then on.
+The server chooses how a client presents its secret, and few servers document it. RFC 6749, 2.3.1, has three ways: HTTP
+Basic of the form-encoded id and secret; HTTP Basic of both unencoded, as many servers wrongly expect (the two differ
+only for unusual characters); and both in the form. If a refusal may be due to the way, the next way is tried. The way
+that worked comes first from then on.
 """
 
 import asyncio
@@ -32,33 +32,33 @@ from receiver.answers import (
 )
 from receiver.core.errors import Unavailable
 
-#: After a failure nobody asks again for so long, however many want a token.
+#: After a failure the server is not asked again for this long, however many callers want a token.
 _AGAIN_SECONDS = 1.0
-#: However long the server wants to be left alone.
+#: The longest Retry-After that is respected.
 _AGAIN_SECONDS_MAX = 60.0
-#: A token is fetched anew when so much of its life is over; if that fails, it is used until its end.
+#: A token is replaced after this part of its life. If that fails, it is used until it expires.
 _LIFE_USED = 0.8
 _LIFE_SECONDS_DEFAULT = 300.0
 _ANSWER_BYTES_MAX = 256 * 1024
 _MESSAGE_CHARS_MAX = 300
 _REMOVED = "…"
 
-#: What a header can hold. RFC 6750, 2.1, has fewer characters; some servers' tokens have others.
+#: The characters a header can hold. RFC 6750, 2.1, allows fewer, but some servers' tokens have others.
 _TOKEN = re.compile(r"[!-~]+")
 _ERROR_CODE = re.compile(r"[a-z_]{1,40}")
 
-#: With these the client was known, or would not be in another way either (RFC 6749, 5.2; RFC 8707, 2).
+#: With these errors the login was accepted, or no other way to log in would help (RFC 6749, 5.2; RFC 8707, 2).
 _NOT_ABOUT_LOGIN = frozenset({"invalid_scope", "invalid_grant", "invalid_target", "unsupported_grant_type"})
 _DOUBTING_LOGIN = frozenset({400, 401})
 
 
 class ClientCredentials:
-    """Fetches tokens and keeps each for most of its life, however many ask for it.
+    """Fetches tokens and keeps each for most of its life, however many callers ask for it.
 
-    `audience` is what the tokens are for, in words; `reason` counts the failures (see `receiver.errors`). `parameters`
-    go into the form beside the scope, and `headers` are sent with it. `attempts_max` is how often it is asked for one
-    token where there is none, each time for `timeout_seconds` at most. What the server says of an error in words is
-    told only where this object `quotes`.
+    `audience` names in words the service that the tokens are for; `reason` is the label under which failures are
+    counted (see `receiver.core.errors`). `parameters` go into the form beside the scope; `headers` are sent with it.
+    With no valid token at hand a fetch makes up to `attempts_max` attempts of `timeout_seconds` each. The server's
+    error messages are repeated only if `quotes` is true.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class ClientCredentials:
         self._fetching: asyncio.Task[None] | None = None
 
     async def token(self) -> str:
-        """A token that is not over. Raises Unavailable."""
+        """A token that has not expired. Raises Unavailable."""
         if time.monotonic() >= self._fetch_at:
             if self._fetching is None or self._fetching.done():
                 self._fetching = asyncio.create_task(self._fetch())
-            # Others wait for it too, and it is of use to the next who asks when this one runs out of time.
+            # Other callers wait for the same fetch, so a caller that times out must not cancel it.
             await asyncio.shield(self._fetching)
         if self.seconds_left <= 0:
             why, seconds = f"no token for {self._audience}: {self._failure.why}", self._failure.retry_after_seconds
@@ -103,18 +103,18 @@ class ClientCredentials:
         return self._token
 
     def forget(self, token: str) -> None:
-        """Give up a token that was refused; of many who were refused with the same one, the first is heard."""
+        """Discard a token that was refused. A token that was replaced meanwhile is left alone."""
         if token == self._token:
             self._token = ""
             self._fetch_at = self._ends_at = -math.inf
 
     @property
     def seconds_left(self) -> float:
-        """How long the token that is at hand can be used; none is at hand where this is not above 0."""
+        """How long the current token is valid, in seconds; not above 0 if there is none."""
         return self._ends_at - time.monotonic()
 
     async def _fetch(self) -> None:
-        """Ask until there is a token or it is no use; only once where there is one still, for many wait for this."""
+        """Fetch a token, with retries. While an old token is still valid there is one attempt, as callers wait."""
         failure: _Failure | None = await AsyncRetrying(
             stop=stop_after_attempt(1 if self.seconds_left > 0 else self._attempts_max),
             wait=pause_seconds,
@@ -127,7 +127,7 @@ class ClientCredentials:
             self._fetch_at = time.monotonic() + max(_AGAIN_SECONDS, wanted_seconds)
 
     async def _attempt(self) -> "_Failure | None":
-        """Ask once, in each way; what was wrong, None where there is a token."""
+        """Make one attempt, with each way to log in in turn. Returns the failure, None on success."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -136,21 +136,21 @@ class ClientCredentials:
             return _Failure(f"the token server did not answer within {self._timeout_seconds:g} s", passing=True)
         except Unreadable as error:
             return _Failure(f"the token server answers {error}")
-        except Exception as error:  # noqa: BLE001  # whatever the URL leads to, who asks must be told that it failed
+        except Exception as error:  # noqa: BLE001  # any fault of the URL or its server must reach the callers
             passing = isinstance(error, httpx2.TransportError)
             return _Failure(f"the token server can't be reached: {type(error).__name__}", passing=passing)
         if not answer.is_success:
             return self._refused(answer)
         token, life_seconds = _told(answer.members)
         if life_seconds <= 0:
-            why = "with a token that is over" if token else "without a token"
+            why = "with an expired token" if token else "without a token"
             return _Failure(f"the token server answers {why}")
         self._token, self._ends_at = token, began + life_seconds
         self._fetch_at = began + life_seconds * _LIFE_USED
         return None
 
     async def _ask_in_turn(self) -> "_Answer":
-        """The answer to the first way to log in that is not refused; to the first of all where each is."""
+        """The answer to the first login that is not refused; if all are refused, the answer to the first."""
         first, *others = self._logins
         refusal = await self._ask(first)
         if not refusal.doubts_login:
@@ -159,7 +159,7 @@ class ClientCredentials:
             try:
                 answer = await self._ask(login)
             except (httpx2.TransportError, Unreadable):
-                continue  # a server that does not know this way, and does not say so
+                continue  # a server that does not support this way and breaks off
             if answer.is_success:
                 self._logins = [login, *(each for each in self._logins if each is not login)]
             if answer.is_success or answer.status in PASSING or answer.error_code in _NOT_ABOUT_LOGIN:
@@ -189,7 +189,7 @@ class ClientCredentials:
 
 
 class _Failure(NamedTuple):
-    """Why there is no token, in words; whether there may be one soon."""
+    """Why there is no token, and whether a retry may get one."""
 
     why: str
     passing: bool = False
@@ -197,7 +197,7 @@ class _Failure(NamedTuple):
 
 
 class _Login:
-    """A way to present id and secret: what it adds to a request, which is not shown."""
+    """A way to present id and secret, as headers and form fields. It has no repr, since they are secret."""
 
     __slots__ = ("fields", "headers")
 
@@ -207,7 +207,7 @@ class _Login:
 
 
 class _Answer:
-    """An answer, which is not shown."""
+    """A token server's answer. It has no repr, since it may hold a token."""
 
     __slots__ = ("content", "members", "retry_after_seconds", "status")
 
@@ -223,13 +223,13 @@ class _Answer:
 
     @property
     def error_code(self) -> str:
-        """RFC 6749, 5.2; empty where it has none."""
+        """The error code of RFC 6749, 5.2; empty if there is none."""
         code = str(self.members.get("error", ""))
         return code if _ERROR_CODE.fullmatch(code) else ""
 
     @property
     def doubts_login(self) -> bool:
-        """Whether it may be due to the way in which id and secret were presented."""
+        """Whether the refusal may be due to the way in which id and secret were presented."""
         return self.status in _DOUBTING_LOGIN and self.error_code not in _NOT_ABOUT_LOGIN
 
 
@@ -241,7 +241,7 @@ def _logins(client_id: str, client_secret: str) -> Sequence[_Login]:
 
 
 def _members(content: bytes) -> Mapping[str, Any]:
-    """The members of an answer: JSON, or as some servers have it, a form."""
+    """The members of an answer: JSON, or a form, as some servers send it."""
     try:
         told: Any = json.loads(content)
     except ValueError:
@@ -250,7 +250,7 @@ def _members(content: bytes) -> Mapping[str, Any]:
 
 
 def _told(members: Mapping[str, Any]) -> tuple[str, float]:
-    """The token in an answer (RFC 6749, 5.1), and its life in seconds; "" and 0 where there is none."""
+    """The token of an answer (RFC 6749, 5.1) and its life in seconds; "" and 0 if there is none."""
     token = members.get("access_token")
     token = token.strip() if isinstance(token, str) else ""
     if not _TOKEN.fullmatch(token):

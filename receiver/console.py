@@ -1,6 +1,6 @@
-"""What the commands print: records, sessions, first steps.
+"""The output of the commands: records, sessions, first steps.
 
-What came from outside is made harmless for a terminal: a session id may hold any character.
+Text from outside is escaped for the terminal, since a session id may hold any character.
 """
 
 import json
@@ -31,23 +31,23 @@ STATUS_STYLES: dict[str, str] = {
 UNEXPECTED_STYLE = "bold red"
 
 _PROGRAM = "qod-receiver"
-#: Tables that go to a file or a pipe are not cut to a screen's width.
+#: Tables written to a file or a pipe are not cut to a screen's width.
 _WIDTH_PIPED = 240
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that cuts nothing where nobody looks."""
+    """A console that truncates nothing when its output is not a terminal."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else _WIDTH_PIPED, highlight=False)
 
 
 def harmless(text: str) -> str:
-    """The text without what a terminal would obey."""
+    """The text with non-printable characters escaped, so that a terminal obeys none of it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def record_line(record: Record) -> Text:
-    """A record as one line for people."""
+    """A record as one readable line."""
     fields = record.fields()
     value: Any = fields["value"]
     line = Text(f"{fields['timestamp'][:19]}Z  ", style="dim")
@@ -72,15 +72,15 @@ def record_line(record: Record) -> Text:
 
 
 def status_text(status: str, status_info: object, *, unexpected: bool) -> Text:
-    """A status and its reason, an end that nobody asked for in red."""
+    """A status and its reason; an unexpected end is red."""
     style = UNEXPECTED_STYLE if unexpected else STATUS_STYLES.get(status, "default")
     return Text(f"{status:<11}  {harmless(str(status_info or '')):<18}", style=style)
 
 
 def sessions_table(sessions: Sequence[Session], counts: Mapping[QosStatus, int], now: float) -> Table:
-    """The sessions, with how many there are in all below them."""
+    """The sessions, with a total for each status below them."""
     caption = _caption(len(sessions), counts)
-    # All but the sender in 74 columns, so that a terminal of 80 shows a bit of each; the sender is what is cut.
+    # All columns but the sender take 74, so that a terminal of 80 shows part of the sender, which is what is cut.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption=caption, caption_justify="left")
     table.add_column("session", no_wrap=True, min_width=36)
     table.add_column("status", no_wrap=True, min_width=11)
@@ -110,7 +110,7 @@ def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
     for name in ("position", "received", "verdict", "sender", "reason", "sent again"):
         table.add_column(name, no_wrap=name != "reason", overflow="fold")
     for record, readable in letters:
-        value = record.fields()["value"]  # another program's may be anything
+        value = record.fields()["value"]  # another program's record may hold anything
         told = {name: str(text) for name, text in value.items()} if isinstance(value, dict) else {}
         table.add_row(
             f"{record.partition}-{record.position}",
@@ -124,7 +124,7 @@ def letters_table(letters: Iterable[tuple[Record, bool]]) -> Table:
 
 
 def first_steps(edge_url: str, token: str, data: Path, options: Mapping[str, str], now: float) -> str:
-    """What a newcomer does next: a token, a notification to post, and where to see what became of it."""
+    """Next steps for a newcomer: a token, a notification to post, and the command that shows the result."""
     body = json.dumps(
         {
             "specversion": "1.0",
@@ -140,7 +140,7 @@ def first_steps(edge_url: str, token: str, data: Path, options: Mapping[str, str
         },
         separators=(",", ":"),
     )
-    # With its first line still in sight on a terminal of 80 times 24.
+    # The first line is still in sight on a terminal of 80 by 24.
     return f"""\
 
 No sender is configured. A token to begin with, for the sender `default`, valid for 30 days:
@@ -159,7 +159,7 @@ See what came of it, in another terminal; and mint more tokens:
 
 
 def program() -> str:
-    """What to type for this program: its name, or the path it was called by where the name alone finds nothing."""
+    """The command to type for this program: its name, or the path it was called by if the name is not on PATH."""
     called = Path(sys.argv[0])
     if called.name != _PROGRAM or shutil.which(_PROGRAM):
         return _PROGRAM
@@ -167,12 +167,12 @@ def program() -> str:
 
 
 def data_option(data: Path) -> str:
-    """The option that another command needs to look at the same directory."""
+    """The option with which another command finds the same data directory."""
     return options_text(option_of(data))
 
 
 def options_text(options: Mapping[str, str]) -> str:
-    """Options and their values as they are typed behind a command."""
+    """Options and their values, as typed behind a command."""
     return "".join(f" --{name} {shlex.quote(value)}" for name, value in options.items())
 
 

@@ -1,11 +1,11 @@
 """The loop that joins inbox and topics: read, decide, commit.
 
-It knows neither HTTP nor any backend. What it decides is settled by the inbox alone (see `router.py`), so it may be
-stopped anywhere, and whoever reads the same notifications again comes to the same messages.
+It knows neither HTTP nor any backend. Decisions depend on the inbox alone (see `core/router.py`), so the loop may be
+stopped anywhere: reading the same notifications again gives the same messages.
 
-One batch is decided on while the one before it is being committed. Until that is done, its sessions are taken from the
-decisions themselves; should it fail, all that was read and decided since is dropped, and the loop begins again behind
-the last commit.
+One batch is decided on while the batch before it is being committed. Until that commit is done, the states of its
+sessions come from its decisions. If the commit fails, everything read and decided since is dropped, and the loop
+restarts behind the last commit.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from receiver.core.session import Session, Verdict
 from receiver.inbox import Batch, Lane
 from receiver.telemetry import Telemetry
 
-#: The loop is shared with the edge: after so many decisions, about a millisecond, requests have their turn.
+#: The loop is shared with the edge: after this many decisions, about a millisecond, requests get a turn.
 _SLICE = 64
 
-#: Batches follow each other at least so far apart, unless the last one was full: every commit has its price, whatever
-#: its size. A notification that comes alone doesn't wait for company.
+#: Least time between the starts of two batches, unless the last one was full: a commit has a fixed cost, whatever its
+#: size. A notification that arrives alone does not wait for others.
 _PACE_SECONDS = 0.02
-#: A lane commits for a part of its time only, and the more there is to do the smaller it is: the pace is so many times
-#: the last commit's duration, and once more for so many notifications in the batch.
+#: A lane spends only part of its time on commits, less the more there is to do. The pace is the last commit's duration
+#: times _PACE_COMMITS, plus that duration once more for every _PACE_NOTIFICATIONS notifications in the batch.
 _PACE_COMMITS = 2
 _PACE_NOTIFICATIONS = 32
 
@@ -42,8 +42,8 @@ _AGAIN_SECONDS_MAX = 5.0
 class Dispatcher:
     """Drives one lane.
 
-    `pace_seconds_max` is how far apart batches may be under load: far where others do the work of a commit, as Kafka's
-    brokers do; near where senders wait for it, as they do for a file.
+    `pace_seconds_max` is the longest time between batches under load: long where another machine does the work of a
+    commit, as Kafka's brokers do; short where senders wait for it, as they do for a file.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Dispatcher:
         return asyncio.get_running_loop().time()
 
     async def run(self) -> None:
-        """Route for ever, waiting longer and longer while the backend fails. Raises LaneLost."""
+        """Route for ever, with growing pauses while the backend fails. Raises LaneLost."""
         backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
             began = self._loop_seconds()
@@ -107,12 +107,12 @@ class Dispatcher:
                 committing = asyncio.create_task(self._commit(batch, decided, began))
         finally:
             if committing is not None:
-                # Whether it succeeds tells where to go on, and at a shutdown it is the last batch.
+                # Its outcome decides where to go on, and at a shutdown it is the last batch.
                 await asyncio.wait({committing}, timeout=_COMMIT_SECONDS_MAX)
                 committing.cancel()
 
     async def _read(self, committing: asyncio.Task[None] | None) -> Batch:
-        """The next batch, unless the commit in progress fails meanwhile."""
+        """The next batch. Raises at once if the commit in progress fails meanwhile."""
         if committing is None:
             return await self._lane.read(self._batch_max)
         reading = asyncio.create_task(self._lane.read(self._batch_max))
@@ -125,10 +125,10 @@ class Dispatcher:
             reading.cancel()
 
     async def _decide(self, batch: Batch, before: "_Decided") -> tuple["_Decided", Batch, Batch | None]:
-        """Decide on a batch, `before` being what was decided on the batch that may still be being committed.
+        """Decide on a batch. `before` holds the decisions on the previous batch, whose commit may still be under way.
 
-        Where that comes to more bytes than a commit may have, it ends there. Returned are what was decided, the part of
-        the batch that it was decided on, and the rest.
+        A batch ends early where its messages exceed the bytes of a commit. Returns the decisions, the part of the batch
+        that they are about, and the rest of the batch (None: there is none).
         """
         sessions = batch.sessions | before.sessions
         decided = _Decided({}, max(batch.clock_micros, before.clock_micros))
@@ -155,7 +155,7 @@ class Dispatcher:
             return self._router.give_up(notification, trace, session, why)
         try:
             return self._router.decide(notification, trace, session, clock_micros)
-        except Exception as error:  # noqa: BLE001  # one notification that we fail on must not stop all behind it
+        except Exception as error:  # noqa: BLE001  # one undecidable notification must not stop all behind it
             self._telemetry.undecidable(trace, error)
             why = f"the router failed: {type(error).__name__}"
             return self._router.give_up(notification, trace, session, why)
@@ -168,12 +168,12 @@ class Dispatcher:
         self._telemetry.odd(decided.oddities)
 
     def _set_pace(self, notifications_count: int, commit_seconds: float) -> None:
-        """How far apart batches are from now on, given the last one."""
+        """Set the time between batches, given the last one."""
         wanted = commit_seconds * (_PACE_COMMITS + notifications_count / _PACE_NOTIFICATIONS)
         self._pace_seconds = min(max(_PACE_SECONDS, wanted), self._pace_seconds_max)
 
     async def _forget(self) -> None:
-        """Write the tombstones of sessions whose time has come, a limited number at once."""
+        """Write the tombstones of sessions whose time has come, at most _FORGET_MAX at once."""
         batch, oldest = await self._lane.oldest(_FORGET_MAX)
         clock_micros = batch.clock_micros
         ended = [session for session in oldest if self._router.is_forgotten(session, clock_micros)]
@@ -184,7 +184,7 @@ class Dispatcher:
 
 
 class _Decided:
-    """What a batch comes to: the sessions that it changed, as they are behind it, and all its messages."""
+    """The result of a batch: the sessions it changed, in their state behind it, and its messages."""
 
     def __init__(self, sessions: dict[str, Session], clock_micros: int) -> None:
         self.sessions = sessions
@@ -195,7 +195,7 @@ class _Decided:
         self.oddities: list[Oddity] = []
 
     def add(self, decision: Decision) -> None:
-        """A decision more, its session left out."""
+        """Add a decision, except for its session."""
         self.verdicts.append(decision.verdict)
         if decision.messages:
             self.messages += decision.messages
@@ -205,7 +205,7 @@ class _Decided:
 
 
 def _parted(batch: Batch, count: int, sessions: dict[str, Session], clock_micros: int) -> tuple[Batch, Batch]:
-    """The beginning of a batch, of so many notifications, and the rest: `sessions` and the clock are as of there."""
+    """The first `count` notifications of a batch, and the rest; `sessions` and the clock are the state between them."""
     (_, end, positions, notifications, *_), at = batch, batch.positions[count]
     head = batch._replace(next_position=at, positions=positions[:count], notifications=notifications[:count])
     return head, Batch(at, end, positions[count:], notifications[count:], sessions, clock_micros, batch.unwritable)

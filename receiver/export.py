@@ -1,18 +1,18 @@
-"""Carrying what an embedded node keeps into a Kafka cluster: the way from one directory to many machines.
+"""Carries what an embedded node keeps into a Kafka cluster: the way from one directory to many machines.
 
-Carried are the records of the output topics, and the sessions. The inbox is not: what still waits in it is routed
-first, and then all that it caused is in these. An export that is killed goes on where it stood:
+The records of the output topics and the sessions are carried. The inbox is not: notifications that still wait in it are
+routed first, and everything they cause is in the topics. An export that is killed resumes where it stopped:
 
 - Records go in transactions under an id of the directory's own, and each commits the position behind its records to a
-  group of that name. Kafka forgets the positions of a group after a week; so the milestones, a file in the directory,
-  have them too. As with a lane: first start the producer, which ends what was left open, then read the position, then
-  go on.
-- Sessions are a router's memory. Only a lane may write that, so it is done by the lanes: they know what the cluster
-  remembers, and what it lacks is written. A router that is at work in spite of all is fenced.
+  consumer group of that name. Kafka forgets a group's positions after a week, so a file in the directory, the
+  milestones, keeps them too. The order is a lane's: start the producer, which ends open transactions; read the
+  position; go on.
+- Sessions are a router's memory. Only a lane may write them, so lanes carry them: a lane knows what the cluster
+  remembers, and writes what is missing. It fences any router that runs nevertheless.
 
 A record keeps everything but its trace: `0-17` is a place in the directory's inbox, and another one in the cluster's.
-So it becomes `export:ID:0-17`, and so does a `ce_id` that was made of it, or consumers would take what the cluster
-receives at that place for a repetition.
+It becomes `export:ID:0-17`, and so does a `ce_id` that was made of the trace. Otherwise consumers would take what the
+cluster receives at that place for a repetition.
 """
 
 import asyncio
@@ -55,18 +55,18 @@ T = TypeVar("T")
 
 MILESTONES_NAME = "export.json"
 
-#: Behind all positions.
+#: A position behind all others.
 _NOTHING_LEFT = 2**63 - 1
 
-#: So many records are read at a time. What a router wrote together, 2,000 by default, is unpacked as a whole for each.
+#: Records read at a time. Each read unpacks whole groups of records that a router wrote together, 2,000 by default.
 _PAGE = 5_000
-#: What a record takes besides its value and its headers' values, about.
+#: About the bytes that a record takes besides its value and its headers' values.
 _RECORD_BYTES = 512
 _ANSWER_SECONDS_MAX = 30.0
 #: Each lane has all sessions of its partition in memory.
 _LANES_MAX = 4
 
-#: So long may Kafka fail again and again while nothing gets on.
+#: Kafka may fail repeatedly for this long without progress.
 PATIENCE_SECONDS = 60.0
 _AGAIN_SECONDS_FIRST = 0.2
 _AGAIN_SECONDS_MAX = 5.0
@@ -74,23 +74,23 @@ _LOOK_SECONDS = 0.05
 
 
 class Progress(Protocol):
-    """Who is told how far it is."""
+    """Receives the progress of an export."""
 
     def moved(self, what: str, done: int, total: int) -> None:
-        """So many are done, of a topic's records or of what waits in the inbox."""
+        """`done` of `total` are done: records of a topic, or notifications that wait in the inbox."""
         ...
 
     def waiting(self, why: str) -> None:
-        """Kafka failed; it is tried again."""
+        """Kafka failed; the export tries again."""
         ...
 
     def left_out(self, topic: str, what: str) -> None:
-        """A record that the cluster does not take: the session's of this id, or the one that came of this place."""
+        """The cluster refuses a record. `what` is the session's id, or the place that the record came from."""
         ...
 
 
 class Carried(NamedTuple):
-    """What of a topic that the directory holds was carried now, and what had been before."""
+    """How much of a topic in the directory was carried now, and how much earlier."""
 
     topic: str
     now_count: int
@@ -105,7 +105,7 @@ async def export(
     *,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Sequence[Carried]:
-    """Carry what the settings' directory keeps into the settings' cluster, the sessions last.
+    """Carry the records and then the sessions of the settings' directory into the settings' cluster.
 
     Raises Unavailable: where the directory is served or holds nothing, where routers are at work on the cluster, and
     where Kafka or the file fails for longer than `patience_seconds`. What was carried by then stays carried.
@@ -119,11 +119,11 @@ async def export(
         topics = Topics.of(prefix, settings.kafka.group, router.topics)
         held = await reader.topics()
         if held and topics.sessions not in held:
-            # To route under another prefix would be no harm that could be undone.
+            # Routing under another prefix could not be undone.
             raise TopicsUnfit(f"{settings.data} has not the prefix {prefix}, but {', '.join(held)}")
         connection, plan = connection_of(settings), plan_of(settings, router)
         await _expect_no_routers(connection, topics.group)
-        # The records of a route that was taken out of the configuration are there still.
+        # A route that was removed from the configuration may still have records.
         names = sorted({*plan.names, *await _filled(reader, topics)})
         await prepare(connection, plan._replace(names=names), create_missing=settings.kafka.create_topics)
         dispatcher = Dispatcher(served.lane, router, telemetry, batch_max=settings.router.batch_max)
@@ -147,7 +147,7 @@ async def export(
 
 
 class Milestones:
-    """Whose export it is, and how far it came in which cluster: a file in the directory, for who has its lock.
+    """The id of the export and its progress in each cluster: a file in the directory, for the holder of its lock.
 
     Raises Unavailable where the file can't be read or written.
     """
@@ -163,15 +163,15 @@ class Milestones:
             told = json.loads(self._path.read_bytes())
             self.id, self._positions = str(told["id"]), told["positions"]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            why = f"{self._path} can't be read, without which all would be carried once more: {type(error).__name__}"
+            why = f"{self._path} can't be read; without it everything would be carried again: {type(error).__name__}"
             raise Unavailable(why, reason="store") from error
 
     def positions(self, cluster_id: str) -> Mapping[str, int]:
-        """Where to go on in a cluster, by topic, as far as it is known here."""
+        """The positions to continue from in a cluster, by topic, as far as this file knows."""
         return self._positions.get(cluster_id, {})
 
     def note(self, cluster_id: str, topic: str, next_position: int) -> None:
-        """All before this position was carried. It survives a power cut."""
+        """Note durably that everything before this position was carried."""
         self._positions.setdefault(cluster_id, {})[topic] = next_position
         self._write()
 
@@ -183,7 +183,7 @@ class Milestones:
 
 
 class _Exporter:
-    """Carries from one directory to one cluster, and begins again where Kafka fails."""
+    """Carries from one directory to one cluster, and starts again where Kafka fails."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class _Exporter:
 
     async def carry_records(self) -> Sequence[Carried]:
         """Carry the records of all topics but the sessions'. Raises Unavailable."""
-        first: dict[str, int] = {}  # where each topic stood when it was first looked at
+        first: dict[str, int] = {}  # each topic's position at the first attempt
         await self._patiently(partial(self._carry_records, first))
         carried = []
         for topic, position in first.items():
@@ -223,7 +223,7 @@ class _Exporter:
         return carried
 
     async def carry_sessions(self) -> Carried:
-        """Let the cluster know all sessions that the directory remembers. Raises Unavailable."""
+        """Write the sessions that the directory remembers and the cluster does not. Raises Unavailable."""
         topic = self._topics.sessions
         total = sum((await self._reader.session_counts()).values())
         done_count = now_count = before_count = 0
@@ -241,11 +241,11 @@ class _Exporter:
         return Carried(topic, now_count, before_count)
 
     def left_out(self) -> Sequence[tuple[str, str]]:
-        """What the cluster does not take: topics, and where the records came from or which sessions they are."""
+        """Records that the cluster refuses, as topic and session id or place of origin."""
         return sorted({*self._lessons.left_out, *self._limits.left_out()})
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The outcome of an attempt that Kafka does not fail. Raises Unavailable once that took too long."""
+        """The outcome of an attempt, repeated while Kafka fails. Raises ClusterFailed if that lasts too long."""
         self._got_on = began = time.monotonic()
         backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
@@ -294,13 +294,13 @@ class _Exporter:
                 self._progress.moved(topic, position - since, end - since)
 
     async def _settled(self, writer: Writer, topic: str, position: int) -> int:
-        """Where to go on with a topic, given what is committed, once nothing hangs on it. Raises Unavailable."""
+        """Settle what hangs on a topic, then commit and return the position to go on from. Raises Unavailable."""
         hanging = await writer.hanging(topic, self._behind)
         commits = False
         if hanging:
             cursor = {PARTITION: position}
             records = await self._reader.records(topic, cursor, _PAGE)
-            # What caused a record orders the records of a topic as their own positions do, and stands in each of them.
+            # Every record has the inbox position of its cause, in the same order as the records' own positions.
             commits, reached = settlement(_caused(records[0]) if records else _NOTHING_LEFT, hanging)
             while done := [each.position for each in records if _caused(each) < reached]:
                 position = done[-1] + 1
@@ -309,7 +309,7 @@ class _Exporter:
         return position
 
     def _behind(self, record: Any) -> int:  # noqa: ANN401  # aiokafka's
-        """The directory's inbox position behind what caused a record; 0 where it was not exported from here."""
+        """The inbox position in the directory behind a record's cause; 0 if the record was not exported from here."""
         for name, text in record.headers:
             if name == TRACE and (text or b"").startswith(self._trace("").encode()):
                 return _number(text.decode(errors="replace")) + 1
@@ -319,14 +319,16 @@ class _Exporter:
         return f"export:{self._milestones.id}:{trace}"
 
     async def _standing(self, topics: Sequence[str]) -> tuple[str, Mapping[str, int]]:
-        """Which cluster it is, and where to go on. Only while nobody else can commit under our name."""
+        """The cluster's id, and the position to continue from on each topic. Call it only once the writer has started,
+        so that no other process can commit under our name.
+        """
         async with self._connection.admin(_ANSWER_SECONDS_MAX) as admin:
             told = await limited(admin.describe_cluster(), _ANSWER_SECONDS_MAX, "the cluster can't be described")
         cluster_id = str(told["cluster_id"])
         noted, committed = self._milestones.positions(cluster_id), await positions(self._connection, self._name, topics)
         standing = {}
         for topic in topics:
-            # A topic that was made anew has nothing of what was carried to the one before.
+            # A topic that was made anew has none of the records carried to its predecessor.
             is_new = not any((await self._ends(topic)).values())
             standing[topic] = 0 if is_new else max(noted.get(topic, 0), committed.get(topic, 0))
         return cluster_id, standing
@@ -334,9 +336,9 @@ class _Exporter:
     async def _carry_sessions(
         self, partitions: Sequence[int], partitions_count: int, written: set[str], done_count: int, total: int
     ) -> tuple[int, int]:
-        """Carry the sessions of some partitions: how many there are, and how many the cluster knew as well before.
+        """Carry the sessions of some partitions. Returns how many there are, and how many the cluster knew before.
 
-        `written` are those that this export wrote already, or tried to.
+        `written` collects the ids that this export wrote or tried to write, also in earlier attempts.
         """
         seen_count = there_count = 0
         async with AsyncExitStack() as stack:
@@ -363,7 +365,7 @@ class _Exporter:
         return seen_count, there_count
 
     async def _remember(self, lane: KafkaLane, records: Sequence[Record], written: set[str]) -> int:
-        """Write what a lane does not remember of these sessions. How many of them it knew as well before."""
+        """Write the sessions that a lane does not remember. Returns how many of them the cluster knew before."""
         empty, _ = await lane.oldest(0)
         clock_micros = empty.clock_micros
         sessions, messages = {}, []
@@ -392,7 +394,7 @@ class _Exporter:
         return there_count
 
     def _retraced(self, message: Message) -> Message:
-        """A message as it goes to the cluster."""
+        """The message with its trace renamed for the cluster."""
         texts = dict(message.headers)
         trace = texts.get(TRACE, "")
         place = self._trace(trace)
@@ -402,30 +404,30 @@ class _Exporter:
         return message._replace(headers=list(texts.items()))
 
     async def _range(self, topic: str) -> tuple[int, int]:
-        """The oldest record's position in the directory, and the one behind the newest's."""
+        """The position of the oldest record in the directory, and the position behind the newest."""
         return (await self._reader.beginning(topic))[PARTITION], (await self._reader.end(topic))[PARTITION]
 
     async def _ends(self, topic: str) -> Mapping[int, int]:
-        """Where the partitions of a topic end in the cluster."""
+        """The end of each partition of a topic in the cluster."""
         try:
             return await self._cluster.end(topic)
-        except KeyError:  # asked of a broker that had not heard of it yet
+        except KeyError:  # the broker that was asked does not know the topic yet
             raise ClusterFailed(f"there is no topic {topic}") from None
 
 
 def _caused(record: Record) -> int:
-    """The directory's inbox position of what caused a record."""
+    """The inbox position, in the directory, of a record's cause."""
     return _number(dict(record.message.headers).get(TRACE, ""))
 
 
 def _number(trace: str) -> int:
-    """The position in a trace such as `0-17`, in the directory's own form or in the exported one."""
+    """The position in a trace such as `0-17`, in the directory's form or the exported one."""
     position = trace.rpartition("-")[2]
     return int(position) if position.isdecimal() else 0
 
 
 def _shares(records: Sequence[Record], bytes_max: int) -> Iterator[Sequence[Record]]:
-    """Records in their order, so many at a time as one transaction may have."""
+    """The records in order, in shares that fit a transaction of `bytes_max` bytes."""
     share: list[Record] = []
     share_bytes = 0
     for record in records:
@@ -441,13 +443,13 @@ def _shares(records: Sequence[Record], bytes_max: int) -> Iterator[Sequence[Reco
 
 
 async def _filled(reader: Reader, topics: Topics) -> Sequence[str]:
-    """The topics that hold records, without the sessions."""
+    """The topics that hold records, except the sessions topic."""
     names = [name for name in await reader.topics() if name != topics.sessions]
     return [name for name in names if await reader.beginning(name) != await reader.end(name)]
 
 
 async def _route(lane: Lane, dispatcher: Dispatcher, progress: Progress, patience_seconds: float) -> None:
-    """Route all that waits in the inbox. Raises Unavailable."""
+    """Route all notifications that wait in the inbox. Raises Unavailable."""
     total = left = lane.lag
     if not total:
         return
@@ -470,11 +472,11 @@ async def _route(lane: Lane, dispatcher: Dispatcher, progress: Progress, patienc
 
 
 async def _expect_no_routers(connection: KafkaConnection, group: str) -> None:
-    """Raises Unavailable where routers are at work: they would not learn of the sessions."""
+    """Raises Unavailable where routers are at work, as they would not learn of the sessions."""
     count = await members_count(connection, group)
     if count:
         raise Unavailable(
             f"{count} router{'s are' if count > 1 else ' is'} at work on the cluster, in the group {group}, and would "
-            "not learn of the sessions: stop `serve` there, but for --role edge (who was killed is counted for 10 s)",
+            "not learn of the sessions: stop `serve` there, except with --role edge (killed ones count for 10 s)",
             reason="routers",
         )

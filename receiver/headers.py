@@ -29,13 +29,13 @@ _OWN = frozenset(
 
 
 def more_headers(headers: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
-    """The same by lower-case names. Raises ValueError, with a message that quotes no value."""
+    """The same headers under lower-case names. Raises ValueError, with a message that quotes no value."""
     found = {name.lower(): value for name, value in headers.items()}
     if len(headers) > _HEADERS_MAX or len(found) < len(headers):
         raise ValueError(f"at most {_HEADERS_MAX} headers, each once")
     for name, value in found.items():
         if not _NAME.fullmatch(name) or name in _OWN:
-            raise ValueError(f"names of headers, but for {', '.join(sorted(_OWN))}")
+            raise ValueError(f"header names, except {', '.join(sorted(_OWN))}")
         if not _VALUE.fullmatch(value.get_secret_value()):
             raise ValueError(f"1 to 4096 visible ASCII characters as the value of {name}, with blanks within")
     return found

@@ -6,7 +6,7 @@ they were appended. Positions start at 0 in each partition and have no gaps.
 Durability   `append` is done when the notification would survive the death of this process and a power cut of its
              host, not before.
 Order        within a partition, positions are the order; there is none between partitions.
-Repetition   the inbox keeps what it is given, repetitions included: telling them apart is the router's work.
+Repetition   the inbox keeps every notification, repetitions included: the router recognizes them.
 Failure      `append` raises Unavailable when it is not *known* that the notification was kept. It may have been kept
              all the same: the sender will post it again, and the router sees a duplicate.
 """
@@ -32,10 +32,10 @@ _APPENDED_AT_ONCE = 256
 class Batch(NamedTuple):
     """Consecutive notifications of one partition, with all that is needed to decide on them.
 
-    `position` is where the lane stood; `positions` are those of the notifications, and all of them lie before
-    `next_position`. `sessions` has the state of each session that a notification's key names and that is remembered,
-    as of `position`. `clock_micros` is the latest time of receipt before `position`. `unwritable` tells, by position,
-    why what was decided on a notification can't be written: it is to become a dead letter.
+    `position` is where the lane stood. `positions` are those of the notifications, all before `next_position`.
+    `sessions` has the state, as of `position`, of each remembered session that a notification's key names.
+    `clock_micros` is the latest time of receipt before `position`. `unwritable` holds, by position, why the result of a
+    notification can't be written: the notification becomes a dead letter.
     """
 
     position: int
@@ -48,18 +48,18 @@ class Batch(NamedTuple):
 
 
 Told = Callable[[BaseException | None], None]
-"""Hears once what became of a notification: None where it was kept, else why that is not known."""
+"""A callback for the outcome of one append, called once: None if it was kept, else the error."""
 
 
 class Inbox(Protocol):
-    """Where the edge puts what it answers 204 for."""
+    """The log that the edge appends to before it answers 204."""
 
     def append(self, notification: Notification) -> asyncio.Future[None]:
-        """Keep a notification; see the module for what that means. What is returned raises Unavailable."""
+        """Keep a notification durably, as the module defines it. The future raises Unavailable."""
         ...
 
     def take(self, notification: Notification, told: Told) -> None:
-        """As `append`, for as little as that can cost: without a future. `told` may be called before this returns."""
+        """As `append`, but cheaper: without a future. `told` may be called before this returns."""
         ...
 
     @property
@@ -69,17 +69,17 @@ class Inbox(Protocol):
 
 
 def tell_all(waiting: Iterable[Told], error: BaseException | None) -> None:
-    """Tell each of them, whatever one of them raises."""
+    """Call each callback, even if one of them raises."""
     for told in waiting:
         try:
             told(error)
         except Exception as failure:  # noqa: BLE001  # those behind it wait too
-            context = {"message": "an answer could not be given", "exception": failure}
+            context = {"message": "the outcome of an append could not be told", "exception": failure}
             asyncio.get_running_loop().call_exception_handler(context)
 
 
 def told_later(kept: asyncio.Future[None], told: Told) -> None:
-    """Tell what becomes of an append."""
+    """Call `told` with the outcome of an append."""
     kept.add_done_callback(lambda kept: told(_error_of(kept)))
 
 
@@ -88,7 +88,7 @@ def _error_of(kept: asyncio.Future[None]) -> BaseException | None:
 
 
 def future_of(take: Callable[[T, Told], None], what: T) -> asyncio.Future[None]:
-    """What becomes of something that is taken, as a future that raises Unavailable."""
+    """The outcome of `take` as a future, which raises Unavailable."""
     kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     take(what, partial(_settle, kept))
     return kept
@@ -107,14 +107,14 @@ class Lane(Protocol):
     """One partition and the right to decide on it, which one process at a time has.
 
     A lane is fenced: a process that lost it can't commit, and raises LaneLost when it tries. All methods raise
-    Unavailable where the backend fails for now; the lane then stands where it stood.
+    Unavailable where the backend fails for now; the lane's position is then unchanged.
     """
 
     partition: int
 
     @property
     def bytes_max(self) -> int:
-        """About how many bytes of messages a commit may have now, unless they are a single notification's."""
+        """About how many bytes of messages one commit may have now; a single notification's messages may exceed it."""
         ...
 
     async def read(self, count_max: int) -> Batch:
@@ -126,7 +126,7 @@ class Lane(Protocol):
         ...
 
     def rewind(self) -> None:
-        """Read on from behind the last batch committed: what was read since then was for nothing."""
+        """Return to the position behind the last committed batch; batches read since then are dropped."""
         ...
 
     async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
@@ -136,27 +136,27 @@ class Lane(Protocol):
     async def commit(
         self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
     ) -> None:
-        """Make everything that the batch caused visible at once, or nothing: the messages on their topics, and the
-        position behind the batch.
+        """Make all results of the batch visible at once, or none: the messages on their topics, and the position
+        behind the batch.
 
-        It raises Unavailable as well where a message is one that its topic does not take; the next `read` tells so.
+        `sessions` are the states that the messages on the sessions topic hold, by key; None marks a forgotten session.
 
-        `sessions` are the states that the messages on the sessions topic tell, by key: None is the end of one.
+        Raises Unavailable also where a topic refuses a message; the next `read` then reports it in `unwritable`.
         """
         ...
 
     @property
     def lag(self) -> int:
-        """How many notifications are in the partition and not yet committed, as far as this process knows."""
+        """Notifications in the partition that are not yet committed, as far as this process knows."""
         ...
 
 
 class LaneLost(Exception):
-    """Another process owns the lane now, or nobody can tell: stop, and open it anew before going on."""
+    """Another process owns the lane now, or ownership is uncertain: stop, and open the lane anew before going on."""
 
 
 async def append_all(inbox: Inbox, notifications: Iterable[Notification]) -> None:
-    """Append a few at a time. Raises Unavailable."""
+    """Append notifications, at most _APPENDED_AT_ONCE at a time. Raises Unavailable."""
     waiting = iter(notifications)
     while some := list(islice(waiting, _APPENDED_AT_ONCE)):
         await asyncio.gather(*map(inbox.append, some))

@@ -1,4 +1,4 @@
-"""The log: its set-up, one format for the program and its libraries, and a bound on what strangers can have it say."""
+"""The log: its set-up, one format for the program and its libraries, and a rate limit for lines strangers can cause."""
 
 import asyncio
 import logging
@@ -10,14 +10,14 @@ from typing import Any, Literal, TextIO
 import orjson
 import structlog
 
-#: Refusals are a stranger's to make, as many as it likes.
+#: Strangers can cause any number of refusals.
 _SELDOM_MAX = 10
 _SELDOM_SECONDS = 10.0
 
 
 class Seldom:
-    """Writes lines of the log at a bounded rate: of one kind, _SELDOM_MAX in _SELDOM_SECONDS, and then how many more
-    there were. There are as many kinds as their callers name.
+    """Writes log lines at a bounded rate: of each kind _SELDOM_MAX in _SELDOM_SECONDS, then the number of the others.
+    Callers choose the kinds.
     """
 
     def __init__(self, write: Callable[..., Any]) -> None:
@@ -25,7 +25,7 @@ class Seldom:
         self._counts: Counter[str] = Counter()
 
     def __call__(self, kind: str, event: str, **fields: str | float) -> None:
-        """Write a line, unless there were many of its kind. A loop runs."""
+        """Write a line, or only count it after many of its kind. Needs a running event loop."""
         self._counts[kind] += 1
         count = self._counts[kind]
         if count == 1:
@@ -40,7 +40,7 @@ class Seldom:
 
 
 def log_format_of(wanted: Literal["auto", "json", "console"]) -> Literal["json", "console"]:
-    """The format of the log where `auto` may be wanted: people read a terminal, programs all else."""
+    """The format for `wanted`, with `auto` resolved: console on a terminal, else JSON."""
     if wanted == "auto":
         return "console" if sys.stderr.isatty() else "json"
     return wanted
@@ -54,7 +54,7 @@ def configure_log(level: str, log_format: Literal["json", "console"], stream: Te
     ]
     renderer: Any
     if log_format == "console":
-        # A traceback with the values of variables would tell tokens and bodies.
+        # A traceback with the values of variables would show tokens and bodies.
         renderer = structlog.dev.ConsoleRenderer(
             colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
@@ -69,10 +69,10 @@ def configure_log(level: str, log_format: Literal["json", "console"], stream: Te
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # uvicorn tells at INFO what our own lines tell better.
+    # uvicorn's INFO lines repeat what our own lines say better.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    # aiokafka tells as an error what it tries again in a moment; what is an error to us is told by us.
+    # aiokafka logs errors for what it retries in a moment; failures that matter are in our own lines.
     logging.getLogger("aiokafka").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
     structlog.configure(
         processors=[

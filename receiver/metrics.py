@@ -1,4 +1,4 @@
-"""Every metric, declared here once. `deploy/reference.md` is made of this."""
+"""Every metric, declared here once. `deploy/reference.md` is generated from it."""
 
 from importlib.metadata import version
 
@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from receiver.core.event import Oddity
 from receiver.core.session import Verdict
 
-#: Keeping takes a fraction of a millisecond on a good disk; beyond the last bound every append has timed out.
+#: An append takes a fraction of a millisecond on a good disk; beyond the last bound every append has timed out.
 _APPEND_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _BATCH_SIZE_BOUNDS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_000, 5_000)
 
@@ -15,12 +15,12 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's omis
 
 
 class EdgeMetrics:
-    """Of the public port, and of keeping what comes there."""
+    """Metrics of the public port, and of keeping notifications."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "qod_receiver_http_requests_total",
-            "Requests to the notification path, by what became of them and by sender.",
+            "Requests to the notification path, by outcome and sender.",
             ["outcome", "sender"],
             registry=registry,
         )
@@ -32,13 +32,13 @@ class EdgeMetrics:
         )
         self.connections_ended = Counter(
             "qod_receiver_connections_ended_total",
-            "Connections that were ended before they had all their answers, or for room, by port and reason.",
+            "Connections ended before all their answers were sent, or to make room, by port and reason.",
             ["port", "reason"],
             registry=registry,
         )
         self.append_seconds = Histogram(
             "qod_receiver_append_duration_seconds",
-            "Time to keep notifications that share a sync, from when the first was ready to when all were durable.",
+            "Time to keep notifications that share a sync, from the first being ready to all being durable.",
             buckets=_APPEND_BOUNDS,
             registry=registry,
         )
@@ -51,7 +51,7 @@ class EdgeMetrics:
 
 
 class RouterMetrics:
-    """Of deciding."""
+    """Metrics of the router."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.verdicts = Counter(
@@ -62,7 +62,7 @@ class RouterMetrics:
         )
         self.oddities = Counter(
             "qod_receiver_oddities_total",
-            "What was odd about notifications that had their effect all the same, by what it was.",
+            "Oddities in notifications that took effect all the same, by kind.",
             ["oddity"],
             registry=registry,
         )
@@ -71,7 +71,7 @@ class RouterMetrics:
         )
         self.batch_size = Histogram(
             "qod_receiver_batch_notifications",
-            "Notifications that were decided on in one transaction.",
+            "Notifications decided on in one transaction.",
             buckets=_BATCH_SIZE_BOUNDS,
             registry=registry,
         )
@@ -86,12 +86,12 @@ class RouterMetrics:
         )
         self.unwritable = Counter(
             "qod_receiver_unwritable_total",
-            "Notifications that are dead letters because Kafka refused what came of them.",
+            "Notifications that became dead letters because Kafka refused their messages.",
             registry=registry,
         )
         self.passed_over = Counter(
             "qod_receiver_records_passed_over_total",
-            "Records of the topics that another program wrote, or damage, of which nothing can be made.",
+            "Records skipped as unreadable: damaged, or written by another program.",
             registry=registry,
         )
         for verdict in Verdict:
@@ -101,7 +101,7 @@ class RouterMetrics:
 
 
 class LaneMetrics:
-    """Of partitions."""
+    """Metrics of partitions."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.lag = Gauge(
@@ -115,26 +115,26 @@ class LaneMetrics:
         )
         self.doubts = Counter(
             "qod_receiver_lane_doubts_total",
-            "Partitions whose topics did not fit what was routed, by what was doubted; each was settled.",
+            "Partitions whose topics did not match what was routed, by kind of doubt; each was settled.",
             ["partition", "doubt"],
             registry=registry,
         )
         self.waiting = Gauge(
             "qod_receiver_lane_waiting_seconds",
-            "How long a committed batch can't be read by consumers yet; 0 while nothing is waited for.",
+            "How long a committed batch has been invisible to consumers; 0 when none is.",
             ["partition"],
             registry=registry,
         )
         self.settled = Counter(
             "qod_receiver_hanging_transactions_total",
-            "Transactions that Kafka had left open on some partitions, by how they were ended.",
+            "Transactions that Kafka had left open on some partitions, by outcome.",
             ["outcome"],
             registry=registry,
         )
 
 
 class SpoolMetrics:
-    """Of what waits on the disk for Kafka."""
+    """Metrics of notifications that wait on the disk for Kafka."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.notifications = Gauge(
@@ -145,19 +145,19 @@ class SpoolMetrics:
         )
         self.bytes = Gauge(
             "qod_receiver_spool_bytes",
-            "Bytes that the notifications on disk take, about.",
+            "Approximate bytes that the notifications on disk take.",
             ["spool"],
             registry=registry,
         )
         self.set_aside = Gauge(
             "qod_receiver_set_aside_notifications",
-            "Notifications in files of their own because Kafka does not take them as they are.",
+            "Notifications set aside in files of their own because Kafka refuses them.",
             registry=registry,
         )
 
 
 class ApiMetrics:
-    """Of comparisons with the operator's API."""
+    """Metrics of comparisons with the operator's API."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.reconciliations = Counter(
@@ -168,19 +168,19 @@ class ApiMetrics:
         )
         self.reconciled = Counter(
             "qod_receiver_reconciled_total",
-            "What the API told and no notification did: statuses, and facts of sessions.",
+            "Statuses and facts of sessions that the API told and no notification did.",
             ["what"],
             registry=registry,
         )
         self.passed_over = Counter(
             "qod_receiver_api_sessions_passed_over_total",
-            "Sessions that comparisons passed over: unread on the API's list, or unanswered when asked for.",
+            "Sessions skipped by comparisons: unreadable on the API's list, or unanswered when asked for.",
             ["why"],
             registry=registry,
         )
         self.reconciled_at = Gauge(
             "qod_receiver_last_reconciliation_timestamp_seconds",
-            "When the API's sessions were last compared with ours, since 1970.",
+            "Time of the last comparison of the API's sessions with ours, in seconds since 1970.",
             registry=registry,
         )
         for why in ("unread", "unanswered"):
@@ -188,7 +188,7 @@ class ApiMetrics:
 
 
 class Metrics:
-    """All of them, for one process."""
+    """All metrics of one process."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()

@@ -1,7 +1,7 @@
-"""The operations of a receiver: what an operator has it do beside receiving. The operations port offers them, and the
+"""The operations of a receiver, beside receiving, that an operator can start. The operations port offers them, and the
 commands call them.
 
-`LocalOperations` has what it needs open itself; `process/distant.py` asks the process that serves a directory.
+`LocalOperations` uses an open reader and inbox; `process/distant.py` asks the process that serves a directory.
 """
 
 import asyncio
@@ -18,28 +18,28 @@ from receiver.replay import letters
 
 
 class Operations(Protocol):
-    """All raise Unavailable where nothing can be kept now."""
+    """The contract. All methods raise Unavailable where nothing can be kept now."""
 
     @property
     def is_deferred(self) -> bool:
-        """Whether what they append waits until a process serves the directory again."""
+        """Whether appended notifications wait until a process serves the directory again."""
         ...
 
     async def replay(self, verdicts: Collection[str] | None = None, start: str = "beginning") -> int:
-        """Append the dead letters from `start` on, those of `verdicts` (None: all), to the inbox; returns how many.
+        """Append the dead letters from `start` on to the inbox; returns how many.
 
-        Those are skipped that today's parser refuses as it did before. Raises ValueError for a `start` or a verdict
-        that is none.
+        `verdicts` limits them to those verdicts (None: all). Letters that today's parser still refuses are skipped.
+        Raises ValueError for an invalid `start` or verdict.
         """
         ...
 
     async def learn(self, notifications: Sequence[Notification]) -> None:
-        """Append what the operator's API told."""
+        """Append notifications that were made of the operator API's answers."""
         ...
 
 
 class LocalOperations:
-    """`Operations` is the contract; here by a reader and an inbox."""
+    """The operations by means of a reader and an inbox."""
 
     def __init__(self, reader: Reader, inbox: Inbox, prefix: str, *, is_deferred: bool = False) -> None:
         self.is_deferred = is_deferred
@@ -55,7 +55,7 @@ class LocalOperations:
                 try:
                     await asyncio.gather(*map(self._inbox.append, notifications))
                 except Unwritable:
-                    continue  # the letter stays where it is, and those behind it go on
+                    continue  # the letter stays a dead letter; the next ones are replayed
                 count += 1
         return count
 

@@ -1,6 +1,6 @@
 """The operations port: health, metrics, topics and sessions. Never the public port.
 
-Beyond loopback all but the two health checks want a token. No page in a browser that is another site's can read or post
+Beyond loopback every path but the two health checks requires a token. No web page of another site can read or post
 anything. Errors are problem details (RFC 9457).
 """
 
@@ -33,11 +33,11 @@ from receiver.reader import Cursor, Reader, cursor_text, session_fields
 from receiver.telemetry import Telemetry
 
 _PATHS = """\
-GET  /livez           200 while the loop turns
-GET  /readyz          200 while a notification can be kept, else 503 and what is wrong
+GET  /livez           200 while the event loop runs
+GET  /readyz          200 while notifications can be kept, else 503 and the reason
 GET  /metrics         Prometheus
 GET  /topics          the names of the topics
-GET  /topics/{topic}  records from a position on (from, session, limit), as JSON; as text/event-stream, as they come
+GET  /topics/{topic}  records from a position on (from, session, limit) as JSON, or as a live text/event-stream
 GET  /sessions        the sessions (qos_status, limit), last touched first
 POST /replay          send dead letters through today's parser again
 POST /learn           keep what the operator's API told of sessions"""
@@ -47,9 +47,9 @@ _COUNT_MAX = 10_000
 _COUNT_DIGITS_MAX = len(str(_COUNT_MAX))
 _STREAM_POLL_SECONDS = 0.2
 _STREAM_SILENCE_SECONDS = 15.0
-#: Each costs a poll of the file five times a second.
+#: Each stream polls the file five times a second.
 _STREAMS_MAX = 64
-#: What a stream reads at once, but for a single record. Pages are longer, so there are fewer at a time.
+#: Bytes that a stream reads at once, unless one record is longer. Pages are longer, so fewer are allowed at a time.
 _STREAM_BYTES_MAX = 256 * 1024
 _PAGES_MAX = 8
 _PAGE_SECONDS_MAX = 60.0
@@ -60,8 +60,8 @@ _NO_PAGE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-res
 class OpsApp(Starlette):
     """The application of the operations port.
 
-    `troubles` tells by part of the program what is wrong with it now, in words for an operator; all is well where
-    every one of them is empty. `notices` tells what an operator should know although the program does its work.
+    `troubles` holds, by part of the program, what is wrong now, in words for an operator; all is well if every text is
+    empty. `notices` holds, in the same form, what an operator should know although the program does its work.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class OpsApp(Starlette):
         )
 
     async def _events(self, topic: str, cursor: Cursor, session_id: str | None) -> AsyncIterator[bytes]:
-        """Server-sent events (WHATWG HTML, 9.2): one a record, its id the cursor from which a reader goes on."""
+        """Server-sent events (WHATWG HTML, 9.2), one for each record. An event's id is the cursor to resume from."""
         silent_seconds = 0.0
         try:
             yield b": connected\n\n"
@@ -182,7 +182,7 @@ class OpsApp(Starlette):
                     silent_seconds = 0.0
                     yield b": nothing new\n\n"
                 if records:
-                    continue  # there may be more: a stream that waited now would fall behind a busy topic
+                    continue  # there may be more, and waiting would fall behind a busy topic
                 silent_seconds += _STREAM_POLL_SECONDS
                 try:
                     async with asyncio.timeout(_STREAM_POLL_SECONDS):
@@ -208,7 +208,7 @@ class OpsApp(Starlette):
 
     @contextmanager
     def _page(self) -> Iterator["_Page"]:
-        """A page that is filled in the block, and counts until it was sent. Raises HTTPException beyond so many."""
+        """A page that the block fills. It counts until it was sent. Raises HTTPException beyond _PAGES_MAX."""
         if self._pages >= _PAGES_MAX:
             raise HTTPException(429, f"at most {_PAGES_MAX} pages at a time")
         self._pages += 1
@@ -238,11 +238,12 @@ class OpsApp(Starlette):
 
 
 class _NoPages:
-    """Refuses what a browser asks for on behalf of another site's page, and lets none take an answer for a page.
+    """Refuses requests that a browser makes for another site's page, and stops browsers from embedding answers.
 
-    A page tells where it is from (Origin, Sec-Fetch-Site), unless its own name was made to lead here (DNS rebinding):
-    then the name in Host is none of ours. Ours are addresses, and names without a dot, which nobody can register; where
-    a token is wanted, all names, for no page has it, and the health checks tell nothing secret.
+    A browser names the page's site (Origin, Sec-Fetch-Site). The exception is DNS rebinding, where the page's own name
+    was made to lead here; then Host holds a name that is not ours. Our names are addresses, and names without a dot,
+    which nobody can register. Where a token is required any name is accepted: a page does not have the token, and the
+    health checks reveal nothing secret.
     """
 
     def __init__(self, app: ASGIApp, *, is_guarded: bool) -> None:
@@ -272,7 +273,7 @@ class _NoPages:
             values.setdefault(name, set()).add(value.decode("latin-1").lower())
         hosts = values.get(b"host", set())
         if not self._is_guarded and not all(map(_is_ours, hosts)):
-            return "the name in Host is none that leads to this port for sure: use an address, or localhost"
+            return "the name in Host is not known to be this port's: use an address, or localhost"
         if values.get(b"sec-fetch-site", set()) - {"same-origin", "none"}:
             return "pages of other sites are not answered"
         if values.get(b"origin", set()) - {f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts}:
@@ -281,7 +282,7 @@ class _NoPages:
 
 
 def _is_ours(host: str) -> bool:
-    """Whether no stranger can have made this name, with or without a port behind it, lead here."""
+    """Whether a Host value is a name or address that a stranger can't have made lead here."""
     name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     try:
         ip_address(name)
@@ -291,7 +292,7 @@ def _is_ours(host: str) -> bool:
 
 
 class _TokenWanted:
-    """Refuses callers without the token, but for the health checks: probes have none, and learn nothing secret."""
+    """Refuses callers without the token, except for the health checks: probes have no token, and learn no secrets."""
 
     def __init__(self, app: ASGIApp, sha256: str) -> None:
         self._app = app
@@ -303,7 +304,7 @@ class _TokenWanted:
             scheme, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
             right = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), self._sha256)
             if scheme.lower() != b"bearer" or not right:
-                response = _problem_response(HTTPStatus.UNAUTHORIZED, "a bearer token is wanted")
+                response = _problem_response(HTTPStatus.UNAUTHORIZED, "a bearer token is required")
                 response.headers["www-authenticate"] = "Bearer"
                 await response(scope, receive, send)
                 return
@@ -311,7 +312,7 @@ class _TokenWanted:
 
 
 class _Page(Response):
-    """Things in JSON, sent one by one, so that what a slow reader does not take yet is here once, and in no buffer."""
+    """A JSON answer sent item by item: what a slow reader has not taken yet is in memory once, and in no buffer."""
 
     media_type = "application/json"
 
@@ -338,7 +339,7 @@ class _Page(Response):
 
 
 def _no_parameters_but(request: Request, *names: str) -> None:
-    """Refuse a parameter that would have no effect: whoever misspells one would take all for what was asked for."""
+    """Refuse unknown parameters: a misspelled one would have no effect, and its sender would not notice."""
     for name in request.query_params:
         if name not in names:
             raise HTTPException(400, f"there is no parameter {name!r}; there are {', '.join(names)}")
@@ -352,7 +353,7 @@ def _count(request: Request) -> int:
 
 
 def _wanted(body: bytes) -> tuple[list[str] | None, str]:
-    """The verdicts that a replay asks for, None for all of them, and where it begins."""
+    """The verdicts that a replay asks for (None: all), and where it begins."""
     try:
         wanted = orjson.loads(body or b"{}")
     except ValueError:
@@ -384,7 +385,7 @@ def _problem_response(status: HTTPStatus, detail: str) -> Response:
 async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  # for the type checker: registered for nothing else
     response = _problem_response(HTTPStatus(error.status_code), error.detail)
-    response.headers.update(error.headers or {})  # a 405 tells what is allowed
+    response.headers.update(error.headers or {})  # a 405 lists the allowed methods
     return response
 
 

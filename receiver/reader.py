@@ -1,7 +1,7 @@
-"""The contract for looking on: `tail`, `sessions` and the operations port read topics beside whoever writes them.
+"""The contract for reading topics while they are written, as `tail`, `sessions` and the operations port do.
 
-A reader takes no part in the flow and changes nothing. It sees what was committed, and only that; what retention
-has removed is skipped without an error. All methods raise Unavailable when the backend can't be read now.
+A reader changes nothing. It sees only what was committed, and skips without an error what retention has removed. All
+methods raise Unavailable when the backend can't be read now.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from receiver.core.session_record import session_value
 _POSITION_DIGITS_MAX = 18
 
 Cursor = dict[int, int]
-"""Where a reader stands on a topic: the next position to read, by partition."""
+"""A reader's position on a topic: the next position to read, by partition."""
 
 
 def cursor_text(cursor: Cursor) -> str:
@@ -28,15 +28,15 @@ def cursor_text(cursor: Cursor) -> str:
     return ",".join(f"{partition}-{position}" for partition, position in sorted(cursor.items()))
 
 
-#: What a reader gives at once, in bytes as the backend keeps them, unless it is a single record.
+#: Bytes that a reader returns at once, as the backend keeps them, unless a single record is longer.
 PAGE_BYTES_MAX = 4 * 1024 * 1024
 
 PassedOver = Callable[[str, str], None]
-"""Who is told of a record that nobody can make anything of: where it stands, as `qod.sessions-0-17`, and why."""
+"""A callback for unreadable records: the record's place, such as `qod.sessions-0-17`, and the reason."""
 
 
 def nobody(_place: str, _why: str) -> None:
-    """Nobody is told."""
+    """Ignore unreadable records."""
 
 
 class Reader(Protocol):
@@ -47,11 +47,11 @@ class Reader(Protocol):
         ...
 
     async def beginning(self, topic: str) -> Cursor:
-        """Where the oldest records kept are. Raises KeyError for a topic that does not exist."""
+        """The positions of the oldest records kept. Raises KeyError for a topic that does not exist."""
         ...
 
     async def end(self, topic: str) -> Cursor:
-        """Behind the newest records. Raises KeyError for a topic that does not exist."""
+        """The positions behind the newest records. Raises KeyError for a topic that does not exist."""
         ...
 
     async def records(
@@ -59,16 +59,14 @@ class Reader(Protocol):
     ) -> Sequence[Record]:
         """At most `count_max` records from `cursor` on, in the order of each partition; empty where there are none yet.
 
-        Of more than `bytes_max` bytes only where it is one record.
-
-        The cursor is moved behind what is returned.
+        They have at most `bytes_max` bytes, unless a single record is longer. The cursor is moved behind them.
         """
         ...
 
     async def cursor(self, topic: str, start: str) -> Cursor:
-        """Where `start` says: `beginning`, `end`, the text of a cursor, or a position that holds for every partition.
+        """The cursor for `start`: `beginning`, `end`, a cursor's text, or one position for every partition.
 
-        Raises KeyError for a topic that does not exist, ValueError for another text.
+        Raises KeyError for a topic that does not exist, ValueError for any other text.
         """
         if start == "end":
             return await self.end(topic)
@@ -85,11 +83,11 @@ class Reader(Protocol):
         return cursor
 
     async def sessions(self, qos_status: QosStatus | None, count_max: int) -> Sequence[Session]:
-        """The sessions remembered, last touched first; fewer than `count_max` where they take very much room."""
+        """The sessions remembered, last touched first; fewer than `count_max` where they are very long."""
         ...
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
-        """The sessions of a sender that are not UNAVAILABLE, and those with these ids, whosever they are."""
+        """The sessions of a sender that are not UNAVAILABLE, and all sessions with these ids, of any sender."""
         ...
 
     async def session_counts(self) -> dict[QosStatus, int]:
@@ -103,7 +101,7 @@ def session_fields(session: Session) -> dict[str, Any]:
 
 
 def within(records: Iterable[Record], count_max: int, bytes_max: int) -> Iterator[Record]:
-    """The first of the records, so many and of so many bytes, but one of them always."""
+    """The first records, at most `count_max` and `bytes_max` bytes, but always one."""
     taken_bytes = 0
     for record in islice(records, count_max):
         taken_bytes += bytes_of(record.message)
@@ -113,7 +111,7 @@ def within(records: Iterable[Record], count_max: int, bytes_max: int) -> Iterato
 
 
 def is_asked_for(session: Session, sender: str, session_ids: Collection[str]) -> bool:
-    """Whether it is one of `Reader.sessions_of`."""
+    """Whether a session belongs to the result of `Reader.sessions_of`."""
     return session.session_id in session_ids or (
         session.qos_status is not QosStatus.UNAVAILABLE and session.sender == sender
     )

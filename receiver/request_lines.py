@@ -1,7 +1,7 @@
-"""The lines of requests in the log: rendered as structlog would render them, but on the spot, and written in groups.
+"""Log lines of requests: rendered as structlog renders them, but directly, and written in groups.
 
-structlog's chain costs 6 µs a line, a third of what a notification may cost in all. Lines wait at most
-LINE_DELAY_SECONDS. The fields are an allow-list: no header and no body gets here, so no token does.
+structlog's chain costs 6 µs a line, a third of the budget of a notification. Lines wait at most LINE_DELAY_SECONDS.
+The fields are an allow-list without headers and bodies, so no token is logged.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _LINES_MAX = 256
 
 
 class Line(Protocol):
-    """What the log tells of a request. It must not be changed once it is told."""
+    """The log's facts of a request. They must not change after `RequestLines.add`."""
 
     received_micros: int
     outcome: str
@@ -33,7 +33,7 @@ class Line(Protocol):
 
 
 class RequestLines:
-    """Lines that wait to be written to `stream`; `count` is given each group of them before."""
+    """Lines that wait to be written to `stream`; `count` is called with each group first."""
 
     def __init__(
         self, stream: TextIO, log_format: Literal["json", "console"], count: Callable[[Sequence[Line]], None]
@@ -45,7 +45,7 @@ class RequestLines:
         self._render = _console_line if log_format == "console" else _json_line
 
     def add(self, line: Line) -> None:
-        """Have a line written soon. A loop runs."""
+        """Write a line soon. Needs a running event loop."""
         if not self._lines:
             asyncio.get_running_loop().call_later(LINE_DELAY_SECONDS, self.flush)
         self._lines.append(line)
@@ -53,7 +53,7 @@ class RequestLines:
             self.flush()
 
     def flush(self) -> None:
-        """Count and write the lines that wait."""
+        """Count and write the waiting lines."""
         lines, self._lines = self._lines, []
         if lines:
             self._count(lines)

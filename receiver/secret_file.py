@@ -1,7 +1,7 @@
-"""Secrets of our own, one that signs minted tokens and one that devices are hashed with.
+"""Our own secrets: one signs minted tokens, one hashes devices.
 
 Each is the configured one, else a file in the data directory, made when first needed. `serve` and another command may
-both be the first, at once: whoever links the file into place wins, and the other reads it.
+both be the first, at once: the first to link the file into place wins, and the other reads it.
 """
 
 import secrets
@@ -20,17 +20,17 @@ _LENGTH_MIN = 32
 
 
 def mint_secret(settings: Settings) -> bytes:
-    """What signs minted tokens. Raises Unavailable where its file can't be read or made."""
+    """The secret that signs minted tokens. Raises Unavailable where its file can't be read or made."""
     return _secret(settings.auth.mint_secret, settings.data / FILE_NAME)
 
 
 def device_key(settings: Settings) -> bytes:
-    """What devices are hashed with. Raises Unavailable where its file can't be read or made."""
+    """The key that devices are hashed with. Raises Unavailable where its file can't be read or made."""
     return _secret(settings.api.device_key, settings.data / DEVICE_KEY_FILE_NAME)
 
 
 def is_made(settings: Settings) -> bool:
-    """Whether there is a secret already, so that a token may have been minted."""
+    """Whether the secret for tokens exists already, so that a token may have been minted."""
     return settings.auth.mint_secret is not None or (settings.data / FILE_NAME).exists()
 
 
@@ -40,11 +40,11 @@ def _secret(configured: SecretStr | None, path: Path) -> bytes:
     try:
         if not path.exists():
             make_directory(path.parent)
-            # A token that outlives its secret would be refused after a power cut.
+            # Durably: if a power cut removed the secret, tokens that were minted with it would be refused.
             write_durably(path, secrets.token_hex(32).encode(), is_new=True)
         secret = path.read_bytes().strip()
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}", reason="credentials") from error
     if len(secret) < _LENGTH_MIN:
-        raise Unavailable(f"{path} is no secret: it has less than {_LENGTH_MIN} bytes", reason="credentials")
+        raise Unavailable(f"{path} is too short for a secret: under {_LENGTH_MIN} bytes", reason="credentials")
     return secret

@@ -1,8 +1,8 @@
 """Settings: one frozen tree, with a unit and bounds in every field.
 
 A value comes from the first place that has it: the command line, the environment (`QOD_RECEIVER_EDGE__PORT`, lists as
-JSON), the configuration file (TOML, a table per section), the default. A name that does not exist is an error in each
-of them. `settings_layers.py` reads these places and tells what is wrong.
+JSON), the configuration file (TOML, a table per section), the default. An unknown name is an error in each of them.
+`settings_layers.py` reads these places and explains faults.
 """
 
 import ipaddress
@@ -68,12 +68,12 @@ OneOrMore = BeforeValidator(_one_or_more)
 Texts = Annotated[tuple[str, ...], Field(min_length=1), OneOrMore]
 
 
-#: A broker takes a mebibyte at a time unless it is told otherwise, and a dead letter is a third longer than its body.
+#: A broker accepts a mebibyte at a time by default, and a dead letter is a third longer than its body.
 _KAFKA_BODY_BYTES_MAX = 512 * 1024
 
 
 class EdgeSettings(Section):
-    """Where senders post to, and how much of our time and memory they get."""
+    """The public port, and how much time and memory senders get."""
 
     host: Host = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 is every IPv4 address")
     port: Port = Field(default=8080, description="Port to listen on; 0 takes a free one")
@@ -92,9 +92,7 @@ class EdgeSettings(Section):
             ),
         ]
         | None
-    ) = Field(
-        default=None, description="URL that senders post to, where a proxy stands between; used in what `serve` prints"
-    )
+    ) = Field(default=None, description="URL that senders post to, if a proxy is in front; `serve` prints it")
     query_tokens: bool = Field(default=False, description="Accept a token as ?access_token= or ?apikey= too")
     body_bytes_max: int = Field(default=65_536, ge=1024, le=16 * 1024 * 1024, description="Longest body, in bytes")
     body_timeout_seconds: float = Field(default=10, ge=0.1, le=300, description="Time for a whole body to arrive")
@@ -109,31 +107,31 @@ class EdgeSettings(Section):
         default=2000,
         ge=1,
         le=1_000_000,
-        description="Connections at a time; for one more the longest idle one is closed",
+        description="Connections at a time; one more closes the longest idle one",
     )
     connections_per_address_max: int = Field(
-        default=1000, ge=1, le=1_000_000, description="Connections at a time from one address, but for trusted_proxies"
+        default=1000, ge=1, le=1_000_000, description="Connections at a time from one address, except trusted_proxies"
     )
     trusted_proxies: tuple[Address, ...] = Field(
         default=(), description="Proxies whose X-Forwarded-For tells the sender's address"
     )
     in_flight_max: int = Field(
-        default=5000, ge=1, le=1_000_000, description="Requests at a time, half of them from one sender; more get 429"
+        default=5000, ge=1, le=1_000_000, description="Requests at a time, at most half from one sender; more get 429"
     )
     in_flight_bytes_max: int = Field(
         default=64 * 1024 * 1024,
         ge=1024,
         le=64 * 1024**3,
-        description="Bytes of all bodies in memory at a time, half of them from one sender; more get 429",
+        description="Bytes of all bodies in memory at a time, at most half from one sender; more get 429",
     )
     sender_share: int = Field(
-        default=64, ge=1, le=1_000_000, description="Requests that each sender may have at a time whatever others have"
+        default=64, ge=1, le=1_000_000, description="Requests each sender may have at a time, whatever others have"
     )
     sender_share_bytes: int = Field(
         default=1024 * 1024,
         ge=0,
         le=1024**3,
-        description="Bytes of bodies that each sender may have at a time whatever others have; one body at least",
+        description="Bytes of bodies each sender may have at a time, whatever others have; at least one body",
     )
     rate_per_second: float = Field(
         default=0, ge=0, le=1_000_000, description="Notifications per second from one sender; 0 is no limit"
@@ -158,14 +156,14 @@ class EdgeSettings(Section):
         if value is not None and path is not None:
             told = re.sub("/+", "/", urlsplit(value).path).rstrip("/")
             if told not in {path, f"{path}/notifications"}:
-                raise ValueError(f"a URL with the path of edge.path, {path}: any other is answered 404")
+                raise ValueError(f"a URL with the path of edge.path, {path}: any other path is answered 404")
         return value
 
     @field_validator("in_flight_bytes_max")
     @classmethod
     def _holds_a_body(cls, value: int, info: ValidationInfo) -> int:
         if value < info.data.get("body_bytes_max", 0):
-            raise ValueError("at least edge.body_bytes_max, or no body of that length could be taken")
+            raise ValueError("at least edge.body_bytes_max, or no body of that length could be accepted")
         return value
 
 
@@ -187,7 +185,7 @@ class OpsSettings(Section):
 
 
 class RetentionSettings(Section):
-    """How long things are kept."""
+    """How long data is kept."""
 
     inbox_hours: float = Field(
         default=168, ge=0.01, le=87_600, description="Notifications in the inbox, once they are routed"
@@ -197,32 +195,32 @@ class RetentionSettings(Section):
         default=96,
         ge=0.01,
         le=87_600,
-        description="A session after its last event; repetitions are recognized that long",
+        description="A session after its last event; repetitions are recognized for that time",
     )
 
 
 class KafkaSettings(Section):
-    """The cluster that keeps everything; without bootstrap servers it is one file in the data directory."""
+    """The Kafka cluster that keeps everything; without bootstrap servers a file in the data directory does."""
 
     bootstrap_servers: Annotated[tuple[HostPort, ...], BeforeValidator(_comma_separated)] = Field(
         default=(), description="Brokers (bootstrap servers), separated by commas"
     )
     group: Topic = Field(
-        default="router", description="Name of the routers' consumer group, behind the prefix: one for all of them"
+        default="router", description="Name of the routers' consumer group, behind the prefix; the same for all routers"
     )
     append_timeout_seconds: float = Field(
-        default=2, ge=0.1, le=60, description="Time for Kafka to keep a notification before the disk does"
+        default=2, ge=0.1, le=60, description="Time for Kafka to keep a notification before the spool does"
     )
     spool_bytes_max: int = Field(
         default=1024**3,
         ge=1024 * 1024,
         le=1024**5,
-        description="Most that the spool takes on disk, its log included, in bytes",
+        description="Most bytes that the spool takes on disk, its log included",
     )
-    create_topics: bool = Field(default=True, description="Make topics that are missing when `serve` starts")
-    partitions: int = Field(default=12, ge=1, le=10_000, description="Partitions of each topic that is made")
+    create_topics: bool = Field(default=True, description="Create missing topics when `serve` starts")
+    partitions: int = Field(default=12, ge=1, le=10_000, description="Partitions of each topic that is created")
     replication_factor: int | None = Field(
-        default=None, ge=1, le=15, description="Replicas of each topic that is made; else 3, or as many as brokers"
+        default=None, ge=1, le=15, description="Replicas of each topic that is created; else 3, or one per broker"
     )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         default="PLAINTEXT", description="Security protocol of the brokers' listener"
@@ -235,10 +233,10 @@ class KafkaSettings(Section):
         default=None, validate_default=True, description="Private key (PEM) of that certificate"
     )
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
-        default="PLAIN", description="SASL mechanism, where the protocol begins with SASL"
+        default="PLAIN", description="SASL mechanism, for protocols that begin with SASL"
     )
     sasl_username: str | None = Field(
-        default=None, min_length=1, validate_default=True, description="User name, with PLAIN and SCRAM"
+        default=None, min_length=1, validate_default=True, description="User name, for PLAIN and SCRAM"
     )
     sasl_password: SecretStr | None = Field(
         default=None, min_length=1, validate_default=True, description="Password of that user"
@@ -260,7 +258,7 @@ class KafkaSettings(Section):
     @classmethod
     def _where_there_is_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("security_protocol", "SSL") not in {"SSL", "SASL_SSL"}:
-            raise ValueError("nothing, or kafka.security_protocol SSL or SASL_SSL: else it has no effect")
+            raise ValueError("unset, unless kafka.security_protocol is SSL or SASL_SSL: else it has no effect")
         return value
 
     @field_validator("tls_ca_file", "tls_certificate_file")
@@ -294,9 +292,9 @@ class KafkaSettings(Section):
 def _of_mechanisms(
     mechanisms: tuple[str, ...], value: str | SecretStr | None, info: ValidationInfo, *, required: bool
 ) -> str | SecretStr | None:
-    """The value, which some ways to log in want and others don't know."""
+    """The value of a setting that some SASL mechanisms need and the others do not know."""
     protocol, mechanism = info.data.get("security_protocol"), info.data.get("sasl_mechanism")
-    if protocol is None or mechanism is None:  # wrong themselves
+    if protocol is None or mechanism is None:  # these are wrong themselves, and reported
         return value
     wanted = protocol.startswith("SASL") and mechanism in mechanisms
     if wanted and required and value is None:
@@ -304,14 +302,14 @@ def _of_mechanisms(
     if not wanted and value is not None:
         told = ", ".join(mechanisms)
         raise ValueError(
-            f"nothing, or kafka.security_protocol SASL_SSL or SASL_PLAINTEXT and kafka.sasl_mechanism {told}: "
+            f"unset, unless kafka.security_protocol is SASL_SSL or SASL_PLAINTEXT and kafka.sasl_mechanism {told}: "
             "else it has no effect"
         )
     return value
 
 
 class ApiSettings(Section):
-    """The operator's QoD API, to make sessions and to find what was never notified; without base_url there is none."""
+    """The operator's QoD API, to create sessions and to find what was never notified; unused without base_url."""
 
     base_url: (
         Annotated[str, text(r"^https?://[^\s?#]+$", "an http or https URL, such as https://api.example.com/v1")] | None
@@ -328,34 +326,34 @@ class ApiSettings(Section):
     scope: str | None = Field(
         default="qod:sessions:read qod:sessions:write", description="OAuth scope; empty asks for none"
     )
-    audience: str | None = Field(default=None, min_length=1, description="OAuth audience, where the server wants one")
+    audience: str | None = Field(default=None, min_length=1, description="OAuth audience, if the server requires one")
     headers: Annotated[Mapping[str, SecretStr], AfterValidator(more_headers)] = Field(
         default={},
-        json_schema_extra={"allowed": "a table of names of headers and their values"},
+        json_schema_extra={"allowed": "a table of header names and their values"},
         description="More headers for the API and its token server, such as a gateway's key",
     )
     sender: SenderName | None = Field(
         default=None,
         validate_default=True,
-        description="Name of the sender that this API's notifications come from, as its tokens have it",
+        description="Sender of this API's notifications, as named in its tokens",
     )
     timeout_seconds: float = Field(default=10, ge=0.1, le=300, description="Time for an answer")
     attempts_max: int = Field(
-        default=4, ge=1, le=20, description="How often a request is made, but for one that makes a session"
+        default=4, ge=1, le=20, description="Attempts at a request, except one that creates a session"
     )
     reconcile_seconds: float = Field(
         default=60, ge=0, le=86_400, description="Time between two comparisons of its sessions with ours; 0 is never"
     )
     grace_seconds: float = Field(
-        default=30, ge=0, le=3600, description="Time that a status stays unnotified before it is told all the same"
+        default=30, ge=0, le=3600, description="Time that a status waits for its notification before it is told without"
     )
     device_key: SecretStr | None = Field(
         default=None,
         min_length=32,
-        description="Key of the hash that stands for a device; else the file device-key in the data directory",
+        description="Key of the hash that identifies a device; by default in the file device-key in the data directory",
     )
     device_identifiers: bool = Field(
-        default=False, description="Tell the device's own identifiers on the topics too: personal data"
+        default=False, description="Also put the device's own identifiers, which are personal data, on the topics"
     )
 
     @field_validator("token_url", "client_id", "client_secret", "sender")
@@ -371,12 +369,12 @@ class RouterSettings(Section):
 
     batch_max: int = Field(default=2000, ge=1, le=100_000, description="Notifications decided on in one transaction")
     resuming_senders: tuple[str, ...] = Field(
-        default=(), description="Senders that take a session up again after its end: then AVAILABLE counts by its time"
+        default=(), description="Senders that resume a session after its end; their AVAILABLE counts by its time"
     )
 
 
 class RouteSettings(Section):
-    """An additional topic. Every condition given must be met, each by any one of its values."""
+    """An additional topic. An event must meet every condition given, each by any one of its values."""
 
     topic: Topic = Field(description="Name of the topic, without the prefix")
     sender: Texts | None = Field(default=None, description="Names of senders")
@@ -384,9 +382,9 @@ class RouteSettings(Section):
         default=None, description="The new status"
     )
     status_info: Texts | None = Field(default=None, description="The reason for the end")
-    unexpected: bool | None = Field(default=None, description="Whether it is an end that nobody asked for")
+    unexpected: bool | None = Field(default=None, description="Whether the end is unexpected: nobody asked for it")
     event_type: Annotated[tuple[EventType, ...], Field(min_length=1), OneOrMore] | None = Field(
-        default=None, description="The event's type, spelled as the sender spells it"
+        default=None, description="The event's type, as the sender spells it"
     )
 
     @field_validator("topic")
@@ -401,7 +399,7 @@ class LogSettings(Section):
     """The log, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least level that is logged"
+        default="info", description="Lowest level that is logged"
     )
     format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: console on a terminal, else JSON lines"
@@ -409,9 +407,9 @@ class LogSettings(Section):
 
 
 class Settings(Section):
-    """All of it. `load` reads it from its places, and explains faults."""
+    """All settings. `load` reads them from their places, and explains faults."""
 
-    prefix: Topic = Field(default="qod", description="What the topics' names begin with, before a dot")
+    prefix: Topic = Field(default="qod", description="Prefix of the topics' names, before a dot")
     data: Path = Field(default=Path("qod-data"), description="Directory of the inbox, the topics and the sessions")
     edge: EdgeSettings = EdgeSettings()
     auth: AuthSettings = AuthSettings()
@@ -428,12 +426,12 @@ class Settings(Section):
     def _takes_every_body(cls, value: KafkaSettings, info: ValidationInfo) -> KafkaSettings:
         edge = info.data.get("edge")
         if value.bootstrap_servers and edge is not None and edge.body_bytes_max > _KAFKA_BODY_BYTES_MAX:
-            raise ValueError(f"edge.body_bytes_max of at most {_KAFKA_BODY_BYTES_MAX}: brokers take no longer records")
+            raise ValueError(f"edge.body_bytes_max of at most {_KAFKA_BODY_BYTES_MAX}: brokers refuse longer ones")
         return value
 
 
 def option_of(data: Path) -> dict[str, str]:
-    """The option that leads another command to the data directory; none where its default does."""
+    """The option with which another command finds the data directory; none where the default does."""
     return {} if data == Settings.model_fields["data"].default else {"data": str(data)}
 
 
@@ -446,5 +444,5 @@ def load(config: Path | None, overrides: Mapping[str, object]) -> Settings:
 
 
 def layers(config: Path | None, overrides: Mapping[str, object]) -> Layers[Settings]:
-    """The same, with the places told apart. Raises SettingsError where the file can't be read."""
+    """The same settings, with their places kept apart. Raises SettingsError where the file can't be read."""
     return Layers(Settings, config, overrides, OPTIONS, ENV_PREFIX)

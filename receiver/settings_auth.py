@@ -1,4 +1,4 @@
-"""Settings of who may post; see `settings.py`."""
+"""Settings of the senders that may post; see `settings.py`."""
 
 from typing import Annotated, Literal
 
@@ -12,10 +12,10 @@ HeaderName = Annotated[str, text(r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$", "the nam
 class TokenSettings(Section):
     """A token that a sender presents, known only by its hash. Several may be valid at once, for rotation."""
 
-    sender: SenderName = Field(description="Whose token this is")
+    sender: SenderName = Field(description="Name of the sender that presents this token")
     sha256: Sha256 = Field(description="SHA-256 of the token, in hexadecimal")
-    not_before: AwareDatetime | None = Field(default=None, description="From when on it is valid")
-    not_after: AwareDatetime | None = Field(default=None, description="Until when it is valid")
+    not_before: AwareDatetime | None = Field(default=None, description="Time from which it is valid")
+    not_after: AwareDatetime | None = Field(default=None, description="Time until which it is valid")
 
     @field_validator("not_after")
     @classmethod
@@ -29,9 +29,9 @@ class TokenSettings(Section):
 class JwtSettings(Section):
     """An authorization server whose JWTs are accepted (CAMARA's PRIVATE_KEY_JWT senders present such)."""
 
-    issuer: str = Field(min_length=1, description="What `iss` must be")
+    issuer: str = Field(min_length=1, description="Required value of `iss`")
     audience: str | None = Field(
-        default=None, min_length=1, description="What `aud` must name; without it, with audience_optional, anybody"
+        default=None, min_length=1, description="Audience that `aud` must name; needed unless audience_optional"
     )
     audience_optional: bool = Field(
         default=False, validate_default=True, description="Accept tokens that leave `aud` out too"
@@ -42,20 +42,18 @@ class JwtSettings(Section):
             r"^(https://|http://(localhost|127\.0\.0\.1|\[::1\])[:/])\S+$",
             "an https URL (http on the loopback interface only)",
         ),
-    ] = Field(description="Where the server's keys are")
+    ] = Field(description="URL of the server's keys (JWKS)")
     algorithms: tuple[
         Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"], ...
     ] = Field(default=("RS256", "ES256"), min_length=1, description="Signature algorithms accepted")
     sender: SenderName | None = Field(
-        default=None, description="Name of every sender with such a token; else the claim's value"
+        default=None, description="Name of every sender with such a token; by default the value of sender_claim"
     )
     sender_claim: str = Field(default="sub", min_length=1, description="Claim that has the sender's name")
     sender_prefix: Annotated[
         str, text(r"^([A-Za-z0-9][A-Za-z0-9._@:+/-]{0,63})?$", "up to 64 letters, digits and ._@:+/-")
-    ] = Field(
-        default="", description="What is put before that claim's value, so that no other issuer can tell the same name"
-    )
-    leeway_seconds: float = Field(default=30, ge=0, le=300, description="How far clocks may differ")
+    ] = Field(default="", description="Text before that claim's value, so that no other issuer can give the same name")
+    leeway_seconds: float = Field(default=30, ge=0, le=300, description="Tolerated difference between clocks")
     refresh_min_seconds: float = Field(
         default=30, ge=1, le=3600, description="Least time between two fetches for an unknown key id"
     )
@@ -66,7 +64,7 @@ class JwtSettings(Section):
     @classmethod
     def _for_us(cls, value: bool, info: ValidationInfo) -> bool:
         if not value and info.data.get("audience", "") is None:
-            raise ValueError("true where there is no audience: then tokens for anybody are accepted")
+            raise ValueError("true where there is no audience, since tokens for any audience are then accepted")
         return value
 
 
@@ -79,12 +77,12 @@ class AuthSettings(Section):
     tokens: tuple[TokenSettings, ...] = Field(default=(), description="Tokens of senders")
     jwt: tuple[JwtSettings, ...] = Field(default=(), description="Authorization servers of senders")
     headers: tuple[HeaderName, ...] = Field(
-        default=(), description="More headers that may have the token, where a gateway puts its own into Authorization"
+        default=(), description="More headers that may hold the token, where a gateway puts its own in Authorization"
     )
     mint_secret: SecretStr | None = Field(
         default=None,
         min_length=32,
-        description="Secret that signs minted tokens; else the file token-secret in the data directory",
+        description="Secret that signs minted tokens; by default in the file token-secret in the data directory",
     )
 
     @field_validator("tokens")
@@ -103,6 +101,6 @@ class AuthSettings(Section):
         if len(set(prefixes)) < len(prefixes):
             raise ValueError(
                 "a sender, or a sender_prefix of its own, for each issuer but one: "
-                "else two of them could tell the same sender's name"
+                "else two of them could give the same sender's name"
             )
         return value

@@ -1,4 +1,4 @@
-"""What fields of settings are made of: the base of all sections, and the types that several of them have."""
+"""Building blocks of settings: the base class of all sections, and the types that several sections use."""
 
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from receiver.core.notification import SENDER_NAME
 
 
 def text(pattern: str, allowed: str) -> Any:  # noqa: ANN401  # what Field returns
-    """A field of text, with its pattern in words."""
+    """A text field; `allowed` states its pattern in words."""
     return Field(pattern=pattern, json_schema_extra={"allowed": allowed})
 
 

@@ -1,8 +1,7 @@
-"""Layers: a tree of settings read from the command line, the environment and a TOML file, and what is wrong with it.
+"""Layers: a tree of settings read from the command line, the environment and a TOML file, with its faults explained.
 
-Every fault is found at once, and each tells the setting, the place of its value and what is allowed there, in words
-made from the tree's own JSON Schema. No value is ever repeated: a credential pasted into the wrong line stays out of
-the log.
+All faults are found at once. Each names the setting, the place of its value and the values allowed, in words made from
+the tree's own JSON Schema. No value is ever repeated: a credential pasted into the wrong line stays out of the log.
 """
 
 import json
@@ -25,15 +24,15 @@ _Tree = TypeVar("_Tree", bound=BaseModel)
 #: A setting's place in the tree: names, and numbers in lists.
 SettingPath = tuple[str | int, ...]
 
-#: Variables with the settings' prefix that are none: they tell the command line where to look.
+#: Variables with the settings' prefix that are not settings: the command line uses them.
 _NO_SETTINGS = frozenset({"QOD_RECEIVER_CONFIG"})
 
 
 class Layers(Generic[_Tree]):
     """The places that settings come from, kept apart so that each value's place can be told.
 
-    A variable is a setting's path in capitals behind `env_prefix`, with `__` between the names. `options` names the
-    command line's option for a dotted path. Raises SettingsError where the file is no TOML.
+    A variable is named after a setting's path: `env_prefix`, then the path in capitals with `__` between the names.
+    `options` has the command-line option of a dotted path. Raises SettingsError where the file is not TOML.
     """
 
     def __init__(
@@ -61,14 +60,14 @@ class Layers(Generic[_Tree]):
         self._variables = self._read_variables()
 
     def settings(self) -> _Tree:
-        """All layers in one, the higher over the lower. Raises SettingsError."""
+        """The settings, higher layers taking precedence over lower ones. Raises SettingsError."""
         problems = list(self._unknown_variables())
         try:
             settings = self._tree(**_over(self._options, _over(self._variables, self._file)))
         except ValidationError as error:
             details = error.errors(include_input=False, include_url=False)
             wrong_members = {detail["loc"][:-1] for detail in details}
-            # A list whose members are all wrong counts as empty too, which would tell the same fault twice.
+            # pydantic also reports a list as too short when all its members are wrong: the same fault twice.
             problems += (
                 self._problem(detail)
                 for detail in details
@@ -79,7 +78,7 @@ class Layers(Generic[_Tree]):
         return settings
 
     def place(self, path: SettingPath) -> str | None:
-        """Where the value at `path` comes from, as exactly as is known; None for a default."""
+        """The place of the value at `path`, as exactly as is known; None for a default."""
         if _has(self._options, path):
             name = ".".join(map(str, path))
             return f"{self._option_names.get(name, name)} on the command line"
@@ -93,7 +92,7 @@ class Layers(Generic[_Tree]):
         return None
 
     def _read_variables(self) -> dict[str, Any]:
-        """The tree that the variables make, a whole section as JSON below its single settings."""
+        """The tree of the variables. A single setting takes precedence over a whole section given as JSON."""
         tree: dict[str, Any] = {}
         for variable, spelled in sorted(self._variable_names.items()):
             path = variable.removeprefix(self._env_prefix).lower().split("__")
@@ -123,7 +122,7 @@ class Layers(Generic[_Tree]):
 
 
 def _over(higher: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]:
-    """Both trees in one, the higher's values in place of the lower's."""
+    """Both trees merged, the higher's values in place of the lower's."""
     both = dict(lower)
     for name, value in higher.items():
         below = lower.get(name)
@@ -132,7 +131,7 @@ def _over(higher: Mapping[str, Any], lower: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _decoded(tree: Any, path: Sequence[str], text: str) -> object:  # noqa: ANN401  # an annotation
-    """A variable's value: JSON where a list or a table is wanted, else the text. Validation names what is no JSON."""
+    """A variable's value: decoded JSON where a list or a table is wanted, else the text. Validation finds bad JSON."""
     for name in path:
         fields: Mapping[str, Any] = next(
             (each.model_fields for each in (tree, *get_args(tree)) if _is_kind(each, BaseModel)), {}
@@ -158,7 +157,7 @@ def _read(config: Path) -> str:
 
 
 def _lines(text: str) -> dict[SettingPath, int]:
-    """The line of each table and each setting of a TOML text; what is within one value has no line of its own."""
+    """The line of each table and each setting of a TOML text. Parts of a value have no line of their own."""
     lines: dict[SettingPath, int] = {}
     table: SettingPath = ()
     counts: dict[SettingPath, int] = {}
@@ -167,16 +166,16 @@ def _lines(text: str) -> dict[SettingPath, int]:
         try:
             tree = tomllib.loads(line if is_header else f"{line.partition('=')[0]}=0" if "=" in line else "")
         except tomllib.TOMLDecodeError:
-            continue  # part of a value over several lines
+            continue  # a line within a longer value
         path: SettingPath = () if is_header else table
         while isinstance(tree, dict) and tree:
             (name, value), *_ = tree.items()
             path = (*path, name)
             lines.setdefault(path, number)
-            if isinstance(value, list):  # [[name]]: one more of them
+            if isinstance(value, list):  # [[name]]: one more element
                 counts[path] = counts.get(path, -1) + 1
                 path, value = (*path, counts[path]), value[0]
-            elif is_header and value and path in counts:  # [name.below]: of the latest
+            elif is_header and value and path in counts:  # [name.below]: belongs to the latest element
                 path = (*path, counts[path])
             tree = value
         if is_header:
@@ -210,12 +209,12 @@ def _has(layer: object, path: SettingPath) -> bool:
 
 
 def _begins(path: SettingPath) -> Iterator[SettingPath]:
-    """The path and all that it begins with, the longest first."""
+    """The path and its prefixes, longest first."""
     return (path[:length] for length in range(len(path), 0, -1))
 
 
 def _dotted(path: SettingPath) -> str:
-    """`auth.tokens[0].sha256`."""
+    """The path as text, such as `auth.tokens[0].sha256`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
@@ -225,7 +224,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 
 
 def describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]:
-    """What the tree's JSON Schema says of the setting at `path`; empty where nothing is there."""
+    """The part of the tree's JSON Schema for the setting at `path`; empty if there is none."""
     here = schema
     for part in (None, *path):
         if isinstance(part, str):
@@ -240,7 +239,7 @@ def describe(schema: Mapping[str, Any], path: SettingPath) -> Mapping[str, Any]:
 
 
 def allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR0911  # a table of shapes
-    """What may stand at `path`, in words."""
+    """The values allowed at `path`, in words."""
     match describe(schema, path):
         case {"allowed": str(words)}:
             return words
@@ -251,7 +250,7 @@ def allowed(schema: Mapping[str, Any], path: SettingPath) -> str:  # noqa: PLR09
         case {"type": "boolean"}:
             return "true or false"
         case {"type": "array", **rest}:
-            return f"a list{', not empty' if rest.get('minItems') else ''}, each of it {allowed(schema, (*path, 0))}"
+            return f"a list{', not empty' if rest.get('minItems') else ''}, each element {allowed(schema, (*path, 0))}"
         case {"type": "object", "properties": names}:
             return f"a table of {', '.join(names)}"
         case {"format": "date-time"}:

@@ -1,4 +1,4 @@
-"""What is wrong with settings, each fault with its place."""
+"""Faults in settings, each with its place."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Problem(NamedTuple):
 
 
 class SettingsError(Exception):
-    """The settings are wrong; `problems` has all that is."""
+    """The settings are wrong; `problems` lists every fault."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))

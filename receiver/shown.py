@@ -1,4 +1,4 @@
-"""URLs as people and logs may see them: without their secrets. Pure."""
+"""URLs with their secrets hidden, for people and logs. Pure."""
 
 import re
 
@@ -7,7 +7,7 @@ _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)(?:([^/?#:]*)(?::([^/?#]*))?@)?(
 
 
 def shown_url(text: str) -> str:
-    """A URL without the password and the values of its query, which are secrets where they are there; else the text."""
+    """A URL with its password and the values of its query hidden; any other text unchanged."""
     found = _URL.fullmatch(text)
     if found is None:
         return text

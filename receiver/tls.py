@@ -1,13 +1,13 @@
-"""TLS as a client: certificates and keys from files, and in words what is wrong with them."""
+"""TLS as a client: certificates and keys from files, and their faults in words."""
 
 import ssl
 from pathlib import Path
 
 
 def client_context(ca_file: Path | None, certificate_file: Path | None, key_file: Path | None) -> ssl.SSLContext:
-    """A context that trusts `ca_file` (None: what the system trusts), and shows a certificate where one is given.
+    """A context that trusts `ca_file` (None: the system's authorities) and presents a certificate if one is given.
 
-    Raises ValueError, with a word of what should have been there.
+    Raises ValueError; the message names what the file should have been.
     """
     context = trusting(ca_file)
     if certificate_file is not None and key_file is not None:
@@ -32,5 +32,5 @@ def trusting(file: Path | None) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Else the terminal would be asked for it, and a process without one would wait for ever."""
+    """Without this OpenSSL would ask the terminal for a password, and a process without a terminal would hang."""
     return ""

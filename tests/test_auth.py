@@ -190,12 +190,12 @@ def test_a_token_may_stand_in_another_header(authorization: bytes | None, others
 @pytest.mark.parametrize(
     ("authorization", "message"),
     [
-        (b"", "a bearer token is wanted"),
-        (b" ", "a bearer token is wanted"),
+        (b"", "a bearer token is required"),
+        (b" ", "a bearer token is required"),
         (b"x", None),
-        (b"Bearer", "a bearer token is wanted"),
-        (b"Bearer ", "a bearer token is wanted"),
-        (b"Bearer:", "a bearer token is wanted"),
+        (b"Bearer", "a bearer token is required"),
+        (b"Bearer ", "a bearer token is required"),
+        (b"Bearer:", "a bearer token is required"),
         (b"Bearer Bearer ", None),
         (b"Basic eDp5", None),
         (b"Bearerx y", None),
@@ -215,7 +215,7 @@ def test_what_is_no_token_is_refused(authorization: bytes, message: str | None) 
 
 def test_without_a_token_only_the_anonymous_are_let_in() -> None:
     """No header at all is refused, unless that was switched on; a wrong one is refused all the same."""
-    with pytest.raises(Refused, match="a bearer token is wanted"):
+    with pytest.raises(Refused, match="a bearer token is required"):
         authenticate(None, Credentials(), NOW)
     open_to_all = Credentials(anonymous=True)
     assert authenticate(None, open_to_all, NOW) == ANONYMOUS

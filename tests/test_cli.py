@@ -158,7 +158,7 @@ def test_a_secret_that_is_none_is_not_used(qod: Qod, tmp_path: Path) -> None:
     (tmp_path / "token-secret").touch()
     outcome = qod("token", "mint", "--data", str(tmp_path), "--sender", "a")
     assert (outcome.status, outcome.out) == (1, "")
-    assert "token-secret is no secret" in outcome.err
+    assert "token-secret is too short" in outcome.err
 
 
 def test_check_config_names_every_wrong_setting(qod: Qod, tmp_path: Path) -> None:

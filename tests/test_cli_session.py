@@ -184,7 +184,7 @@ def test_notifications_come_to_the_receiver(tmp_path: Path, api: Session) -> Non
     try:
         outcome = api("create", *DEVICE, *WANTED, "--data", str(tmp_path / "data"), "--json")
         assert outcome.status == 0, outcome.err
-        assert f"are to go to {receiver.edge_url}, which a sender elsewhere can't reach" in outcome.err
+        assert f"go to {receiver.edge_url}, which a sender elsewhere can't reach" in outcome.err
         receiver.wait_until_routed(1)
         found = httpx2.get(f"{receiver.ops_url}/sessions", timeout=SECONDS_MAX).json()
     finally:
@@ -257,7 +257,7 @@ async def test_a_creation_whose_answer_is_lost(tmp_path: Path) -> None:
         api.script(cut(201, {**SESSION, "device": {"phoneNumber": PHONE}}))
         outcome = await run("create", *DEVICE, *WANTED, *URL, "--data", str(tmp_path), **environment(api.url))
     assert (outcome.status, outcome.out) == (1, "")
-    assert outcome.err.endswith("; it may have been made: see `session list`\n")
+    assert outcome.err.endswith("; it may have been created: see `session list`\n")
     assert len(api.posts()) == 1
     assert_discreet(outcome)
 
@@ -364,11 +364,11 @@ def test_what_it_says_to_set_is_enough(session: Session, simulator: Process, mon
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("create", *WANTED), "a device is wanted"),
+        (("create", *WANTED), "a device is required"),
         (("create", "--phone", PHONE[1:], *WANTED), "a phone number has"),
         (("create", "--phone", f"{PHONE}x", *WANTED), "a phone number has"),
-        (("create", PHONE, *WANTED), "a device is told by --phone"),
-        (("create", *DEVICE, *WANTED, NAI), "a device is told by --phone"),
+        (("create", PHONE, *WANTED), "a device is named by --phone"),
+        (("create", *DEVICE, *WANTED, NAI), "a device is named by --phone"),
         (("create", "--ipv4", f"{IPV4}:99999", *WANTED), "IPv4 address"),
         (("create", "--ipv6", f"{IPV6}/64", *WANTED), "IPv6 address"),
         (("create", "--nai", "", *WANTED), "network access identifier"),

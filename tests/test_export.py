@@ -415,7 +415,7 @@ def test_without_brokers_there_is_nowhere_to_carry_to(tmp_path: Path) -> None:
         [*COMMAND, "export"], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
     )
     assert outcome.returncode == 2
-    assert "brokers are wanted" in outcome.stderr
+    assert "brokers are required" in outcome.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -503,7 +503,7 @@ def test_another_cluster_is_carried_to_from_the_beginning(directory: Directory) 
 def test_a_damaged_ledger_is_refused(content: bytes, tmp_path: Path) -> None:
     """No export begins anew because nobody can read how far it came."""
     (tmp_path / MILESTONES_NAME).write_bytes(content)
-    with pytest.raises(Unavailable, match="without which all would be carried once more"):
+    with pytest.raises(Unavailable, match="without it everything would be carried again"):
         Milestones(tmp_path)
 
 

@@ -424,8 +424,8 @@ def credentials(server: TokenServer, timeout_seconds: float = SECONDS_MAX) -> Ka
         (200, b"[1]", "answers without a token"),
         (200, b'{"access_token": 17}', "answers without a token"),
         (200, b'{"access_token": "a\\u0001b"}', "answers without a token"),
-        (200, b'{"access_token": "a.b", "expires_in": -1}', "answers with a token that is over"),
-        (200, b" " * 300_000, "answers at too great length"),
+        (200, b'{"access_token": "a.b", "expires_in": -1}', "answers with an expired token"),
+        (200, b" " * 300_000, "answers with too much content"),
     ],
 )
 async def test_an_answer_without_a_token(tokens: TokenServer, status: int, content: bytes, told: str) -> None:

@@ -89,9 +89,7 @@ async def test_a_gateways_word_ends_nobody(told: object) -> None:
     async with comparing(live(2)) as (api, reconciler):
         api.script(answer(200, []), answer(404, told))
         assert not await reconciler.compare()
-        assert (
-            "does not tell of 2 sessions that its list does not have: the QoD API answers 404" in reconciler.complaint
-        )
+        assert "does not answer for 2 sessions that its list lacks: the QoD API answers 404" in reconciler.complaint
         assert reconciler.unanswered_count == 2
         api.script(answer(200, [{**SESSION, "sessionId": f"s-{number}"} for number in range(2)]))
         await reconciler.compare()
@@ -126,7 +124,7 @@ async def test_an_api_that_forgot_everything_ends_nobody() -> None:
     """That nearly all are gone at once, before their time, is taken for the API's mistake, or for the wrong client."""
     async with comparing(live(100)) as (api, reconciler):
         api.script(answer(200, []), GONE)
-        with pytest.raises(ReceiverError, match="100 of our 100 sessions no more"):
+        with pytest.raises(ReceiverError, match="no longer knows 100 of our 100 sessions"):
             await reconciler.compare()
 
 
@@ -136,7 +134,7 @@ async def test_an_api_that_forgot_many_ends_nobody(count: int, monkeypatch: pyte
     monkeypatch.setattr("receiver.qod.reconciler._ASKED_MAX", 100)
     async with comparing(live(count)) as (api, reconciler):
         api.script(answer(200, []), GONE)
-        with pytest.raises(ReceiverError, match=f"about {count} of our {count} sessions no more"):
+        with pytest.raises(ReceiverError, match=f"no longer knows about {count} of our {count} sessions"):
             await reconciler.compare()
 
 

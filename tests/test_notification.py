@@ -509,7 +509,7 @@ PRINTABLE = "must be at most 2048 printable characters"
     [
         (b"", "the body is empty"),
         (b" \r\n\t", "the body is empty"),
-        (b"[]", "the body is an array that no notification can be read of"),
+        (b"[]", "the body is an array without a readable notification"),
         (b"null", "the body is not a JSON object"),
         (b"17", "the body is not a JSON object"),
         (b'"{}"', NEITHER),
@@ -627,7 +627,7 @@ def test_what_tells_no_change_is_malformed(tree: dict[str, Any], message: str) -
 )
 def test_a_member_has_one_value(body: bytes) -> None:
     """A name with two values in an object, at whatever depth and however spelled, is refused: readers differ."""
-    assert refusal(body) == "a member stands twice in one object, with two values"
+    assert refusal(body) == "a member appears twice in one object, with two values"
 
 
 BARE = Event("s-1", UNAVAILABLE, None, None, None, None, "SESSION_TERMINATED", Dialect.BARE, (Oddity.JSON,))

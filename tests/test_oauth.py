@@ -163,12 +163,12 @@ async def test_a_token_that_can_be_used_is_used(reply: Reply, token: str, server
         (answer(200, {"access_token": "a b"}), "answers without a token"),
         (answer(200, {"access_token": "ä"}), "answers without a token"),
         (encoded(200, TOKEN, "br", b"x"), "answers in the encoding br, which was not asked for"),
-        (encoded(200, TOKEN, "gzip", b"{}"), "answers what is not encoded as it says: gzip"),
-        (encoded(200, "x" * 100_000_000, "gzip"), "answers at too great length"),
+        (encoded(200, TOKEN, "gzip", b"{}"), "answers content that is not in the encoding it declares: gzip"),
+        (encoded(200, "x" * 100_000_000, "gzip"), "answers with too much content"),
         (answer(403, {"message": "no Route matched"}), "answers 403: no Route matched"),
         (answer(503, {"title": "Down", "detail": "for a while"}), "answers 503: Down: for a while"),
         (answer(403, {"message": f"{SECRET} of {CLIENT_ID}\x1b[2J is none"}), "answers 403: … of cli [2J is none"),
-        (answer(429, retry_after="3600"), "answers 429, and wants to be left alone for 3600 s"),
+        (answer(429, retry_after="3600"), "answers 429, with a Retry-After of 3600 s"),
     ],
 )
 async def test_what_is_no_token_is_told(reply: Reply, told: str, server: FaultyApi) -> None:

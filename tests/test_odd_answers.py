@@ -169,20 +169,23 @@ async def test_pages_are_followed(replies: Sequence[Reply], count: int, paths: S
 PARTS: dict[str, tuple[Sequence[Reply], str]] = {
     "the same again": (
         [answer(200, some(1, 2), x_total_count="5")],
-        "lists only 2 of 5 sessions: page 2 has no others",
+        "lists only 2 of 5 sessions: page 2 has no new sessions",
     ),
     "an end too early": (
         [answer(200, some(1, 2), x_total_count="5"), answer(200, [])],
-        "lists only 2 of 5 sessions: page 2 has no others",
+        "lists only 2 of 5 sessions: page 2 has no new sessions",
     ),
-    "a link in a circle": ([answer(200, some(1), **link("?page=2"))], "lists only 1 sessions: page 2 has no others"),
+    "a link in a circle": (
+        [answer(200, some(1), **link("?page=2"))],
+        "lists only 1 sessions: page 2 has no new sessions",
+    ),
     "another host": (
         [answer(200, some(1), **link("https://api.example.com/v1/qod/sessions?page=2"))],
         "lists only 1 sessions: the next page is not on the API's host",
     ),
     "another port": ([answer(200, some(1), **link("//127.0.0.1:9/x"))], "the next page is not on the API's host"),
     "no URL": ([answer(200, some(1), **link("http://[::"))], "the next page is not on the API's host"),
-    "206": ([answer(206, some(1, 2))], "answers 206, with a part of the list, and not where the rest is"),
+    "206": ([answer(206, some(1, 2))], "answers 206, with a part of the list and without a link to the rest"),
     "a page that fails": ([answer(200, some(1), x_total_count="2"), answer(500)], "answers 500"),
     "a page that is cut": ([answer(200, some(1), x_total_count="2"), cut(200, some(2))], "hung up"),
     "a page that is none": ([answer(200, some(1), x_total_count="2"), answer(200, b"<html>")], "it is not JSON"),
@@ -209,7 +212,7 @@ async def test_pages_have_an_end(api: FaultyApi, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(Unavailable, match="lists only 5 sessions: there are more than 5 pages"):
             await client.list()
         monkeypatch.setattr("receiver.qod.listing._BYTES_MAX", 300)
-        with pytest.raises(Unavailable, match="answers at too great length"):
+        with pytest.raises(Unavailable, match="answers with too much content"):
             await client.list()
     assert len(api.asked) < 10
 
@@ -279,9 +282,15 @@ async def test_an_answer_that_can_be_read_is_read(reply: Reply, api: FaultyApi) 
     [
         (encoded(200, SESSION, "br", b"x"), "answers in the encoding br, which was not asked for"),
         (encoded(200, SESSION, "gzip, br", b"x"), "answers in the encoding br, which was not asked for"),
-        (encoded(200, SESSION, "\x1b[2J", b"x"), "answers in the encoding that nobody knows, which was not asked for"),
-        (encoded(200, SESSION, "gzip", orjson.dumps(SESSION)), "answers what is not encoded as it says: gzip"),
-        (encoded(200, "x" * 100_000_000, "gzip"), "answers at too great length"),
+        (
+            encoded(200, SESSION, "\x1b[2J", b"x"),
+            "answers in the encoding with a malformed name, which was not asked for",
+        ),
+        (
+            encoded(200, SESSION, "gzip", orjson.dumps(SESSION)),
+            "answers content that is not in the encoding it declares: gzip",
+        ),
+        (encoded(200, "x" * 100_000_000, "gzip"), "answers with too much content"),
     ],
 )
 async def test_an_encoding_that_can_not_be_read_is_told(reply: Reply, told: str, api: FaultyApi) -> None:
@@ -321,6 +330,6 @@ async def test_a_long_wait_is_told_in_words(api: FaultyApi) -> None:
     """Where the API wants to be left alone, an operator reads for how long."""
     api.script(error(503, "UNAVAILABLE", "down", retry_after="7200"))
     async with QodClient(api.settings()) as client:
-        with pytest.raises(Unavailable, match=r"503 \(UNAVAILABLE\): down, and wants to be left alone for 7200 s"):
+        with pytest.raises(Unavailable, match=r"503 \(UNAVAILABLE\): down, with a Retry-After of 7200 s"):
             await client.list()
     assert len(api.asked) == 1

@@ -358,7 +358,7 @@ async def test_a_long_wait_is_told(operation: Operation, text: str, seconds: int
     """An API that wants a longer pause than anybody waits for is asked once, and the pause is told."""
     faulty.script(error(429, "TOO_MANY_REQUESTS", "slow down", retry_after=text), answer(200, SESSION))
     caught = await failure_of(operation, faulty.settings())
-    assert f"slow down, and wants to be left alone for {seconds} s (x-correlator" in caught.message
+    assert f"slow down, with a Retry-After of {seconds} s (x-correlator" in caught.message
     assert caught.retry_after_seconds == seconds
     assert len(faulty.asked) == 1
 
@@ -400,13 +400,13 @@ async def test_a_creation_is_posted_once(reply: Reply, faulty: FaultyApi, log: p
     faulty.script(reply)
     caught = await failure_of(CREATE, faulty.settings(attempts_max=10))
     assert isinstance(caught, Unavailable)
-    assert caught.message.endswith("it may have been made: see `session list`")
+    assert caught.message.endswith("it may have been created: see `session list`")
     assert len(faulty.asked) == 1
     assert_discreet(log, caught)
 
 
 async def test_a_creation_that_was_too_much_is_posted_again(faulty: FaultyApi) -> None:
-    """An answer of 429 says that nothing was made: the creation is posted again, and nothing may have been made."""
+    """An answer of 429 says that nothing was made: the creation is posted again, and nothing may have been created."""
     too_much = error(429, "TOO_MANY_REQUESTS", "slow down")
     faulty.script(too_much, too_much, answer(201, SESSION))
     async with QodClient(faulty.settings()) as client:
@@ -414,7 +414,7 @@ async def test_a_creation_that_was_too_much_is_posted_again(faulty: FaultyApi) -
     assert len(faulty.posts()) == 3
     faulty.script(too_much)
     caught = await failure_of(CREATE, faulty.settings(attempts_max=2))
-    assert "may have been made" not in caught.message
+    assert "may have been created" not in caught.message
     assert len(faulty.posts()) == 5
 
 
@@ -423,7 +423,7 @@ async def test_a_creation_whose_answer_is_late_is_posted_once(faulty: FaultyApi,
     faulty.script(silent())
     caught = await failure_of(CREATE, faulty.settings(timeout_seconds=SHORT_SECONDS))
     assert caught.message.startswith("the QoD API did not answer within 2 s (x-correlator ")
-    assert caught.message.endswith("it may have been made: see `session list`")
+    assert caught.message.endswith("it may have been created: see `session list`")
     assert len(faulty.asked) == 1
     assert_discreet(log, caught)
 
@@ -447,7 +447,7 @@ async def test_a_creation_whose_answer_can_not_be_read(
     caught = await failure_of(CREATE, faulty.settings())
     assert isinstance(caught, Unavailable)
     assert "answers what can't be read: " in caught.message
-    assert caught.message.endswith("it may have been made: see `session list`")
+    assert caught.message.endswith("it may have been created: see `session list`")
     assert len(faulty.asked) == 1
     assert_discreet(log, caught)
 
@@ -456,7 +456,7 @@ async def test_a_creation_that_was_lost_is_there_once(log: pytest.LogCaptureFixt
     """A connection that is cut before the answer leaves one session, which can be found."""
     async with simulated(Options()) as api, QodClient(settings_of(api)) as direct, _losing_answers(api.url) as url:
         caught = await failure_of(CREATE, settings_of(api, base_url=f"{url}/v1"))
-        assert "it may have been made" in caught.message
+        assert "it may have been created" in caught.message
         assert len((await direct.list()).sessions) == 1
     assert_discreet(log, caught)
 
@@ -497,13 +497,13 @@ async def test_a_creation_that_nobody_got_is_posted_again(faulty: FaultyApi, unu
 async def test_nobody_is_there(
     operation: Operation, faulty: FaultyApi, unused_tcp_port: int, log: pytest.LogCaptureFixture
 ) -> None:
-    """Where nobody listens that is told, and that something may have been made is not."""
+    """Where nobody listens that is told, and that something may have been created is not."""
     settings = faulty.settings(base_url=f"http://127.0.0.1:{unused_tcp_port}/v1", attempts_max=3)
     caught = await failure_of(operation, settings)
     assert isinstance(caught, Unavailable)
     assert caught.message.startswith("the QoD API can't be reached: ")
     assert "(3 attempts, x-correlator " in caught.message
-    assert "may have been made" not in caught.message
+    assert "may have been created" not in caught.message
     assert_discreet(log, caught)
 
 
@@ -513,7 +513,7 @@ async def test_nobody_can_be_there(operation: Operation, base_url: str, faulty: 
     """A base URL that leads nowhere is an error like any other."""
     caught = await failure_of(operation, faulty.settings(base_url=base_url, attempts_max=2))
     assert isinstance(caught, Unavailable)
-    assert "may have been made" not in caught.message
+    assert "may have been created" not in caught.message
 
 
 async def test_an_end_whose_answer_was_lost_is_an_end(faulty: FaultyApi) -> None:
@@ -549,8 +549,8 @@ async def test_an_answer_has_its_length(
     caught = await failure_of(operation, faulty.settings())
     if status == 200:
         assert isinstance(caught, Unavailable)
-        assert "the QoD API answers at too great length" in caught.message
-        assert ("may have been made" in caught.message) == (operation is CREATE)
+        assert "the QoD API answers with too much content" in caught.message
+        assert ("may have been created" in caught.message) == (operation is CREATE)
     else:
         assert isinstance(caught, ApiRefused)
         assert caught.message.startswith("the QoD API answers 400 (x-correlator")
@@ -610,7 +610,7 @@ async def test_a_certificate_of_nobody_is_not_trusted(
         caught = await failure_of(operation, settings)
     assert isinstance(caught, Unavailable)
     assert "certificate verify failed" in caught.message
-    assert "may have been made" not in caught.message
+    assert "may have been created" not in caught.message
     assert impostor.asked == []
     assert_discreet(log, caught)
 

@@ -275,7 +275,7 @@ def test_what_is_posted() -> None:
         ({"duration_seconds": 86_401}, "1 to 86400"),
         ({"server_ipv4": "example.com"}, "the server's IPv4 address"),
         ({"server_ipv6": "198.51.100.7"}, "the server's IPv6 address"),
-        (dict.fromkeys(("phone_number", "network_access_identifier", "ipv4", "ipv6")), "a device is wanted"),
+        (dict.fromkeys(("phone_number", "network_access_identifier", "ipv4", "ipv6")), "a device is required"),
     ],
 )
 def test_what_can_only_be_refused_is_no_request(changes: dict[str, Any], complaint: str) -> None:

@@ -325,7 +325,7 @@ async def test_a_gateways_word_ends_nobody_and_a_mistaken_end_is_taken_back(
             assert await asyncio.to_thread(status) == "AVAILABLE"
             ready = await asyncio.to_thread(httpx2.get, f"{receiver.ops_url}/readyz", timeout=SECONDS_MAX)
             assert ready.status_code == 200
-            assert "does not tell of 1 session that its list does not have" in ready.json()["checks"]["api"]
+            assert "does not answer for 1 session that its list lacks" in ready.json()["checks"]["api"]
             api.script(error(404, "NOT_FOUND", "there is no such session"))
             await until_it_is("UNAVAILABLE")
             api.routes[sessions_path] = answer(200, [listed])

@@ -111,9 +111,9 @@ def _unrecognized(session_id: str) -> bytes:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--role", "edge"), "Invalid value for --role: one process does everything over a data directory"),
-        (("--role", "router"), "Invalid value for --role: one process does everything over a data directory"),
-        (("--workers", "2"), "Invalid value for --workers: one process does everything over a data directory"),
+        (("--role", "edge"), "Invalid value for --role: one process serves a data directory"),
+        (("--role", "router"), "Invalid value for --role: one process serves a data directory"),
+        (("--workers", "2"), "Invalid value for --workers: one process serves a data directory"),
         (
             ("--role", "router", "--workers", "2", "--kafka", "127.0.0.1:9"),
             "Invalid value for --workers: a router is one process: start more of them instead",
@@ -251,7 +251,7 @@ def test_topics_are_made_and_checked(kafka: Brokers, tmp_path: Path, cli: Comman
     prefix, place = _prefix(), ("--kafka", kafka.bootstrap)
     assert cli("topics", "check", *place, PREFIX=prefix)[::2] == (
         1,
-        "qod-receiver: 5 differences, 5 of which no receiver runs with\n",
+        "qod-receiver: 5 differences, 5 of them unusable for a receiver\n",
     )
     status, (line,) = refused(
         tmp_path / "data", kafka.bootstrap, prefix, "--role", "router", KAFKA__CREATE_TOPICS="false"
@@ -263,8 +263,8 @@ def test_topics_are_made_and_checked(kafka: Brokers, tmp_path: Path, cli: Comman
     assert status == 1
     assert f"{prefix}.inbox does not exist" in said
     status, out, _ = cli("topics", "create", *place)
-    assert (status, out.splitlines()[-1]) == (0, "5 topics made")
-    assert cli("topics", "create", *place)[:2] == (0, "0 topics made\n")
+    assert (status, out.splitlines()[-1]) == (0, "5 topics created")
+    assert cli("topics", "create", *place)[:2] == (0, "0 topics created\n")
     assert cli("topics", "check", *place)[:2] == (0, "the topics are as the configuration says\n")
 
 
@@ -276,14 +276,14 @@ def test_differences_are_named(kafka: Brokers, tmp_path: Path, cli: Command) -> 
     assert out.count("has 3 partitions, the configuration says 4") == 6
     settings = {"KAFKA__PARTITIONS": "3", "KAFKA__REPLICATION_FACTOR": "2", "RETENTION__TOPICS_HOURS": "1"}
     status, out, said = cli("topics", "check", *place, **settings)
-    assert (status, said) == (1, "qod-receiver: 10 differences, 0 of which no receiver runs with\n")
+    assert (status, said) == (1, "qod-receiver: 10 differences, 0 of them unusable for a receiver\n")
     assert out.count("has 1 replicas, 2 are wanted") == 6
     assert out.count("has retention.ms=604800000, 3600000 is wanted") == 4
     _remake(kafka.bootstrap, f"{prefix}.status", partitions=2)
     _remake(kafka.bootstrap, f"{prefix}.sessions", partitions=3)
     settings = {"KAFKA__PARTITIONS": "3", "KAFKA__REPLICATION_FACTOR": "1", "RETENTION__TOPICS_HOURS": "168"}
     _, out, said = cli("topics", "check", *place, **settings)
-    assert said.endswith(", 2 of which no receiver runs with\n")
+    assert said.endswith(", 2 of them unusable for a receiver\n")
     assert "has cleanup.policy=delete, compact is wanted" in out
     assert f"has 2 partitions, {prefix}.inbox has 3" in out
     status, (line,) = refused(tmp_path / "data", kafka.bootstrap, prefix, "--role", "router")

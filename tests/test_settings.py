@@ -34,7 +34,7 @@ KAFKA_OAUTH = "[kafka]\nsecurity_protocol = 'SASL_PLAINTEXT'\nsasl_mechanism = '
 FOR_PLAIN = "required where kafka.security_protocol is SASL_SSL and kafka.sasl_mechanism PLAIN"
 FOR_SCRAM = "required where kafka.security_protocol is SASL_PLAINTEXT and kafka.sasl_mechanism SCRAM-SHA-512"
 FOR_OAUTH = "required where kafka.security_protocol is SASL_PLAINTEXT and kafka.sasl_mechanism OAUTHBEARER"
-FOR_TLS = "nothing, or kafka.security_protocol SSL or SASL_SSL: else it has no effect"
+FOR_TLS = "unset, unless kafka.security_protocol is SSL or SASL_SSL: else it has no effect"
 HEADER_VALUE = "1 to 4096 visible ASCII characters as the value of"
 SECTIONS = "prefix, data, edge, auth, ops, retention, kafka, router, api, routes, log"
 
@@ -117,7 +117,7 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
             "[edge]\nbody_bytes_max = 1000000\n[kafka]\nbootstrap_servers = 'k:9092'",
             "kafka",
             3,
-            "edge.body_bytes_max of at most 524288: brokers take no longer records",
+            "edge.body_bytes_max of at most 524288: brokers refuse longer ones",
         ),
         ("[edge]\nprot = 1", "edge.prot", 2, "no such setting; did you mean port?"),
         ("[egde]\nport = 1", "egde", 1, "no such setting; did you mean edge?"),
@@ -136,7 +136,7 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
             f"{JWT}jwks_url = 'https://x'\nalgorithms = []",
             "auth.jwt[0].algorithms",
             5,
-            f"a list, not empty, each of it {ALGORITHMS}",
+            f"a list, not empty, each element {ALGORITHMS}",
         ),
         ("[ops]\nhost = '0.0.0.0'", "ops.token_sha256", None, None),
         ("[ops]\nhost = 'qod.example'", "ops.token_sha256", None, None),
@@ -169,7 +169,7 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
         ("[kafka]\nsecurity_protocol = 'SASL'", "kafka.security_protocol", 2, None),
         ("[retention]\nsession_hours = -1", "retention.session_hours", 2, "a number from 0.01 to 87600"),
         ("[router]\nbatch_max = 0", "router.batch_max", 2, "a whole number from 1 to 100000"),
-        ("routes = 'x'", "routes", 1, f"a list, each of it {ROUTE}"),
+        ("routes = 'x'", "routes", 1, f"a list, each element {ROUTE}"),
         ("[[routes]]\ntopic = 'A'", "routes[0].topic", 2, NAMED),
         ("[[routes]]\ntopic = 'sessions'", "routes[0].topic", 2, None),
         (
@@ -178,10 +178,10 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
             3,
             f"one of {', '.join(QosStatus)}",
         ),
-        ("[[routes]]\ntopic = 'x'\nsender = []", "routes[0].sender", 3, "a list, not empty, each of it text"),
+        ("[[routes]]\ntopic = 'x'\nsender = []", "routes[0].sender", 3, "a list, not empty, each element text"),
         ("[log]\nlevel = 'loud'", "log.level", 2, "one of debug, info, warning, error"),
         ("[log]\nformat = 'xml'", "log.format", 2, "one of auto, json, console"),
-        ("[api]\nheaders = 'x-key: 1'", "api.headers", 2, "a table of names of headers and their values"),
+        ("[api]\nheaders = 'x-key: 1'", "api.headers", 2, "a table of header names and their values"),
         ("[api.headers]\nX-Key = 'ä'", "api.headers", 1, f"{HEADER_VALUE} x-key, with blanks within"),
         ("[api.headers]\nX-Key = ''", "api.headers", 1, f"{HEADER_VALUE} x-key, with blanks within"),
         ("[api.headers]\nX-Key = 7", "api.headers.X-Key", 2, "text"),
@@ -211,7 +211,7 @@ def test_a_wrong_setting_is_named_with_its_line_and_what_is_allowed(
         ("QOD_RECEIVER_EDGE", '{"port": "x"}', "edge.port", PORT),
         ("QOD_RECEIVER_EDGE__PROT", "1", "edge.prot", "no such setting; did you mean port?"),
         ("QOD_RECEIVER_PREFXI", "1", "prefxi", "no such setting; did you mean prefix?"),
-        ("QOD_RECEIVER_ROUTES", "[", "routes", f"a list, each of it {ROUTE}"),
+        ("QOD_RECEIVER_ROUTES", "[", "routes", f"a list, each element {ROUTE}"),
         ("QOD_RECEIVER_AUTH__TOKENS", f'[{{"sender": "a", "sha256": "{CREDENTIAL}"}}]', "auth.tokens[0].sha256", HASH),
         ("QOD_RECEIVER_AUTH__MINT_SECRET", CREDENTIAL, "auth.mint_secret", "text of at least 32 characters"),
     ],

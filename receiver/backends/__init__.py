@@ -1,1 +1,1 @@
-"""The places where notifications and messages are kept, each behind the contracts of `inbox.py` and `reader.py`."""
+"""The stores of notifications and messages, each behind the contracts of `inbox.py` and `reader.py`."""

@@ -1,4 +1,4 @@
-"""The directory that a process serves: its owner's alone, no other process's meanwhile, and its small files durable."""
+"""The directory that a process serves: private to its owner, locked by one process, with small files made durable."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ LOCK_NAME = "lock"
 
 
 class Lock:
-    """The right to serve a directory: held by one process at a time, and given back when it ends, however it ends."""
+    """The right to serve a directory. One process at a time holds it, and loses it when it ends in any way."""
 
     def __init__(self, directory: Path) -> None:
         self._descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -27,13 +27,13 @@ class Lock:
 
 
 def make_directory(directory: Path) -> None:
-    """Make a directory that is its owner's alone, unless there is one."""
+    """Make a directory that only its owner can use, unless it exists."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)
 
 
 def make_private(path: str) -> None:
-    """Make an empty file that is the owner's alone, unless there is one: its log and its index are as private then."""
+    """Make an empty file that only its owner can use, unless it exists. SQLite's log and index get the same rights."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -42,9 +42,9 @@ def make_private(path: str) -> None:
 
 
 def write_durably(path: Path, content: bytes, *, is_new: bool = False) -> None:
-    """Write a file that is the owner's alone: whole or not at all, and there after a power cut. Blocks.
+    """Write a file that only its owner can use: whole or not at all, and able to survive a power cut. Blocks.
 
-    It takes the place of one that is there; with `is_new` that one stays, as several may make it at once.
+    It replaces an existing file. With `is_new` an existing file stays, as several processes may make it at once.
     """
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8) if is_new else 'unfinished'}")
     unfinished.unlink(missing_ok=True)
@@ -66,7 +66,7 @@ def write_durably(path: Path, content: bytes, *, is_new: bool = False) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Have the names in a directory survive a power cut. Blocks."""
+    """Make the names in a directory survive a power cut. Blocks."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

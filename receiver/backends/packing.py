@@ -1,9 +1,9 @@
-"""Many small records in one blob: what a commit wrote together is one row of the file. Pure.
+"""Many small records in one blob: the records of one commit are one row of the file. Pure.
 
 A row for each record costs a B-tree insertion each; packed, sixty-four of them cost little more than one. A blob is the
-length of its index, the index, and the payloads one behind the other. The index is JSON, an array for each record that
-begins with the length of its payload (null: none). Its row keeps the CRC-32 of the blob, so that a flipped bit is found
-before anything is made of it.
+length of its index, the index, and the payloads one after the other. The index is JSON, an array for each record that
+begins with the length of its payload (null: none). The row keeps the CRC-32 of the blob, so that a flipped bit is found
+before the blob is used.
 """
 
 import struct
@@ -18,12 +18,12 @@ from receiver.core.notification import Notification, envelope_again
 
 _INDEX_BYTES = struct.Struct("<I")
 
-#: What is raised where a blob has a checksum that is right, and is another program's all the same.
+#: Errors of a blob with a valid checksum that another program wrote.
 _NOT_OURS = (ValueError, TypeError, struct.error)
 
 
 class Pack(NamedTuple):
-    """Records in one blob: how many, and the CRC-32 of the blob."""
+    """Records in one blob: their number, and the CRC-32 of the blob."""
 
     size: int
     crc: int
@@ -31,7 +31,7 @@ class Pack(NamedTuple):
 
 
 class Damaged(Exception):
-    """The blob is not what was written."""
+    """The blob is not as it was written."""
 
 
 def pack_notifications(notifications: Sequence[Notification]) -> Pack:
@@ -43,7 +43,7 @@ def pack_notifications(notifications: Sequence[Notification]) -> Pack:
 
 
 def _known(notification: Notification) -> tuple[Any, ...]:
-    """What the index has of a notification: all but its body, of which it has the length."""
+    """The index entry of a notification: everything but its body, with the body's length."""
     known = (
         len(notification.body),
         notification.key,
@@ -54,7 +54,7 @@ def _known(notification: Notification) -> tuple[Any, ...]:
         notification.traceparent,
         notification.origin,
     )
-    # Earlier releases had no envelope, and read packs without one.
+    # Packs without envelopes are as in earlier releases, which had none.
     return (*known, notification.envelope) if notification.envelope else known
 
 

@@ -1,27 +1,27 @@
-"""Room on the disk that is held for what makes room: a file with blocks of its own, beside the file that it is for.
+"""Reserved room on the disk for the operations that free room: a file with blocks of its own, beside the served file.
 
-On a full disk even a deletion needs room, and so does opening the file again. Appends are refused while the reserve is
-not whole, or has next to no room beside it, so that they never take what it is for.
+On a full disk even a deletion needs room, and so does reopening the file. Appends are refused while the reserve is not
+whole, or has next to no room beside it, so that they never use it up.
 """
 
 import os
 from pathlib import Path
 
 _NAME = "reserve"
-#: Twice the log, which an opening copies into the database, and then some for a batch's effects.
+#: Twice the log, which is copied into the database when the file is opened, and some more for a batch's effects.
 _BYTES_MAX = 32 * 1024 * 1024
 _BYTES_MIN = 256 * 1024
-#: A small disk is not all reserve.
+#: The reserve is at most this part of a small disk.
 _PART_OF_DISK = 8
-#: What is wanted beside it, for the log to grow, as a part of it.
+#: Room wanted beside the reserve, for the log to grow, as a part of the reserve.
 _PART_BESIDE = 2
 _BLOCK_BYTES = 512
 
 
 class Reserve:
-    """So many bytes of the disk that a directory is on: an eighth of it, 32 MiB at most.
+    """Reserved bytes of a directory's disk: an eighth of it, at most 32 MiB.
 
-    `is_safe` is whether it was whole, and had some room beside it, when that was looked at last.
+    `is_safe` is whether it was whole and had some room beside it at the last check.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -33,21 +33,21 @@ class Reserve:
 
     @property
     def wanted_bytes(self) -> int:
-        """What the disk should have for the reserve and beside it."""
+        """The room that the disk should have: the reserve, and some beside it."""
         return self.size_bytes + self.size_bytes // _PART_BESIDE
 
     def make(self) -> bool:
-        """Take what is missing from the disk, if it has that and some more; whether the reserve is safe now."""
+        """Allocate what is missing, if the disk has that and some more. Returns whether the reserve is safe now."""
         disk = os.statvfs(self._path.parent)
         missing_bytes = 0 if self._whole else self.size_bytes - self._had_bytes()
         self.is_safe = False
-        # To try without that would take the little that others may need.
+        # Without that room, trying would take the little that others may need.
         if disk.f_bavail * disk.f_frsize >= missing_bytes + self.wanted_bytes - self.size_bytes:
             self._whole = self.is_safe = self._whole or self._allocate()
         return self.is_safe
 
     def release(self) -> bool:
-        """Give it to whoever comes first; whether there was anything to give."""
+        """Free the reserve for any use. Returns whether there was anything to free."""
         self._whole = self.is_safe = False
         had_bytes = self._had_bytes()
         try:
@@ -56,7 +56,7 @@ class Reserve:
             return False
         try:
             os.ftruncate(descriptor, 0)
-            os.fsync(descriptor)  # some file systems free blocks no sooner
+            os.fsync(descriptor)  # some file systems free blocks only then
         except OSError:
             return False
         finally:
@@ -72,7 +72,7 @@ class Reserve:
             os.ftruncate(descriptor, self.size_bytes)
             os.posix_fallocate(descriptor, 0, self.size_bytes)
         except OSError:
-            os.ftruncate(descriptor, 0)  # a part of it is of no use here, and may be elsewhere
+            os.ftruncate(descriptor, 0)  # a part is useless here, and may be useful elsewhere
             return False
         finally:
             os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Notifications that Kafka does not take as they are, each in a file of its own, so that nothing behind one waits.
+"""Notifications that Kafka refuses as they are, each in a file of its own, so that nothing behind them waits.
 
-They were answered 204, so they are kept until a topic that takes them does: now and then each is tried again. What came
-behind one went on without it, so that it may be late when it gets there.
+They were answered 204, so they are kept until a topic accepts them: each is retried now and then. Notifications behind
+one went on without it, so it may be late when it arrives.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from receiver.inbox import Inbox
 
 _SUFFIX = ".json"
 _INTERVAL_SECONDS = 60.0
-#: While the inbox takes nothing, it is asked more often.
+#: Interval while the inbox fails.
 _INTERVAL_SECONDS_SOON = 2.0
 
 
 class Gauges(Protocol):
-    """What is told of them."""
+    """Receives the number of notifications that are set aside."""
 
     def set_aside(self, count: int, reason: str) -> None:
-        """`count` notifications lie here. `reason` tells why one more does; it is empty where none came."""
+        """`count` notifications are set aside. `reason` tells why one more is; it is empty if none was added."""
         ...
 
 
 class SetAside:
-    """A directory of them, which takes about `bytes_max` bytes and is made when the first one comes."""
+    """A directory of such notifications, of about `bytes_max` bytes at most. It is made when the first one comes."""
 
     def __init__(self, directory: Path, gauges: Gauges, *, bytes_max: int) -> None:
         self._directory = directory
@@ -46,21 +46,21 @@ class SetAside:
 
     @property
     def count(self) -> int:
-        """How many lie here."""
+        """The number of notifications set aside."""
         return len(self._sizes)
 
     @property
     def notice(self) -> str:
-        """The same in words for an operator; empty where there are none."""
+        """Their number and the latest reason, in words for an operator; empty if there are none."""
         return f"{self.count} notifications are set aside in {self._directory}: {self._why}" if self.count else ""
 
     def keep(self, notification: Notification, why: str) -> None:
-        """Keep one durably; one that lies here already is kept once. Blocks. Raises Unavailable."""
+        """Keep a notification durably; a copy of one that is kept already has no effect. Blocks. Raises Unavailable."""
         told = {**asdict(notification), "body": b64encode(notification.body).decode()}
         content = orjson.dumps(told, option=orjson.OPT_INDENT_2)
         path = self._directory / f"{notification.received_micros}-{sha256(content).hexdigest()[:16]}{_SUFFIX}"
         if sum(self._sizes.values()) + len(content) > self._bytes_max:
-            raise Unavailable(f"no room to set a notification aside that Kafka does not take: {why}", reason="spool")
+            raise Unavailable(f"no room to set aside a notification that Kafka refuses: {why}", reason="spool")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_durably(path, content)
@@ -72,7 +72,7 @@ class SetAside:
         self._gauges.set_aside(self.count, why)
 
     async def run(self, inbox: Inbox) -> None:
-        """Try each again, now and then, for ever."""
+        """Retry each notification now and then, for ever."""
         while True:
             self._look()
             interval_seconds = _INTERVAL_SECONDS
@@ -103,7 +103,7 @@ class SetAside:
 
 
 def _read(path: Path) -> Notification:
-    """Raises OSError, ValueError and TypeError."""
+    """Read a notification back. Raises OSError, ValueError and TypeError."""
     told = orjson.loads(path.read_bytes())
     envelope = envelope_again(told.pop("envelope", ()))  # files of earlier releases have none
     return Notification(**{**told, "body": b64decode(told["body"]), "envelope": envelope})

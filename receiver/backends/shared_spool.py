@@ -1,15 +1,15 @@
-"""One spool for all edges of a machine: edge 0 keeps it, the others hand it what Kafka could not take.
+"""One spool for all edges of a machine: edge 0 keeps it, and the others hand over what Kafka could not take.
 
-A session's next notification may come to another edge than the one before. Had each edge a spool of its own, an edge
-that reaches Kafka would overtake what waits on the disk of another.
+A session's next notification may come to another edge than the one before. If each edge had its own spool, an edge that
+reaches Kafka would overtake notifications on the disk of another edge.
 
 So there is one spool, and a mark in memory that all edges see: whether anything may be in the spool. While the mark is
-off, all that was answered 204 is in Kafka, and every edge appends there itself. While it is on, every edge hands what
-comes to the spool. The mark is set before anything is written, and taken back when all that was written is in Kafka.
-The edges need no agreement about either moment: what is on its way, to Kafka or to the spool, has no answer yet, so its
-sender has not posted what must stay behind it.
+off, everything that was answered 204 is in Kafka, and every edge appends there itself. While it is on, every edge hands
+its notifications to the spool. The mark is set before anything is written, and cleared when all of it is in Kafka. The
+edges need no agreement about either moment: a notification on its way, to Kafka or to the spool, has no answer yet, so
+its sender has not posted anything that must stay behind it.
 
-The mark begins on, as nobody has looked at the disk yet. It outlives the processes of edges, but not the process that
+The mark is on at first, as the disk has not been read yet. It outlives the edges' processes, but not the process that
 started them, with which all of them end.
 """
 
@@ -30,27 +30,27 @@ from receiver.core.errors import Unavailable
 from receiver.core.notification import Notification
 from receiver.inbox import Told, told_later
 
-#: What is handed over at a time. An edge waits for the answer before it hands over more, so that all else waits where
-#: its time limit is seen to.
+#: Notifications handed over at a time. An edge waits for the answer before it hands over more; all others wait in the
+#: edge, where their time limit is enforced.
 _GROUP_MAX = 512
 _GROUP_BYTES_MAX = 1024 * 1024
 
-#: What goes before a pack: its length in bytes, its CRC-32, and whether Kafka failed to take what is in it.
+#: Header of a pack: its length in bytes, its CRC-32, and whether Kafka had failed to take its notifications.
 _HEAD = Struct("<II?")
-#: What goes before an answer: its length in bytes.
+#: Header of an answer: its length in bytes.
 _ANSWER_HEAD = Struct("<I")
 
 _AGAIN_SECONDS = 0.05
 _EXPIRE_SECONDS_MIN = 0.1
-#: At a shutdown edge 0 waits so long for the others: theirs may be the last requests.
+#: At a shutdown edge 0 waits this long for the other edges, whose requests may be the last.
 _LAST_SECONDS_MAX = 15.0
 
 
 class SharedSpool:
-    """What edges share, made by the process that starts them, before it does.
+    """What edges share. The process that starts them makes it first.
 
     A connection is a pair of sockets, one of which is sent to edge 0. So it has no name that others could connect to,
-    needs no room on a disk, and waits while edge 0 is being started again.
+    needs no room on a disk, and stays open while edge 0 is being restarted.
     """
 
     def __init__(self) -> None:
@@ -66,11 +66,11 @@ class SharedSpool:
         return bool(self._mark[0])
 
     def set_open(self, is_open: bool) -> None:
-        """Edge 0 alone sets the mark."""
+        """Set the mark. Only edge 0 does."""
         self._mark[0] = is_open
 
     def connect(self) -> socket.socket:
-        """A connection to edge 0. Raises OSError where too many wait for it."""
+        """A connection to edge 0. Raises OSError if too many wait for it."""
         mine, other = socket.socketpair()
         with other:
             try:
@@ -82,13 +82,13 @@ class SharedSpool:
         return mine
 
     def close(self) -> None:
-        """Let go of what this process has of it."""
+        """Release this process's share of it."""
         self._asking.close()
         self._asked.close()
         self._mark.close()
 
     async def serve(self, spool: Spool) -> None:
-        """Keep for the other edges, for ever; when cancelled, until they have ended as well."""
+        """Keep notifications for the other edges, for ever; when cancelled, until those edges have ended too."""
         loop = asyncio.get_running_loop()
         serving: set[asyncio.Task[None]] = set()
 
@@ -112,18 +112,18 @@ class SharedSpool:
 
 
 class _Waiting(NamedTuple):
-    """A notification on its way to the spool."""
+    """A notification that waits for the spool."""
 
     began: float
     notification: Notification
     kept: asyncio.Future[None]
-    failed: bool  # whether Kafka could not take it
+    failed: bool  # whether Kafka failed to take it
 
 
 class DistantSpool:
-    """The spool as all edges but the first have it: `receiver.inbox.Inbox` is the contract. `run` hands over, for ever.
+    """The spool, as the edges other than edge 0 use it. `receiver.inbox.Inbox` is the contract. `run` hands over.
 
-    What waits is bounded by what the edge admits at a time, and none of it waits longer than the time limit.
+    The edge's admission limits how many notifications wait here, and none waits longer than the time limit.
     """
 
     def __init__(self, shared: SharedSpool, inbox: FallibleInbox, *, append_timeout_seconds: float) -> None:
@@ -138,7 +138,7 @@ class DistantSpool:
 
     @property
     def notice(self) -> str:
-        """Why notifications go to the disk, in words for an operator; empty while they don't."""
+        """Why notifications go to the disk, in words for an operator; empty while they do not."""
         return f"notifications wait on disk, see edge 0: {self._inbox.trouble or 'draining'}" if self._is_open else ""
 
     @property
@@ -159,7 +159,7 @@ class DistantSpool:
         told_later(self.append(notification), told)
 
     async def run(self) -> None:
-        """Hand over what waits. What edge 0 did not answer before it ended is handed over again when it is back."""
+        """Hand over, for ever. A group that edge 0 did not answer before it ended is handed over again."""
         while True:
             with contextlib.suppress(OSError, EOFError):
                 await self._connected(self._shared.connect())
@@ -197,7 +197,7 @@ class DistantSpool:
             self._deadline = loop.call_later(self._timeout_seconds, self._expire)
 
     def _fill_group(self) -> None:
-        """Take what is handed over next, unless there is something that edge 0 did not answer."""
+        """Take the next group, unless an earlier one is still unanswered."""
         self._group = [each for each in self._group if not each.kept.done()]
         if self._group:
             return
@@ -221,7 +221,7 @@ class DistantSpool:
                 each.kept.set_exception(Unavailable(message, reason=reason))
 
     def _expire(self) -> None:
-        """Refuse what has waited too long."""
+        """Refuse notifications that have waited too long."""
         loop = asyncio.get_running_loop()
         began_max = loop.time() - self._timeout_seconds
         for each in (*self._group, *self._waiting):
@@ -236,7 +236,7 @@ class DistantSpool:
 
 
 async def _serve(spool: Spool, connection: socket.socket) -> None:
-    """Keep what another edge hands over, until that edge has ended."""
+    """Keep what another edge hands over, until that edge ends."""
     connection.setblocking(False)
     with contextlib.suppress(OSError, EOFError, Damaged):
         reader, writer = await asyncio.open_unix_connection(sock=connection)

@@ -1,14 +1,14 @@
-"""An inbox before the inbox: it keeps on disk what Kafka cannot take now, and drains it in order when it can again.
+"""An inbox before the inbox: it keeps on disk what Kafka cannot take now, and drains it in order once Kafka can.
 
-While nothing is wrong it is not there: appends go straight to Kafka. The first that fails goes to the disk, and so
-does all that comes behind it until the disk is empty again, so that no notification of a session overtakes an older
-one. What failed may have arrived all the same, and is then there twice; the router knows repetitions.
+While nothing is wrong, appends go straight to Kafka. The first that fails goes to the disk, and so does everything
+behind it until the disk is empty again, so that no notification of a session overtakes an older one. A failed append
+may have arrived all the same, and is then in Kafka twice; the router recognizes repetitions.
 
-While the disk is being emptied, appends wait a moment for the batch on its way, and then only so many of them go to
-the disk that it holds less than before; the last ones go to Kafka. Else senders that never pause would keep it in use
-for ever, and could fill it faster than it empties, with nothing wrong any more.
+While the disk drains, appends wait a moment for the batch on its way. Then only some go to the disk, fewer than it
+lost, so that it holds less than before; the last ones go to Kafka. Otherwise senders that never pause would keep the
+disk in use for ever, and could fill it faster than it drains, although nothing is wrong any more.
 
-What Kafka has is noted on the disk (`spool_disk.py`). While that fails draining goes on all the same.
+What Kafka has is noted on the disk (`spool_disk.py`). Draining continues even while that fails.
 """
 
 import asyncio
@@ -27,46 +27,46 @@ from receiver.core.notification import Notification
 from receiver.inbox import Inbox, Told, told_later
 from receiver.reader import PassedOver, nobody
 
-#: Beside the spools: what Kafka does not take.
+#: Directory beside the spools, for notifications that Kafka refuses.
 SET_ASIDE = "set-aside"
 
 _AGAIN_SECONDS_FIRST = 0.2
 _AGAIN_SECONDS_MAX = 5.0
 _TIDY_AGAIN_SECONDS = 10.0
-#: Kafka is slow rather than back where a batch takes longer; appends don't wait for that.
+#: If a batch takes longer, Kafka is slow rather than back, and appends do not wait for it.
 _HOLD_SECONDS_MAX = 0.25
 
 
 class FallibleInbox(Inbox, Protocol):
-    """An inbox that may be away."""
+    """An inbox that may be unreachable."""
 
     def append(
         self,
         notification: Notification,
         otherwise: Callable[[Notification, asyncio.Future[None], Unavailable], None] | None = None,
     ) -> asyncio.Future[None]:
-        """See the contract. Where it fails, `otherwise` settles what was returned, in place of the error."""
+        """See the contract. If the append fails, `otherwise` settles the returned future in place of the error."""
         ...
 
 
 class Gauges(Protocol):
-    """What is told of a spool."""
+    """Receives the state of a spool."""
 
     def spooled(self, spool: str, notifications_count: int, spool_bytes: int) -> None:
-        """So much waits on the disk, in the spool of that name."""
+        """This many notifications and bytes wait on the disk, in the spool of that name."""
         ...
 
     def spool_failed(self, reason: str) -> None:
-        """Draining did not succeed."""
+        """Draining failed."""
         ...
 
     def set_aside(self, count: int, reason: str) -> None:
-        """`count` notifications that Kafka refuses lie beside the spool. `reason`: why one more does, or empty."""
+        """`count` notifications that Kafka refuses are set aside. `reason` tells why one more is; empty if none was."""
         ...
 
 
 class Held:
-    """Appends that wait a moment, for the batch that is on its way to Kafka, before `keep` writes them to the disk."""
+    """Appends that wait a moment for the batch on its way to Kafka, before `keep` writes them to the disk."""
 
     def __init__(self, keep: Callable[[Notification], asyncio.Future[None]]) -> None:
         self._keep = keep
@@ -74,7 +74,7 @@ class Held:
         self._timer: asyncio.TimerHandle | None = None
 
     def append(self, notification: Notification) -> asyncio.Future[None]:
-        """Have it wait where others do, or where a batch is on its way; else keep it."""
+        """Let it wait if others do, or if a batch is on its way; else keep it."""
         if self._timer is None and not self._waiting:
             return self._keep(notification)
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,11 +82,11 @@ class Held:
         return kept
 
     def begin(self) -> None:
-        """A batch is on its way; no append waits for it longer than _HOLD_SECONDS_MAX."""
+        """A batch is on its way. No append waits for it longer than _HOLD_SECONDS_MAX."""
         self._timer = asyncio.get_running_loop().call_later(_HOLD_SECONDS_MAX, self.end)
 
     def end(self, count_max: int | None = None) -> None:
-        """Keep those that wait, or so many of them; who comes next waits no more, unless some still do."""
+        """Keep all waiting appends, or `count_max` of them. New ones then do not wait, unless some still do."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -95,7 +95,7 @@ class Held:
             self._keep(notification).add_done_callback(partial(_pass_on, kept))
 
     def hand_over(self, append: Callable[[Notification], asyncio.Future[None]]) -> None:
-        """Give those that wait to `append` instead."""
+        """Pass all waiting appends to `append` instead."""
         waiting, self._waiting = self._waiting, deque()
         for notification, kept in waiting:
             append(notification).add_done_callback(partial(_pass_on, kept))
@@ -104,8 +104,9 @@ class Held:
 class Spool:
     """`receiver.inbox.Inbox` is the contract. `run` drains, for ever.
 
-    It takes at most about `bytes_max` bytes; beyond that an append is Unavailable. `opened` is told whether anything
-    may lie here: before it does, and when it is all in Kafka. `is_open` begins so, for something older lies elsewhere.
+    It takes about `bytes_max` bytes at most; beyond that an append is Unavailable. `opened` is called with whether
+    anything may be in the spool: before it is, and when all of it is in Kafka. `is_open` makes it begin so, if older
+    notifications wait elsewhere.
     """
 
     def __init__(
@@ -140,12 +141,12 @@ class Spool:
 
     @property
     def count(self) -> int:
-        """How many notifications wait on the disk."""
+        """The number of notifications on the disk."""
         return self._disk.count
 
     @property
     def notice(self) -> str:
-        """Why notifications go to the disk, in words for an operator; empty while they don't."""
+        """Why notifications go to the disk, in words for an operator; empty while they do not."""
         waiting = (
             f"{self.count} notifications wait on disk: {self._inbox.trouble or 'draining'}" if self._is_open else ""
         )
@@ -153,7 +154,7 @@ class Spool:
 
     @property
     def trouble(self) -> str:
-        """See the contract: empty as long as the disk can take what Kafka can't."""
+        """See the contract: empty while the disk can take what Kafka can't."""
         return self._disk.trouble if self._is_open else ""
 
     def append(self, notification: Notification) -> asyncio.Future[None]:
@@ -165,12 +166,12 @@ class Spool:
         told_later(self.append(notification), told)
 
     def keep(self, notification: Notification) -> asyncio.Future[None]:
-        """Keep what Kafka did not take, on the disk whatever Kafka would say now."""
+        """Keep what Kafka did not take: on the disk, even if Kafka could take it now."""
         self._set_open(True)
         return self._keep(notification)
 
     async def run(self) -> None:
-        """Drain whatever comes to lie here, and try again what was set aside."""
+        """Drain the disk, and retry what was set aside, for ever."""
         trying = asyncio.create_task(self._set_aside.run(self._inbox))
         try:
             while True:
@@ -183,7 +184,7 @@ class Spool:
             trying.cancel()
 
     async def empty(self) -> None:
-        """Drain until nothing lies here."""
+        """Drain until the disk is empty."""
         backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while self._is_open:
             try:
@@ -193,13 +194,13 @@ class Spool:
                     self._held.end()
             except Unavailable as error:
                 self._gauges.spool_failed(error.message)
-                await self._note()  # and find out whether the disk can be written, without any traffic
+                await self._note()  # also checks that the disk can be written
                 await asyncio.sleep(backoff.seconds())
             else:
                 backoff.reset()
 
     def close(self) -> None:
-        """Finish what is being written. What waits here is drained after the next start."""
+        """Finish writing. Notifications that wait here are drained after the next start."""
         self._disk.close()
 
     def _set_open(self, is_open: bool) -> None:
@@ -217,7 +218,7 @@ class Spool:
         return self._disk.append(notification, self._tell)
 
     async def _drain(self) -> None:
-        """Send what lies here until nothing does, then let appends go straight again. Raises Unavailable."""
+        """Send everything on the disk, then let appends go straight to Kafka again. Raises Unavailable."""
         drained_count = 0
         while self.count or self._disk.writing_count:
             if not self.count:
@@ -238,7 +239,7 @@ class Spool:
         self._tell()
 
     async def _note(self) -> bool:
-        """Note on the disk what Kafka has; whether that succeeded."""
+        """Note on the disk what Kafka has. Returns whether that succeeded."""
         try:
             return await self._disk.note()
         except Unavailable as error:
@@ -246,7 +247,7 @@ class Spool:
             return False
 
     async def _tidy(self) -> bool:
-        """Leave the file small and without anything that Kafka has; whether that succeeded."""
+        """Make the file small, without anything that Kafka has. Returns whether that succeeded."""
         is_noted = await self._note()
         try:
             await self._disk.shrink()
@@ -259,8 +260,8 @@ class Spool:
     async def _send(self, read: Unsent) -> int:
         """Send these in order; returns the position behind them.
 
-        What Kafka does not take as it is, is set aside. Raises Unavailable where some were not kept: those alone are
-        sent the next time.
+        Notifications that Kafka refuses as they are get set aside. Raises Unavailable if some were not kept: only those
+        are sent the next time.
         """
         outcomes = await asyncio.gather(*map(self._inbox.append, read.notifications), return_exceptions=True)
         unsent, failed = list[Notification](), None
@@ -276,7 +277,7 @@ class Spool:
         return read.next_position
 
     async def _put_aside(self, notification: Notification, why: Unwritable) -> Unavailable | None:
-        """Why it could not be put aside, None where it was."""
+        """Set a notification aside. Returns why that failed, None on success."""
         try:
             await self._disk.write(self._set_aside.keep, notification, why.message)
         except Unavailable as error:

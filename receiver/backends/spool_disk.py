@@ -1,7 +1,7 @@
-"""What a spool has on the disk: the embedded backend's file, with the same syncs and the same care after a failure.
+"""The disk of a spool: the embedded backend's file, with the same syncs and the same care after a failure.
 
-It is read from its beginning. What Kafka has is noted and removed; while that fails, what is noted is behind, and is
-sent again after a restart.
+It is read from its beginning. What Kafka has is noted and removed. While noting fails, the note lags behind, and the
+notifications that it misses are sent again after a restart.
 """
 
 import asyncio
@@ -26,27 +26,27 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _NO_EFFECTS = Effects((), (), ())
-#: What is sent at a time: enough for a few batches, few enough to be sent again when one of them fails.
+#: Notifications sent at a time: enough for a few batches, few enough to be sent again when one of them fails.
 _READ_MAX = 2_000
 _READ_BYTES_MAX = 8 * 1024 * 1024
 _RETAIN_ROWS_MAX = 10_000
-#: What a notification takes on disk besides its body, its index and SQLite's own included, is seldom more.
+#: The bytes that a notification takes on disk besides its body, index and SQLite's own included, are seldom more.
 _ROW_BYTES = 512
-#: Of what the spool may take, its log may take so much.
+#: The log may take this part of the spool's bytes.
 _LOG_PART = 16
-#: An empty file is made small again when it takes so much.
+#: An empty file is made small again from this size on.
 _SHRINK_BYTES = 1024 * 1024
 
 
 class Unsent(NamedTuple):
-    """What was read from the disk: all before a position, and what of that Kafka does not have yet."""
+    """Notifications before a position that were read from the disk, and that Kafka does not have yet."""
 
     notifications: Sequence[Notification]
     next_position: int
 
 
 class _SpoolFile(SqliteFile):
-    """A file that knows what it takes on the disk, see `SqliteFile.taken_bytes`."""
+    """A file that tracks its size on the disk, see `SqliteFile.taken_bytes`."""
 
     measured_bytes = 0
 
@@ -61,7 +61,7 @@ class _SpoolFile(SqliteFile):
         self.measured_bytes = self.taken_bytes()
 
     def remove(self, position: int, next_position: int) -> None:
-        """Note that Kafka has what is between the positions, and remove it. Raises LaneLost and Unavailable."""
+        """Note that Kafka has everything between the positions, and remove it. Raises LaneLost and Unavailable."""
         now_micros = time.time_ns() // 1000
         if next_position > position:
             self.commit(position, next_position, _NO_EFFECTS, now_micros)
@@ -69,7 +69,7 @@ class _SpoolFile(SqliteFile):
         self.measured_bytes = self.taken_bytes()
 
     def shrink(self) -> None:
-        """See SqliteFile; where that gives back more than it costs."""
+        """See SqliteFile; only where that gives back more than it costs."""
         if self.file_bytes() > _SHRINK_BYTES:
             super().shrink()
             self.measured_bytes = self.taken_bytes()
@@ -78,7 +78,7 @@ class _SpoolFile(SqliteFile):
 class SpoolDisk:
     """A directory's notifications, of about `bytes_max` bytes at most. `count` of them are not in Kafka.
 
-    Raises Unavailable where the directory can't be had.
+    Raises Unavailable if the directory can't be used.
     """
 
     def __init__(
@@ -113,23 +113,23 @@ class SpoolDisk:
 
     @property
     def count(self) -> int:
-        """How many notifications lie here."""
+        """The number of notifications on the disk that are not in Kafka."""
         return self._file.end - self._position
 
     @property
     def taken_bytes(self) -> int:
-        """How much they take, and those that are being written."""
+        """The bytes that they take, with those being written."""
         return self._file.measured_bytes + self._writing_bytes
 
     @property
     def trouble(self) -> str:
-        """Why nothing can be kept here, in words for an operator; empty while it can."""
+        """Why nothing can be kept here, in words for an operator; empty while all is well."""
         if self.taken_bytes >= self._bytes_max:
             return f"the spool is full: it takes {self._bytes_max} bytes of the disk"
         return self._inbox.trouble
 
     def append(self, notification: Notification, written: Callable[[], None]) -> asyncio.Future[None]:
-        """Keep one; `written` is called when that is done or has failed. What is returned raises Unavailable."""
+        """Keep a notification; `written` is called when that is done or has failed. The future raises Unavailable."""
         if self.taken_bytes >= self._bytes_max:
             refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             refused.set_exception(Unavailable(self.trouble, reason="spool"))
@@ -143,32 +143,32 @@ class SpoolDisk:
             self.writing_count -= 1
             self._writing_bytes -= size
             if not kept.cancelled():
-                kept.exception()  # is told to whoever waits for it
+                kept.exception()  # its other waiters report it
             written()
 
         kept.add_done_callback(done)
         return kept
 
     async def read(self) -> Unsent:
-        """The oldest that lie here, a few batches of them."""
+        """The oldest notifications, a few batches of them."""
         found = asyncio.get_running_loop().run_in_executor(
             self._reader, self._view.inbox, self._position, _READ_MAX, _READ_BYTES_MAX
         )
         return Unsent(*await found)
 
     def pass_to(self, position: int) -> int:
-        """All before the position is in Kafka. How many that were."""
+        """Count everything before the position as being in Kafka. Returns how many notifications that adds."""
         passed_count = position - self._position
         self._position = position
         return passed_count
 
     async def note(self) -> bool:
-        """Note what Kafka has, and remove it; whether that succeeded. Raises Unavailable where the disk fails."""
+        """Note what Kafka has, and remove it. Returns whether that succeeded. Raises Unavailable if the disk fails."""
         position = self._position
         try:
             await self.write(self._file.remove, self._noted, position)
         except LaneLost:
-            # A commit that failed was kept all the same.
+            # An earlier commit was kept although it failed.
             self._noted = await asyncio.get_running_loop().run_in_executor(self._reader, self._view.position)
             return False
         except Unavailable as error:
@@ -183,11 +183,11 @@ class SpoolDisk:
         await self.write(self._file.shrink)
 
     async def write(self, call: Callable[[Unpack[Ts]], T], *arguments: *Ts) -> T:
-        """The outcome of a call that blocks, made where all that writes to this disk takes turns."""
+        """The outcome of a blocking call, made on the thread where everything that writes to this disk takes turns."""
         return await asyncio.get_running_loop().run_in_executor(self._writer, call, *arguments)
 
     def close(self) -> None:
-        """Finish what is being written, and let another process have the directory."""
+        """Finish writing, and let another process use the directory."""
         self._opened.close()
 
     def _suspect(self) -> None:

@@ -1,7 +1,7 @@
-"""The command line. Exit status: 0 done, 1 failed, 2 not used as the help says. Logs go to standard error.
+"""The command line. Exit status: 0 success, 1 failure, 2 wrong usage. Logs go to standard error.
 
-A command's module is imported when the command is used, so that each waits for what it needs and for no more. What
-the list of commands shows stands here.
+A command's module is imported when the command is used, so that no command waits for imports of others. The texts in
+the list of commands are here.
 """
 
 import os
@@ -19,7 +19,7 @@ from receiver.settings_problems import SettingsError
 
 
 class _Command(NamedTuple):
-    """A command: its function as `module:name`, that function's docstring, and an example."""
+    """A command: its function as `module:name`, a copy of that function's docstring, and an example."""
 
     place: str
     help: str
@@ -58,17 +58,17 @@ _COMMANDS = {
     ),
     "export": _Command(
         "export:export",
-        "Carry topics and sessions of a data directory to Kafka, once each; what waits in its inbox is routed first.",
+        "Carry a data directory's topics and sessions to Kafka, once each; its inbox is routed first.",
         "--kafka broker-1:9092,broker-2:9092 --data /var/lib/qod",
     ),
     "simulate": _Command(
         "simulate:simulate",
-        "Play the operator: a QoD API whose sessions live, end and are told, well or badly.",
+        "Play the operator: a QoD API whose sessions live, end and are notified, well or badly.",
         "--port 9090 --speed 10 --faults some --dialect all",
     ),
     "check-data": _Command(
         "check_data:check_data",
-        "Read all of a data directory, and name what is damaged or lost. Exit status 1 where anything is.",
+        "Read all of a data directory, and name what is damaged or lost. Exit status 1 if anything is.",
         "--data /var/lib/qod",
     ),
     "check-config": _Command(
@@ -87,30 +87,30 @@ _TOKEN_COMMANDS = {
 _TOPICS_COMMANDS = {
     "create": _Command(
         "topics:create",
-        "Make the topics that are missing in the Kafka cluster; those that exist are left alone.",
+        "Create the topics that are missing in the Kafka cluster; existing ones are left alone.",
         "--kafka 127.0.0.1:9092 --partitions 12",
     ),
     "check": _Command(
         "topics:check",
-        "Name each difference between the topics in the Kafka cluster and what the configuration says.",
+        "Name each difference between the topics in the Kafka cluster and the configuration.",
         "--kafka 127.0.0.1:9092",
     ),
 }
 _SESSION_COMMANDS = {
     "create": _Command(
         "session:create",
-        "Make a session whose notifications come to this receiver, with a token minted for them.",
+        "Create a session that notifies this receiver, with a token minted for it.",
         "--phone +34600000001 --profile QOS_E --duration 3600",
         {"allow_extra_args": True},
     ),
-    "list": _Command("session:list_", "Print the sessions that the API has of ours.", "--json"),
+    "list": _Command("session:list_", "Print our sessions at the API.", "--json"),
     "get": _Command("session:get", "Print a session as the API has it.", _EXAMPLE_ID),
-    "delete": _Command("session:delete", "End a session, whose end is then notified like any other.", _EXAMPLE_ID),
+    "delete": _Command("session:delete", "End a session; its end is notified like any other.", _EXAMPLE_ID),
 }
 
 
 def _deferred(command: _Command) -> type[TyperCommand]:
-    """The class of a command that is imported when it is used; until then it has its help, and no options."""
+    """The class of a command that is imported when used; until then it has its help, and no options."""
 
     class Deferred(TyperCommand):
         def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:  # noqa: ANN401  # typer's own
@@ -155,17 +155,17 @@ def _root(
     show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if show_version:
-        from importlib.metadata import version  # noqa: PLC0415  # it takes longer than all else here
+        from importlib.metadata import version  # noqa: PLC0415  # this import takes longer than everything else here
 
         typer.echo(f"qod-receiver {version('qod-receiver')}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        raise typer.BadParameter("a command is wanted")
+        raise typer.BadParameter("a command is missing")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
-    """The program. Ends with SystemExit."""
-    os.umask(0o077)  # what is kept is the business of nobody else on this machine
+    """Run the program. Ends with SystemExit."""
+    os.umask(0o077)  # files are private to the user
     try:
         app(arguments)
     except SettingsError as error:

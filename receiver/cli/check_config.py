@@ -1,4 +1,4 @@
-"""`check-config`: what is wrong with the settings, or what they are."""
+"""`check-config`: the faults of the settings, or the settings in force."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -13,7 +13,7 @@ from receiver.console import console
 from receiver.settings import Settings, layers
 from receiver.settings_layers import Layers, SettingPath
 
-#: Where the comments of a printed tree begin.
+#: The column of the comments in a printed tree.
 _COMMENT_COLUMN = 40
 
 
@@ -23,7 +23,7 @@ def check_config(
     data: DataOption = None,
     kafka: KafkaOption = None,
     reference: Annotated[
-        bool, typer.Option("--reference", help="Print what settings and metrics there are (Markdown), and exit.")
+        bool, typer.Option("--reference", help="Print a reference of all settings and metrics (Markdown), and exit.")
     ] = False,
 ) -> None:
     """Name every wrong setting, or print the settings in force."""
@@ -40,7 +40,7 @@ def check_config(
 
 
 def _text(settings: Settings, layers: Layers[Settings]) -> Text:
-    """The tree in force as TOML, each value with its place, and no secret in it."""
+    """The tree in force as TOML, each value with its place, secrets hidden."""
     text = Text()
     for line, place in _table(settings, layers, ()):
         text.append(line)
@@ -51,7 +51,7 @@ def _text(settings: Settings, layers: Layers[Settings]) -> Text:
 
 
 def _table(section: BaseModel, layers: Layers[Settings], path: SettingPath) -> Iterator[tuple[str, str]]:
-    """Lines of TOML, each with what to say behind it: first the section's own values, then the tables in it."""
+    """Lines of TOML, each with a comment (empty: none): first the section's own values, then the tables in it."""
     tables: list[tuple[str, SettingPath, BaseModel]] = []
     for name in type(section).model_fields:
         value, here = getattr(section, name), (*path, name)

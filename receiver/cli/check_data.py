@@ -1,4 +1,4 @@
-"""`check-data`: whether what a directory keeps can be read, all of it."""
+"""`check-data`: whether everything in a directory can be read."""
 
 import orjson
 import typer
@@ -10,7 +10,7 @@ from receiver.console import harmless
 
 
 def check_data(*, data: DataOption = None, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Read all of a data directory, and name what is damaged or lost. Exit status 1 where anything is."""
+    """Read all of a data directory, and name what is damaged or lost. Exit status 1 if anything is."""
     settings = settings_of(config, data=data)
     wrong_count = files_count = 0
     for each in check(settings.data, settings.prefix):
@@ -31,5 +31,5 @@ def _line(each: Finding | Checked) -> str:
     if isinstance(each, Finding):
         return f"{each.file}: {f'{each.place}: ' if each.place else ''}{each.what}"
     if each.is_set_aside:
-        return f"{each.file}: set aside, for it was damaged"
+        return f"{each.file}: set aside because it was damaged"
     return f"{each.file}: {each.rows_count} row{s(each.rows_count)} can be read"

@@ -28,12 +28,12 @@ def export(
     *,
     kafka: Annotated[
         str | None,
-        typer.Option(help="Brokers of the Kafka cluster to carry it into.", show_default=False, metavar="HOST:PORT,…"),
+        typer.Option(help="Brokers of the Kafka cluster to export to.", show_default=False, metavar="HOST:PORT,…"),
     ] = None,
     data: DataOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Carry topics and sessions of a data directory to Kafka, once each; what waits in its inbox is routed first."""
+    """Carry a data directory's topics and sessions to Kafka, once each; its inbox is routed first."""
     settings = settings_of(config, kafka=kafka, data=data)
     store = store_of(settings)
     expect_cluster(store)
@@ -48,7 +48,7 @@ def export(
 
 
 class _Bars:
-    """`receiver.export.Progress`: a bar for each topic where somebody looks, else nothing."""
+    """`receiver.export.Progress`: a bar for each topic on a terminal, nothing elsewhere."""
 
     def __init__(self) -> None:
         out = console()
@@ -71,14 +71,14 @@ class _Bars:
 
     def waiting(self, why: str) -> None:
         """See the contract."""
-        typer.echo(f"{why}; it is tried again", err=True)
+        typer.echo(f"{why}; trying again", err=True)
 
     def left_out(self, topic: str, what: str) -> None:
         """See the contract."""
-        typer.echo(f"left out, the cluster does not take it: {topic} {what}", err=True)
+        typer.echo(f"left out, as the cluster refuses it: {topic} {what}", err=True)
 
     def close(self) -> None:
-        """Leave the bars as they are."""
+        """Stop the bars, which stay on the screen."""
         self._bars.stop()
 
 
@@ -93,14 +93,14 @@ def _next_steps(settings: Settings, store: Store, config: Path | None) -> str:
     options += f" --config {shlex.quote(str(config))}" if config else ""
     lines = [
         "",
-        "All of it is in the cluster. Go on there, with the configuration that this directory was served with:",
+        "Everything is in the cluster. Go on there, with the configuration that served this directory:",
         f"{program()} serve{options}",
     ]
     if settings.auth.mint_secret is None and is_made(settings):
         lines += [
             "",
-            f"Tokens that were minted stay good: their secret stays in {settings.data / SECRET_NAME}. Processes",
+            f"Minted tokens remain valid: their secret stays in {settings.data / SECRET_NAME}. Processes",
             "with another directory need it too, as auth.mint_secret.",
         ]
-    lines += ["", "Should the directory be served again, another export carries what is new, and no more."]
+    lines += ["", "If the directory is served again, another export carries only what is new."]
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""How a command says that it failed, beside the errors of what it uses."""
+"""The error of a command itself, beside the errors of the modules it uses."""
 
 
 class Failed(Exception):
-    """A command can't do what it was asked to; the message says why."""
+    """A command can't do what it was asked to do; the message says why."""

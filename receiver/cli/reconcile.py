@@ -1,4 +1,4 @@
-"""`reconcile`: what the operator's API knows and no notification told. Also how a command has such things kept."""
+"""`reconcile`: sessions as the operator's API has them, where no notification said so. Also `learned` for `session`."""
 
 import asyncio
 import time
@@ -36,19 +36,19 @@ def reconcile(
     *,
     data: DataOption = None,
     kafka: KafkaOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be told.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the differences.")] = False,
     ops_token: OpsTokenOption = "",
     config: ConfigOption = None,
 ) -> None:
     """Tell the topics what the operator's API knows of our sessions and no notification told."""
     settings = settings_of(config, data=data, kafka=kafka)
     if settings.api.base_url is None:
-        raise Failed("there is no api.base_url in the configuration: which API is to be asked?")
+        raise Failed("there is no api.base_url in the configuration, so there is no API to ask")
     asyncio.run(_reconcile(settings, ops_token, dry_run=dry_run))
 
 
 async def learned(settings: Settings, session: ApiSession, ops_token: str) -> None:
-    """Have kept what the API told of a session, so that the topics know of it. Raises Unavailable."""
+    """Append the API's report of a session to the inbox, so that the topics get its facts. Raises Unavailable."""
     now_micros = time.time_ns() // 1000
     telling = telling_of(session, None, now_micros, api_facts(settings)(session))
     await _keep(settings, [notification(telling, CLIENT, settings.api.sender or "", now_micros)], ops_token)
@@ -80,7 +80,7 @@ async def _keep(settings: Settings, notifications: Sequence[Notification], ops_t
 
 
 def _table(found: Iterable[Difference]) -> Table:
-    """Sessions of ours that are behind the operator's API."""
+    """The sessions in which ours are behind the operator's API."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("session", no_wrap=True, min_width=36)
     for name in ("here", "there", "reason"):
@@ -99,7 +99,7 @@ def _table(found: Iterable[Difference]) -> Table:
 
 
 class _All:
-    """All sessions that are remembered, whichever process decides on them."""
+    """All remembered sessions, whichever process decides on them."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -108,6 +108,6 @@ class _All:
         """See `receiver.qod.reconciler.Ours`."""
         return await self._reader.sessions_of(sender, session_ids)
 
-    def owns(self, session_id: str) -> bool:  # noqa: ARG002  # all of them
+    def owns(self, session_id: str) -> bool:  # noqa: ARG002  # it owns all
         """See `receiver.qod.reconciler.Ours`."""
         return True

@@ -1,4 +1,4 @@
-"""`replay`: dead letters through today's parser again."""
+"""`replay`: sends dead letters through today's parser again."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from receiver.settings import Settings
 
 
 class ReplayableVerdict(StrEnum):
-    """Verdicts that make a dead letter."""
+    """Verdicts of dead letters."""
 
     MALFORMED = "malformed"
     UNRECOGNIZED = "unrecognized"
@@ -39,7 +39,7 @@ def replay(
     verdict: Annotated[
         list[ReplayableVerdict] | None,
         typer.Option(
-            help="Only letters that are malformed, unrecognized or conflict; may be repeated.",
+            help="Only letters with this verdict: malformed, unrecognized or conflict; may be repeated.",
             show_default=False,
             metavar="VERDICT",
         ),
@@ -48,7 +48,7 @@ def replay(
         str,
         typer.Option(
             "--from",
-            help="beginning or the position of a letter.",
+            help="Where to begin: beginning, or the position of a letter.",
             metavar="WHERE",
             callback=start_text,
         ),
@@ -68,7 +68,7 @@ def replay(
 
 async def _replay(settings: Settings, verdicts: Sequence[str], start: str, ops_token: str) -> None:
     store = store_of(settings)
-    # The reader comes first: a directory that nothing was received in is not one to make.
+    # The reader comes first, so that no directory is created where nothing was received.
     async with store.reader(), store.operations(ops_token) as operations:
         count = await operations.replay(verdicts, start)
         later = ", for the next `serve` to route" if operations.is_deferred else ""

@@ -1,4 +1,4 @@
-"""`serve`: it runs until it is told to end."""
+"""`serve`: runs a receiver until it is told to end."""
 
 import sys
 import time
@@ -59,12 +59,12 @@ def serve(
     kafka: KafkaOption = None,
     role: Annotated[
         Literal["all", "edge", "router"],
-        typer.Option(help="all, edge (receives) or router (decides); the last two want --kafka.", metavar="ROLE"),
+        typer.Option(help="all, edge (receives) or router (decides); the last two need --kafka.", metavar="ROLE"),
     ] = "all",
     worker_count: Annotated[
         int,
         typer.Option(
-            "--workers", min=1, max=256, help="How many processes receive, on one port; wants --kafka.", metavar="COUNT"
+            "--workers", min=1, max=256, help="Processes that receive, on one port; needs --kafka.", metavar="COUNT"
         ),
     ] = 1,
     config: ConfigOption = None,
@@ -83,8 +83,8 @@ def serve(
 
 
 def _expect_shared(store: Store, role: str, worker_count: int) -> None:
-    """Refuse what a single file can't do, and what does not go together."""
-    hint = "one process does everything over a data directory; more of them share a cluster (--kafka)"
+    """Refuse options that one directory does not allow, or that exclude each other."""
+    hint = "one process serves a data directory; several processes share a cluster (--kafka)"
     if not store.is_shared and role != "all":
         raise typer.BadParameter(hint, param_hint="--role")
     if not store.is_shared and worker_count > 1:
@@ -94,7 +94,7 @@ def _expect_shared(store: Store, role: str, worker_count: int) -> None:
 
 
 def _greeting(settings: Settings, store: Store) -> Callable[[Addresses], None]:
-    """What to print once the ports listen. Made before serving, which makes the secret."""
+    """The function that prints the first lines once the ports listen. Made before serving, which creates the secret."""
     configured = settings.auth.anonymous or settings.auth.tokens or settings.auth.jwt
     minted = is_made(settings)
 

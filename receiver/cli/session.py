@@ -1,4 +1,4 @@
-"""`session`: make, see and end sessions at the operator's QoD API.
+"""`session`: create, show and end sessions at the operator's QoD API.
 
 A device's identifiers are personal data: no message quotes them, and only --show-device prints them.
 """
@@ -41,10 +41,10 @@ T = TypeVar("T")
 
 EXAMPLE_ID = "3f2b8c1e-0d5a-4b7e-9c64-1a2b3c4d5e6f"
 
-#: Its last notifications may be posted again long after it ended.
+#: A session's last notifications may be posted again long after its end.
 _TOKEN_MARGIN_SECONDS = 3_600
 _UNREAD_SHOWN_MAX = 20
-_ANY_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # listens there; a sender can't post there
+_ANY_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # to listen on, not to post to
 
 _NO_API = """\
 no QoD API is configured: api.base_url is not set. Set api.base_url, api.token_url, api.client_id, api.client_secret and
@@ -55,7 +55,7 @@ To try it out, run `{program} simulate --port 9090`, and set
   export QOD_RECEIVER_API__CLIENT_ID=demo QOD_RECEIVER_API__CLIENT_SECRET=demo
   export QOD_RECEIVER_API__SENDER=simulated"""
 
-# A SecretStr from the first on: what has no repr is in no traceback either.
+# Each is a SecretStr from the start, so that its text is in no repr and no traceback.
 PhoneOption = Annotated[
     SecretStr | None,
     typer.Option("--phone", help="The device's phone number.", parser=SecretStr, show_default=False, metavar="+NUMBER"),
@@ -69,12 +69,16 @@ NaiOption = Annotated[
 Ipv4Option = Annotated[
     SecretStr | None,
     typer.Option(
-        "--ipv4", help="Its public IPv4 address.", parser=SecretStr, show_default=False, metavar="ADDRESS[:PORT]"
+        "--ipv4",
+        help="The device's public IPv4 address.",
+        parser=SecretStr,
+        show_default=False,
+        metavar="ADDRESS[:PORT]",
     ),
 ]
 Ipv6Option = Annotated[
     SecretStr | None,
-    typer.Option("--ipv6", help="Its IPv6 address.", parser=SecretStr, show_default=False, metavar="ADDRESS"),
+    typer.Option("--ipv6", help="The device's IPv6 address.", parser=SecretStr, show_default=False, metavar="ADDRESS"),
 ]
 
 
@@ -91,7 +95,7 @@ def _url(text: str | None) -> str | None:
 
 
 IdArgument = Annotated[str, typer.Argument(help="The session's id.", show_default=False, metavar="ID", callback=_id)]
-ShowDeviceOption = Annotated[bool, typer.Option("--show-device", help="With what the device is known by.")]
+ShowDeviceOption = Annotated[bool, typer.Option("--show-device", help="Show the device's identifiers.")]
 
 
 def create(
@@ -108,21 +112,21 @@ def create(
     duration: Annotated[
         int,
         typer.Option(
-            min=1, max=model.DURATION_SECONDS_MAX, help="How long it lives.", show_default=False, metavar="SECONDS"
+            min=1, max=model.DURATION_SECONDS_MAX, help="Session duration.", show_default=False, metavar="SECONDS"
         ),
     ],
     server_ipv4: Annotated[
         str | None,
-        typer.Option(help="IPv4 address or range of the server it is for.", show_default=False, metavar="ADDRESS"),
+        typer.Option(help="IPv4 address or range of the application's server.", show_default=False, metavar="ADDRESS"),
     ] = None,
     server_ipv6: Annotated[
         str | None,
-        typer.Option(help="IPv6 address or range of the server it is for.", show_default=False, metavar="ADDRESS"),
+        typer.Option(help="IPv6 address or range of the application's server.", show_default=False, metavar="ADDRESS"),
     ] = None,
     notification_url: Annotated[
         str | None,
         typer.Option(
-            help="Where it is notified. \\[default: edge.public_url, else where the edge listens]",
+            help="URL for its notifications. \\[default: edge.public_url, else the edge's own]",
             show_default=False,
             metavar="URL",
             callback=_url,
@@ -134,9 +138,9 @@ def create(
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Make a session whose notifications come to this receiver, with a token minted for them."""
-    if context.args:  # an error of the command line's own would quote it, and it may be a phone number
-        raise typer.BadParameter("a device is told by --phone, --nai, --ipv4 or --ipv6, and by nothing else")
+    """Create a session that notifies this receiver, with a token minted for it."""
+    if context.args:  # typer's own error would quote it, and it may be a phone number
+        raise typer.BadParameter("a device is named by --phone, --nai, --ipv4 or --ipv6 only")
     try:
         request = model.creation(
             Identifiers(phone, nai, ipv4, ipv6),
@@ -153,7 +157,7 @@ def create(
 
 
 def list_(*, show_device: ShowDeviceOption = False, as_json: JsonOption = False, config: ConfigOption = None) -> None:
-    """Print the sessions that the API has of ours."""
+    """Print our sessions at the API."""
     found, unread = _ask(_with_api(settings_of(config)), lambda client: client.list())
     for each in unread[:_UNREAD_SHOWN_MAX]:
         of = "" if each.session_id is None else f" {harmless(each.session_id)}"
@@ -184,21 +188,21 @@ def get(
 
 
 def delete(session_id: IdArgument, *, config: ConfigOption = None) -> None:
-    """End a session, whose end is then notified like any other."""
+    """End a session; its end is notified like any other."""
     if not _ask(_with_api(settings_of(config)), lambda client: client.delete(session_id)):
         raise Failed(f"the API has no session {session_id}")
     typer.echo(f"session {session_id} is deleted")
 
 
 def _with_api(settings: Settings) -> Settings:
-    """The settings, if they have an API."""
+    """The settings. Raises Failed if they have no API."""
     if settings.api.base_url is None:
         raise Failed(_NO_API.format(program=program()))
     return settings
 
 
 def _notification_url(settings: Settings) -> str:
-    """Where this receiver is posted to, with a warning where only this machine knows that place."""
+    """The URL of this receiver for notifications, with a warning if it may be valid on this machine only."""
     if settings.edge.public_url is not None:
         return settings.edge.public_url
     serving = store_of(settings).served_at()
@@ -208,10 +212,10 @@ def _notification_url(settings: Settings) -> str:
     elif settings.edge.port:
         url = f"http://{f'[{host}]' if ':' in host else host}:{settings.edge.port}{settings.edge.path}"
     else:
-        raise typer.BadParameter("wanted where edge.port is 0", param_hint="--notification-url")
+        raise typer.BadParameter("required where edge.port is 0", param_hint="--notification-url")
     typer.echo(
-        f"edge.public_url is not set, so notifications are to go to {url}, which a sender elsewhere can't reach; "
-        "--notification-url names another place",
+        f"edge.public_url is not set, so notifications go to {url}, which a sender elsewhere can't reach; "
+        "--notification-url names another URL",
         err=True,
     )
     return url
@@ -228,7 +232,7 @@ async def _create(settings: Settings, request: Creation, ops_token: str, *, as_j
     try:
         await learned(settings, session, ops_token)
     except ReceiverError as error:
-        typer.echo(f"the session was made, but its receiver does not know of it yet: {error}", err=True)
+        typer.echo(f"the session was created, but the receiver does not know of it yet: {error}", err=True)
     finally:
         _print(session, show_device=False, as_json=as_json)
 
@@ -276,7 +280,7 @@ def _table(sessions: Sequence[ApiSession], *, show_device: bool) -> Table:
 
 
 def _cells(session: ApiSession, *, show_device: bool) -> dict[str, Text]:
-    """A session as people read it."""
+    """A session for people."""
     status = Text(session.qos_status, style=STATUS_STYLES[session.qos_status])
     if session.status_info is not None:
         status.append(f" {harmless(session.status_info)}")
@@ -297,14 +301,14 @@ def _time(micros: int | None) -> Text:
 
 
 def _leaves(tree: object) -> list[str]:
-    """What is in a device, without the names."""
+    """The values in a device, without names."""
     if isinstance(tree, Mapping):
         return [leaf for value in tree.values() for leaf in _leaves(value)]
     return [str(tree)]
 
 
 def _fields(session: ApiSession, *, show_device: bool) -> dict[str, Any]:
-    """A session as programs read it, by the API's names, without what it does not tell."""
+    """A session for programs, by the API's names, without unknown members."""
     fields = {
         "sessionId": session.session_id,
         "qosStatus": session.qos_status,

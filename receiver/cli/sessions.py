@@ -1,4 +1,4 @@
-"""`sessions`: the sessions remembered, beside whoever serves."""
+"""`sessions`: prints the remembered sessions, beside the serving processes."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ def sessions(
         ),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="At most so many, last touched first.", metavar="COUNT")
+        int, typer.Option(min=1, max=1_000_000, help="At most this many, last touched first.", metavar="COUNT")
     ] = 50,
     as_json: JsonOption = False,
     config: ConfigOption = None,

@@ -1,4 +1,4 @@
-"""`simulate`: an operator's side of the contract, to develop and to test against."""
+"""`simulate`: the operator's side of the contract, for development and tests."""
 
 import asyncio
 import sys
@@ -34,19 +34,19 @@ def simulate(
             min=_SPEED_MIN, max=_SPEED_MAX, help="How many times shorter all durations are.", metavar="NUMBER"
         ),
     ] = 1,
-    seed: Annotated[int, typer.Option(help="What chance begins with; the same decides alike.", metavar="NUMBER")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of chance; the same seed decides alike.", metavar="NUMBER")] = 0,
     dialect: Annotated[
         str,
         typer.Option(help=f"Releases that sessions take in turn: {', '.join(RELEASES)}, or all.", metavar="NAME,…"),
     ] = "0.10",
     fault_preset: Annotated[
         Literal["none", "some", "all"],
-        typer.Option("--faults", help="How much goes wrong: none, some or all.", metavar="NAME"),
+        typer.Option("--faults", help="Preset of faults: none, some or all.", metavar="NAME"),
     ] = "none",
     plan: Annotated[
         Path | None,
         typer.Option(
-            help="What goes wrong otherwise than so (TOML; see --show-plan).",
+            help="Changes to the preset of faults (TOML; see --show-plan).",
             exists=True,
             dir_okay=False,
             show_default=False,
@@ -60,7 +60,7 @@ def simulate(
     client: Annotated[
         list[str] | None,
         typer.Option(
-            help="A client beside demo; without scopes it has both.",
+            help="Another client beside demo; without scopes it has both.",
             show_default=False,
             metavar="ID:SECRET[:SCOPE,…]",
         ),
@@ -76,7 +76,7 @@ def simulate(
         typer.Option(help="debug, info, warning or error.", metavar="LEVEL"),
     ] = "info",
 ) -> None:
-    """Play the operator: a QoD API whose sessions live, end and are told, well or badly."""
+    """Play the operator: a QoD API whose sessions live, end and are notified, well or badly."""
     faults = _plan(fault_preset, plan)
     if show_plan:
         typer.echo(toml_of(faults))
@@ -134,7 +134,7 @@ def _client(text: str) -> Client:
 
 
 def _greeting(url: str, options: Options, dialect: str, faults: str) -> str:
-    """Where everything is, and how to create a session, in 24 lines of 80 columns."""
+    """The URLs, and how to create a session, in 24 lines of 80 columns."""
     releases = f"release{s(len(options.releases))} {dialect}"
     return f"""\
 API:     {url}/v1  (client {DEMO.client_id}, secret {DEMO.secret})
@@ -143,7 +143,7 @@ Ledger:  {url}/ledger/summary
 More:    {url}/
 Speed {options.speed:g}, {releases}, faults {faults}, seed {options.seed}.
 
-Create a session, told to a receiver on port 8080 with QOD_TOKEN for its token:
+Create a session that notifies a receiver on port 8080, token in QOD_TOKEN:
 
   TOKEN=$(curl -su {DEMO.client_id}:{DEMO.secret} -d grant_type=client_credentials \\
     {url}/token | cut -d'"' -f4)

@@ -1,4 +1,4 @@
-"""`tail`: the records of a topic, beside whoever serves."""
+"""`tail`: prints the records of a topic, beside the serving processes."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ def tail(
         str,
         typer.Option(
             "--from",
-            help="beginning, end or a position. \\[default: end; with --no-follow beginning]",
+            help="Where to begin: beginning, end or a position. \\[default: end; with --no-follow beginning]",
             show_default=False,
             metavar="WHERE",
             callback=start_text,
@@ -67,7 +67,7 @@ async def _tail(settings: Settings, topic: str, start: str, session: str, *, fol
             _expect(settings, topic, await reader.topics())
             if not follow:
                 return
-            start = "beginning"  # all that the topic will ever have is still to come
+            start = "beginning"  # the topic will begin with its first record
             await asyncio.sleep(_FOLLOW_INTERVAL_SECONDS)
         cursor, end = await reader.cursor(topic, start), await reader.end(topic)
         while follow or any(position < end[partition] for partition, position in cursor.items()):
@@ -89,7 +89,7 @@ async def _tail(settings: Settings, topic: str, start: str, session: str, *, fol
 
 
 def _expect(settings: Settings, topic: str, topics: Sequence[str]) -> None:
-    """Raises Failed unless the router may still make the topic."""
+    """Raise Failed unless the router may still create the topic."""
     expected = build_router(settings).topics
     if topic not in expected:
         raise Failed(f"there is no topic {topic}; there are {', '.join(sorted({*expected, *topics}))}")

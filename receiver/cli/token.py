@@ -1,4 +1,4 @@
-"""`token`: tokens that senders present."""
+"""`token`: mints tokens for senders."""
 
 import re
 import time
@@ -17,7 +17,7 @@ _TTL_SECONDS_MAX = 3_650 * 86_400
 
 def mint(
     *,
-    sender: Annotated[str, typer.Option(help="Whose token it is.", show_default=False, metavar="NAME")],
+    sender: Annotated[str, typer.Option(help="Name of its sender.", show_default=False, metavar="NAME")],
     ttl: Annotated[str, typer.Option(help="How long it is valid: 90s, 15m, 12h or 30d.", metavar="TIME")] = "30d",
     data: DataOption = None,
     config: ConfigOption = None,

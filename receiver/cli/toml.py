@@ -1,4 +1,4 @@
-"""Values of settings as TOML, without the secrets in them."""
+"""Values of settings as TOML, with secrets hidden."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,17 +9,17 @@ from pydantic import SecretStr
 
 from receiver.shown import HIDDEN, shown_url
 
-#: So much of a hash tells which it is.
+#: This many digits of a hash identify it.
 _SHA256_SHOWN = 8
 
 
 def toml_of(name: str, value: object) -> str:
-    """The value of a setting, by the last part of its name."""
+    """The value of a setting, given the last part of the setting's name."""
     return str(tomlkit.item(_plain(name, value)).as_string())
 
 
-def _plain(name: str, value: Any) -> Any:  # noqa: ANN401  # a setting is of any of many types
-    """A value as it may be shown, made of what TOML knows."""
+def _plain(name: str, value: Any) -> Any:  # noqa: ANN401  # a setting may have many types
+    """The value in types that TOML has, with secrets hidden."""
     match value:
         case SecretStr():
             return HIDDEN

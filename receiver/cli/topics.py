@@ -25,7 +25,7 @@ def create(
     partitions: Annotated[
         int | None,
         typer.Option(
-            min=1, max=10_000, help="Partitions of each. \\[default: 12]", show_default=False, metavar="COUNT"
+            min=1, max=10_000, help="Partitions of each topic. \\[default: 12]", show_default=False, metavar="COUNT"
         ),
     ] = None,
     replication_factor: Annotated[
@@ -33,19 +33,19 @@ def create(
         typer.Option(
             min=1,
             max=15,
-            help="Replicas of each. \\[default: 3, or as many as brokers]",
+            help="Replicas of each topic. \\[default: 3, or one per broker]",
             show_default=False,
             metavar="COUNT",
         ),
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make the topics that are missing in the Kafka cluster; those that exist are left alone."""
+    """Create the topics that are missing in the Kafka cluster; existing ones are left alone."""
     settings = _settings(config, kafka, partitions, replication_factor)
     made = asyncio.run(topics.create(connection_of(settings), plan_of(settings, build_router(settings))))
     for name in made:
         typer.echo(name)
-    typer.echo(f"{len(made)} topic{s(len(made))} made")
+    typer.echo(f"{len(made)} topic{s(len(made))} created")
     _check(settings, made=True)
 
 
@@ -54,7 +54,7 @@ def check(
     kafka: KafkaOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Name each difference between the topics in the Kafka cluster and what the configuration says."""
+    """Name each difference between the topics in the Kafka cluster and the configuration."""
     settings = _settings(config, kafka)
     _check(settings)
     inbox = plan_of(settings, build_router(settings)).inbox
@@ -63,9 +63,9 @@ def check(
 
 
 def expect_cluster(store: Store) -> None:
-    """Raises BadParameter where everything is kept by one process alone."""
+    """Raises BadParameter if the settings name no Kafka cluster."""
     if not store.is_shared:
-        raise typer.BadParameter("brokers are wanted, such as 127.0.0.1:9092", param_hint="--kafka")
+        raise typer.BadParameter("brokers are required, such as 127.0.0.1:9092", param_hint="--kafka")
 
 
 def _settings(
@@ -79,17 +79,17 @@ def _settings(
 
 
 def _check(settings: Settings, *, made: bool = False) -> None:
-    """Raises Failed where something differs."""
+    """Raises Failed if anything differs."""
     plan = plan_of(settings, build_router(settings))
     differences = asyncio.run(topics.check(connection_of(settings), plan, made=made))
     if differences:
         console().print(_table(differences))
         fatal = sum(each.fatal for each in differences)
-        raise Failed(f"{len(differences)} difference{s(len(differences))}, {fatal} of which no receiver runs with")
+        raise Failed(f"{len(differences)} difference{s(len(differences))}, {fatal} of them unusable for a receiver")
 
 
 def _table(differences: Iterable[topics.TopicDifference]) -> Table:
-    """What differs between the topics and the configuration, in red what nothing may run with."""
+    """The differences between the topics and the configuration; unusable ones are red."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("topic", no_wrap=True)
     table.add_column("difference", overflow="fold")

@@ -1,1 +1,1 @@
-"""What decides, and nothing else: notifications, sessions, verdicts, routes and records. Pure."""
+"""The decisions: notifications, sessions, verdicts, routes and records. Pure."""

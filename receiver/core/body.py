@@ -1,8 +1,8 @@
 """Body: the bytes that were posted, as JSON. Pure.
 
-Nearly all bodies are JSON as we would write it, and are read at once. Beside that we read what can be read in one way
-only, though not every reader takes it: a coding that was not undone on the way, a member that stands twice with one
-value, a byte order mark, UTF-16, half of a surrogate pair. What could be read in two ways is Malformed.
+Nearly all bodies are JSON as we would write it, and are read at once. Beyond that every body is read that has only one
+meaning, even if not every reader accepts it: a coding that was not undone on the way, a member that appears twice with
+one value, a byte order mark, UTF-16, half of a surrogate pair. A body with two possible meanings is Malformed.
 """
 
 import json
@@ -18,36 +18,36 @@ import orjson
 from receiver.core.errors import Malformed
 
 GZIP = b"\x1f\x8b"
-#: How a body begins that may be compressed, whatever its headers tell. JSON begins with none of these.
+#: The first bytes of bodies that may be compressed, whatever their headers say. No JSON begins so.
 COMPRESSED = (GZIP, b"x")
 _BOM = b"\xef\xbb\xbf"
 
-#: What a body may be inflated to, whoever asks: the router reads what other programs put into its inbox, too. A
+#: The most that any body may be inflated to: the router also reads what other programs put into its inbox. A
 #: notification has a thousandth of this.
 INFLATED_BYTES_MAX = 1024 * 1024
-#: Two are what a proxy makes of a body that its sender compressed. Each costs as much as the first.
+#: A proxy that compresses a compressed body makes two codings. Each costs as much to undo as the first.
 _CODINGS_MAX = 2
 _MEMBERS_MAX = 16
 _GZIP_WINDOW, _ZLIB_WINDOW, _RAW_WINDOW = 31, 15, -15
 
-#: A batch of more is kept as it came.
+#: A batch of more events is kept undivided.
 BATCH_MAX = 1_000
 
-#: orjson writes 254 levels. How many the slower reader below takes depends on who calls it.
+#: orjson writes 254 levels. The slower reader below accepts a number of levels that depends on its callers' stack.
 _LEVELS_MAX = 254
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
-#: More digits are beyond 64 bits, which readers round in their own ways.
+#: Longer numbers exceed 64 bits, and readers round those differently.
 _DIGITS_MAX = 20
 
 
 def tree_of(body: bytes) -> tuple[Any, bool]:
-    """The JSON of a body, and whether it is written oddly. Raises Malformed."""
+    """The JSON of a body, and whether its spelling is odd. Raises Malformed."""
     try:
         tree = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         return _odd_tree(body, _not_json(body, error)), True
     try:
-        # What we would write for it is what was sent: then no name stands twice, nor is anything spelled oddly.
+        # The body is exactly what we would write, so no name appears twice and nothing is spelled oddly.
         if orjson.dumps(tree) == body:
             return tree, False
     except orjson.JSONEncodeError:
@@ -60,10 +60,10 @@ def tree_of(body: bytes) -> tuple[Any, bool]:
 
 
 def decoded(body: bytes, codings: str, bytes_max: int) -> bytes:
-    """The body without its content codings (RFC 9110, 8.4), `codings` being the header's value.
+    """The body without its content codings (RFC 9110, 8.4); `codings` is the header's value.
 
-    gzip and zlib are known by their first bytes, since headers get lost on the way, and outlive the coding. Raises
-    Malformed: 415 for a coding that we don't know, 413 for more than `bytes_max` bytes.
+    gzip and zlib are recognized by their first bytes, since the header may be lost on the way, or left although the
+    coding was undone. Raises Malformed: 415 for an unknown coding, 413 for more than `bytes_max` bytes.
     """
     names = [name for each in codings.lower().split(",") if (name := each.strip()) not in {"", "identity"}]
     if not names and (window := _window_of(body)):
@@ -82,15 +82,15 @@ def decoded(body: bytes, codings: str, bytes_max: int) -> bytes:
 
 
 def _window_of(body: bytes) -> int:
-    """How to inflate a body that shows by its first bytes what it is, else 0. Raw deflate shows nothing."""
+    """The zlib window for a body whose first bytes show a coding, else 0. Raw deflate has no such bytes."""
     if body.startswith(GZIP):
         return _GZIP_WINDOW
-    # RFC 1950, 2.2: deflate with a window of 32 KiB, and the two bytes are a multiple of 31. No JSON begins so.
+    # RFC 1950, 2.2: deflate with a window of 32 KiB, and the two bytes are a multiple of 31.
     return _ZLIB_WINDOW if body[:1] == b"x" and int.from_bytes(body[:2]) % 31 == 0 else 0
 
 
 def elements(body: bytes) -> Sequence[bytes] | None:
-    """The elements of a JSON array, each as it is written, also those that readers don't read alike; None for any other
+    """The elements of a JSON array, each as it is written, even if readers disagree on its meaning; None for any other
     body. Raises Malformed for too many.
     """
     array = body.removeprefix(_BOM).strip()
@@ -117,7 +117,7 @@ def elements(body: bytes) -> Sequence[bytes] | None:
 
 
 def _odd_tree(body: bytes, fault: str) -> Any:  # noqa: ANN401  # what JSON is
-    """The JSON of a body that is written oddly. Raises Malformed, with `fault` where it is none at all."""
+    """The JSON of an oddly spelled body. Raises Malformed, with the message `fault` if it is not JSON at all."""
     try:
         text = _text(body)
         tree = _loads(text, _alike)
@@ -134,14 +134,14 @@ def _odd_tree(body: bytes, fault: str) -> Any:  # noqa: ANN401  # what JSON is
 
 
 def _text(body: bytes) -> str:
-    """A body as text, in the encoding that JSON begins with. A byte that is no character becomes half of a surrogate
-    pair, which no text that we take has.
+    """A body as text, in the encoding that its first bytes show. A byte that is not a character becomes half of a
+    surrogate pair; later checks refuse such text.
     """
     return body.decode(json.detect_encoding(body), "surrogateescape")
 
 
 def _loads(text: str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:  # noqa: ANN401  # what JSON is
-    """The tree by the slower reader, which takes more than orjson. Raises ValueError and RecursionError."""
+    """The tree by the slower reader, which accepts more than orjson. Raises ValueError and RecursionError."""
     return json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_number, strict=False)
 
 
@@ -152,23 +152,23 @@ def _not_json(body: bytes, error: orjson.JSONDecodeError) -> str:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> None:
-    """Raise ValueError where a name stands twice."""
+    """Raise ValueError if a name appears twice."""
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError
 
 
 def _alike(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object. Of two readers each could take another of two values for the session's id; of equal ones neither."""
+    """The object of some members. A repeated name needs equal values, or readers could disagree on the session's id."""
     members: dict[str, Any] = {}
     for name, value in pairs:
         if name in members and not _is_same(members[name], value):
-            raise Malformed("a member stands twice in one object, with two values")
+            raise Malformed("a member appears twice in one object, with two values")
         members[name] = value
     return members
 
 
 def _is_same(one: Any, other: Any) -> bool:  # noqa: ANN401  # what JSON is
-    """Whether two values are written alike: to Python 1, 1.0 and true are equal."""
+    """Whether two values are equal and of equal types: to Python 1, 1.0 and true are equal."""
     if type(one) is not type(other):
         return False
     if type(one) is dict:
@@ -198,14 +198,14 @@ def _is_json(body: bytes) -> bool:
 
 
 def _is_well_formed(body: bytes) -> bool:
-    """Whether it is JSON, whatever its members are called, and however deep it is."""
+    """Whether it is JSON, even with repeated names or too deep nesting."""
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError:
         try:
             _loads(_text(body))
         except RecursionError:
-            return True  # as far as it was read; what is in the rest is each element's own affair
+            return True  # as far as it was read; each element is checked later
         except ValueError:
             return False
     return True
@@ -221,8 +221,8 @@ def _unknown_coding() -> Malformed:
 
 
 def _deflated(body: bytes, bytes_max: int) -> bytes:
-    """RFC 9110 means zlib's format by deflate, and many send the raw one (8.4.1.2)."""
-    # Much JSON can be taken for the raw one: it has no first bytes of its own.
+    """The body without the `deflate` coding: zlib's format (RFC 9110, 8.4.1.2), or the raw one many senders use."""
+    # Much JSON would pass for the raw format, which has no magic bytes, so JSON is recognized first.
     if _is_json(body):
         return body
     for window in (_ZLIB_WINDOW, _RAW_WINDOW):
@@ -242,7 +242,7 @@ def _inflated(body: bytes, window: int, bytes_max: int) -> bytes:
         try:
             part = inflater.decompress(body, left + 1)
         except zlib.error:
-            raise Malformed("the body is compressed, and broken") from None
+            raise Malformed("the compressed body is damaged") from None
         if len(part) > left:
             raise Malformed(
                 f"a body has at most {bytes_max} bytes, uncompressed",
@@ -251,7 +251,7 @@ def _inflated(body: bytes, window: int, bytes_max: int) -> bytes:
                 reason="too_large",
             )
         if not inflater.eof:
-            raise Malformed("the body is compressed, and cut off")
+            raise Malformed("the compressed body is cut off")
         parts.append(part)
         left -= len(part)
         body = inflater.unused_data

@@ -1,4 +1,4 @@
-"""Dead letters: the record of a notification that nothing could be made of, and the notification again. Pure."""
+"""Dead letters: the record of a notification that could not be used, and the notification read back from it. Pure."""
 
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ from receiver.core.message import Message, Record, bytes_of
 from receiver.core.notification import REPLAY, Notification, envelope_of, parse, split
 from receiver.core.session import Verdict
 
-#: A dead letter's body is cut here, so that the letter, with a body a third longer in Base64, is one that brokers take.
+#: A letter's body is cut here, so that brokers accept the letter: Base64 makes the body a third longer.
 LETTER_BODY_BYTES_MAX = 512 * 1024
-#: What Kafka's own numbers and the headers' names take around a record and its batch, at most.
+#: The most bytes that Kafka's own numbers and the headers' names take around a record and its batch.
 _WRAPPING_BYTES = 512
 _WORDS_MAX = 256
-#: What a letter can't do without.
+#: The headers that a shortened letter keeps.
 _HEADERS = frozenset({CE_SPECVERSION, CE_ID, CE_SOURCE, CE_TYPE, CE_TIME, CONTENT_TYPE, VERDICT, TRACE, INBOX_ID})
-#: What was posted beside the body, and is in the letter's value.
+#: Headers of the post, which are in the letter's value.
 _POSTED = (CONTENT_TYPE, CORRELATOR, TRACEPARENT)
 
 
 def letter_message(topic: str, notification: Notification, trace: str, verdict: Verdict, reason: str) -> Message:
-    """The letter that tells of a notification, and why it died."""
+    """The dead letter of a notification. `reason` states why the notification could not be used."""
     body = notification.body[:LETTER_BODY_BYTES_MAX]
     cut = {"bodyBytes": len(notification.body)} if len(body) < len(notification.body) else {}
     posted = notification.content_type, notification.correlator, notification.traceparent
@@ -59,9 +59,9 @@ def letter_message(topic: str, notification: Notification, trace: str, verdict: 
 
 
 def revived(record: Record) -> Sequence[Notification]:
-    """The notifications that a dead letter was, keyed as today's parser reads them: one, or those of a batch.
+    """The notifications in a dead letter, with the keys that today's parser gives them: one, or those of a batch.
 
-    None of it where it still can't be read, and for what another program wrote among the letters.
+    Empty if they still can't be read, or if another program wrote the record.
     """
     try:
         told = orjson.loads(record.message.value or b"{}")
@@ -95,15 +95,16 @@ def revived(record: Record) -> Sequence[Notification]:
 
 
 def fitting(letter: Message, batch_bytes_max: int) -> Message:
-    """The letter, shortened where a batch of at most so many bytes would not take it."""
+    """The letter, shortened if a batch of at most `batch_bytes_max` bytes would not hold it."""
     value_bytes_max = batch_bytes_max - _WRAPPING_BYTES - (bytes_of(letter) - len(letter.value or b""))
     return letter if len(letter.value or b"") <= value_bytes_max else shortened(letter, value_bytes_max)
 
 
 def shortened(letter: Message, value_bytes_max: int) -> Message:
-    """The letter with a value of at most so many bytes, if that can be: first the body is cut, then all but the reason.
+    """The letter with a value of at most `value_bytes_max` bytes, if that is possible.
 
-    The whole notification still stands in the inbox. `bodyBytes` tells how long its body was.
+    First the body is cut, then everything but the reason. The whole notification is still in the inbox. `bodyBytes`
+    states the original length of the body.
     """
     told = orjson.loads(letter.value or b"{}")
     body = b64decode(told.get("body", ""))

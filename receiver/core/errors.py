@@ -1,23 +1,23 @@
-"""Two kinds of failure, divided by who must act. Pure.
+"""Kinds of failure, divided by who must act. Pure.
 
     ReceiverError
     ├── Refused        the sender's fault: a 4xx with CAMARA's error body
-    │   └── Malformed  an authenticated body that is no notification: 400, 413 or 415, and kept as a dead letter
+    │   └── Malformed  an authenticated body that is not a notification: 400, 413 or 415, and kept as a dead letter
     ├── Unavailable    ours: 503 with Retry-After; nothing was kept
     │   └── Unwritable the same, but for this notification alone: the next one may be kept
-    └── ApiRefused     also ours, where we are who asks: the operator's API refuses it
+    └── ApiRefused     ours, as a client: the operator's API refuses our request
 
-The pure modules raise them with a hint of the answer; `edge/intake.py` turns them into one, in one place. A success is
-never raised. Messages are read by the sender: they quote no token and no header value.
+The pure modules raise them with a hint of the answer; `edge/intake.py` alone turns them into answers. A success is
+never raised. Senders read the messages, so they quote no token and no header value.
 """
 
 from http import HTTPStatus
 
 
 class ReceiverError(Exception):
-    """What every failure of a request has: a message for its sender and a `reason` that counts it (a metric label).
+    """Base of all failures: a message for the sender, and a `reason` under which it is counted (a metric label).
 
-    `retry_after_seconds` is when the same request may succeed, None where it can't.
+    `retry_after_seconds` is when the same request may succeed, None if it can't.
     """
 
     def __init__(self, message: str, *, reason: str, retry_after_seconds: int | None = None) -> None:
@@ -28,10 +28,10 @@ class ReceiverError(Exception):
 
 
 class Refused(ReceiverError):
-    """The request is at fault; posting it again unchanged can't help, unless `retry_after_seconds` says when.
+    """The request is at fault; posting it again unchanged fails again, unless `retry_after_seconds` says otherwise.
 
-    `status` and `code` are those of CAMARA's ErrorInfo (Commonalities, CAMARA_common.yaml). `why` tells it apart from
-    others of one reason, for those who investigate; `sender` is the name in a token that is a sender's but not valid.
+    `status` and `code` are those of CAMARA's ErrorInfo (Commonalities, CAMARA_common.yaml). `why` is a finer reason,
+    for investigation. `sender` is the sender named by a token that is not valid; empty if there is none.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Unavailable(ReceiverError):
 
 
 class Unwritable(Unavailable):
-    """The notification is one that the place where it should be kept does not take; it takes others."""
+    """The store refuses this notification; it accepts others."""
 
 
 class ApiRefused(ReceiverError):
-    """The operator's API refuses what we asked of it; asking the same again can't help.
+    """The operator's API refuses our request; repeating it unchanged can't help.
 
     `status` and `code` are the API's; the code is empty where it has none.
     """

@@ -1,4 +1,4 @@
-"""Event: the fact that a notification tells, free of the dialect that it was told in. Pure."""
+"""Event: the fact in a notification, independent of the dialect. Pure."""
 
 import re
 from enum import StrEnum
@@ -13,11 +13,11 @@ class QosStatus(StrEnum):
     AVAILABLE = "AVAILABLE"
     UNAVAILABLE = "UNAVAILABLE"
 
-    __hash__ = str.__hash__  # Enum's own is Python code, and the router asks for it all the time
+    __hash__ = str.__hash__  # Enum's own is Python code, and this one is called very often
 
 
 class StatusInfo(StrEnum):
-    """Why a session became UNAVAILABLE, as far as today's releases tell. Later ones may send more."""
+    """Why a session became UNAVAILABLE, in today's CAMARA releases. Later releases may add values."""
 
     DURATION_EXPIRED = "DURATION_EXPIRED"
     NETWORK_TERMINATED = "NETWORK_TERMINATED"
@@ -26,10 +26,10 @@ class StatusInfo(StrEnum):
     __hash__ = str.__hash__
 
 
-# An enum's member takes ten times as long to find as a name.
+# Looking up an enum's member takes ten times as long as looking up a name.
 _UNAVAILABLE = QosStatus.UNAVAILABLE
 
-#: The ends that a client brought about or knew of. Every other one, the unexplained included, is what people alert on.
+#: Ends that a client caused or knew of. All others, those without a reason included, are what people alert on.
 EXPECTED_ENDS = frozenset({StatusInfo.DURATION_EXPIRED, StatusInfo.DELETE_REQUESTED})
 
 
@@ -42,23 +42,23 @@ class Dialect(StrEnum):
 
 
 class Oddity(StrEnum):
-    """What was odd beside the fact that an event tells: it was dropped, or read otherwise than it is written."""
+    """An oddity that did not stop the event: the odd part was dropped, or read differently from what is written."""
 
-    TYPE = "type"  # none that this release knows, but the event has all that one has
-    ID = "id"  # no printable text
+    TYPE = "type"  # unknown to this release, but the event is complete
+    ID = "id"  # not printable text
     SOURCE = "source"
-    TIME = "time"  # none that can be read
+    TIME = "time"  # not readable
     STATUS_INFO = "status_info"
-    JSON = "json"  # a member stands twice with one value, a byte order mark, a character that is none
-    FAR_TIME = "far_time"  # it can't be true, see `believed`
+    JSON = "json"  # a member that appears twice with one value, a byte order mark, an invalid character
+    FAR_TIME = "far_time"  # an impossible time, see `believed`
     REUSED_ID = "reused_id"  # the id of another event of the session; see `session.py`
 
     __hash__ = str.__hash__
 
 
-#: The time of an event is its sender's word. A clock in another zone is hours off, and a notification that was posted
-#: again for as long as anybody does is days old. What is off by half a year or more is no time of this event: a clock
-#: that was never set, a variable that was never filled (1970, year 1, 9999), or a year that was written wrongly.
+#: The sender's clock gives an event its time. A clock in another zone is hours off, and a notification that was posted
+#: again for as long as senders do is days old. A time that is off by half a year or more is not the event's: a clock
+#: that was never set, a variable that was never filled (1970, year 1, 9999), or a wrong year.
 _FAR_MICROS = 183 * 24 * 60 * 60 * 1_000_000
 
 
@@ -66,13 +66,13 @@ class Event(Value, frozen=True):
     """One change of one session's status.
 
     `type` is the sender's own spelling. `id`, `source` and `time_micros` are None where the dialect or the sender
-    leaves them out; `status_info` is the sender's word, known to `StatusInfo` or not, and None unless UNAVAILABLE.
+    leaves them out. `status_info` is the sender's text, in `StatusInfo` or not, and None unless UNAVAILABLE.
     """
 
     session_id: str
     qos_status: QosStatus
     status_info: str | None
-    time_micros: int | None  # microseconds since 1970 in UTC; finer fractions are cut
+    time_micros: int | None  # microseconds since 1970 in UTC; finer fractions are truncated
     id: str | None
     source: str | None
     type: str
@@ -80,19 +80,19 @@ class Event(Value, frozen=True):
     oddities: tuple[Oddity, ...] = ()
 
     def believed(self, received_micros: int) -> "Event":
-        """The event without a time that can't be true, being half a year or more away from its receipt."""
+        """The event, without a time that is half a year or more away from its receipt and so can't be true."""
         if self.time_micros is None or not is_far(self.time_micros, received_micros):
             return self
         return self._replace(time_micros=None, oddities=(*self.oddities, Oddity.FAR_TIME))
 
     @property
     def unexpected(self) -> bool:
-        """Whether this is an end that nobody asked for: by the network, unexplained, or for a reason unknown to us."""
+        """Whether this is an end that no client asked for: by the network, unexplained, or for an unknown reason."""
         return self.qos_status is _UNAVAILABLE and self.status_info not in EXPECTED_ENDS
 
 
 class Unrecognized(Value, frozen=True):
-    """A well-formed envelope that tells nothing this release knows: another API's event, or a new type or status."""
+    """A well-formed envelope that this release can't use: another API's event, or a new type or status."""
 
     type: str
     session_id: str | None
@@ -100,7 +100,7 @@ class Unrecognized(Value, frozen=True):
 
 
 def is_far(time_micros: int, received_micros: int) -> bool:
-    """Whether a time can't be that of an event that was received then."""
+    """Whether a time is too far from the time of receipt to be the event's."""
     return abs(time_micros - received_micros) >= _FAR_MICROS
 
 
@@ -108,6 +108,6 @@ _UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 def canonical(session_id: str) -> str:
-    """The session's id as it is a key: a UUID is the same in upper and in lower case (RFC 9562, 4)."""
+    """The session id in the form used as a key: a UUID is the same in upper and lower case (RFC 9562, 4)."""
     lower = session_id.lower()
     return lower if lower != session_id and _UUID.fullmatch(session_id) is not None else session_id

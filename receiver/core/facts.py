@@ -1,7 +1,7 @@
 """Facts: what the operator's API knows of a session beside its status. Pure.
 
-They come with the notifications that we make ourselves of the API's answers, in `data`, beside `sessionId` and
-`qosStatus`. The same members, with the same names, are in the values of the topics.
+They are in notifications that the receiver makes from the API's answers, in `data`, beside `sessionId` and `qosStatus`.
+The topics' values have the same members with the same names.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,10 @@ T = TypeVar("T")
 
 
 class Facts(Value, frozen=True, array_like=True):
-    """None where the API did not tell. `device` is the API's own object, only where the configuration allows it.
+    """Facts of one session; None where the API did not give one.
 
-    `device_hash` stands for the device: equal for equal devices, and of no use to who has not the key.
+    `device` is the API's own object, present only if the configuration allows it. `device_hash` is a keyed hash of the
+    device: equal for equal devices, and useless without the key.
     """
 
     qos_profile: str | None = None
@@ -32,12 +33,12 @@ NO_FACTS = Facts()
 
 _MEMBERS = frozenset({"qosProfile", "duration", "expiresAt", "deviceHash", "device"})
 
-#: A server may round its times one way today and another tomorrow.
+#: A server may round its times differently from one answer to the next.
 _SAME_WITHIN_MICROS = 2_000_000
 
 
 def members(facts: Facts) -> dict[str, Any]:
-    """The facts as members of a JSON object; only those that are known."""
+    """The known facts as members of a JSON object."""
     found = (
         ("qosProfile", facts.qos_profile),
         ("duration", facts.duration_seconds),
@@ -49,12 +50,12 @@ def members(facts: Facts) -> dict[str, Any]:
 
 
 def with_members(value: dict[str, Any], facts: Facts) -> dict[str, Any]:
-    """A JSON object with the members of the facts; the same object where there are none."""
+    """A JSON object with the facts' members added; the same object if there are no facts."""
     return value if facts is NO_FACTS or facts == NO_FACTS else value | members(facts)
 
 
 def facts_of(tree: Mapping[str, Any]) -> Facts:
-    """The inverse of `members`, which passes over all other members; NO_FACTS itself for none. Raises Malformed."""
+    """The inverse of `members`, ignoring all other members; NO_FACTS itself if there are none. Raises Malformed."""
     if not _MEMBERS & tree.keys():
         return NO_FACTS
     return Facts(
@@ -67,10 +68,10 @@ def facts_of(tree: Mapping[str, Any]) -> Facts:
 
 
 def merged(before: Facts, after: Facts) -> Facts:
-    """What is known then: the latest word on each.
+    """The facts after an update: the latest value of each.
 
-    But for what could alternate for ever: a device that goes by another identifier stays the same one, and so does a
-    time that differs by a rounding.
+    Exceptions keep values from alternating for ever: the first device stays, since the API may identify one device in
+    several ways, and so does a time that differs only by rounding.
     """
     expires_micros = _first(after.expires_micros, before.expires_micros)
     if before.expires_micros is not None and expires_micros is not None:
@@ -99,7 +100,7 @@ def _micros(text: str | None) -> int | None:
     raise Malformed("expiresAt is no RFC 3339 time")
 
 
-def _member(tree: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401  # of that kind, or None
+def _member(tree: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401  # of `kind`, or None
     value = tree.get(name)
     if value is not None and type(value) is not kind:
         raise Malformed(f"{name} is not of its type")

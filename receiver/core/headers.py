@@ -1,6 +1,6 @@
-"""Headers: the names of all that records have, in the inbox and on the topics, and what traces a record back. Pure.
+"""Headers: the names of all records' headers, in the inbox and on the topics, and the trace of a record's cause. Pure.
 
-Consumers read about them in schemas/README.md.
+schemas/README.md describes them for consumers.
 """
 
 from urllib.parse import quote
@@ -19,17 +19,17 @@ CE_SOURCE = "ce_source"
 CE_TYPE = "ce_type"
 CE_TIME = "ce_time"
 
-#: What a notification was posted with.
+#: Headers of the post.
 CONTENT_TYPE = "content-type"
 CORRELATOR = "x-correlator"
 TRACEPARENT = "traceparent"
 
-#: What is known of it beside that.
+#: Facts that the edge adds.
 SENDER = "sender"
 RECEIVED_AT = "received-at"
 ORIGIN = "origin"
 
-#: What was decided on it, where it stands in the inbox, such as `0-17`, and which topic that inbox is.
+#: The verdict; the notification's place in the inbox, such as `0-17`; and the id of the inbox's topic.
 VERDICT = "verdict"
 TRACE = "inbox"
 INBOX_ID = "inbox-id"
@@ -41,7 +41,7 @@ TOUCHED = "touched"
 LEARNED = "learned"
 MEMORY = frozenset({MARKS, MARKS_CUT, TOUCHED, LEARNED})
 
-# Made once, for there is nothing else to say.
+# Constant headers, made once.
 _SPECVERSION = CE_SPECVERSION, "1.0"
 _JSON = CONTENT_TYPE, "application/json"
 _VERDICTS = {verdict: (VERDICT, verdict.value) for verdict in Verdict}
@@ -51,7 +51,7 @@ _POSITION_DIGITS_MAX = 18
 
 
 def event_headers(notification: Notification, trace: str, event: Event, verdict: Verdict) -> Headers:
-    """Those of the records that an event causes: CloudEvents' attributes in binary mode, and what traces them back."""
+    """Headers of the records that an event causes: CloudEvents' attributes in binary mode, and the trace back."""
     headers = [
         _SPECVERSION,
         (CE_ID, event.id or trace),
@@ -65,7 +65,7 @@ def event_headers(notification: Notification, trace: str, event: Event, verdict:
 
 
 def letter_headers(notification: Notification, trace: str, verdict: Verdict) -> Headers:
-    """Those of a dead letter."""
+    """Headers of a dead letter."""
     headers = [
         _SPECVERSION,
         (CE_ID, trace),
@@ -78,7 +78,7 @@ def letter_headers(notification: Notification, trace: str, verdict: Verdict) -> 
 
 
 def position_of(trace: str, partition: int) -> int | None:
-    """The position in the inbox that a trace such as `0-17` tells; None where it is none of that partition."""
+    """The position in a trace such as `0-17`; None if it is not one of that partition."""
     number, _, position = trace.partition("-")
     is_position = position.isdecimal() and len(position) <= _POSITION_DIGITS_MAX
     return int(position) if is_position and number == str(partition) else None

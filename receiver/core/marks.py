@@ -1,4 +1,4 @@
-"""Marks: what a session remembers of the events that it was told, to know a repetition. Pure."""
+"""Marks: a session's memory of its events, which recognizes repetitions. Pure."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -8,15 +8,15 @@ from zlib import crc32
 from receiver.core.event import Event, QosStatus
 from receiver.core.value import Value
 
-#: A digest of 64 bits: among 256 of them the chance of two alike is one in 10^14.
+#: A digest of 64 bits: among 256 of them the probability of a collision is 1 in 10^14.
 _DIGEST_BYTES = 8
 
 
 class Mark(Value, frozen=True, array_like=True):
-    """An event that was taken into account.
+    """One event that was taken into account.
 
-    `identity` is a digest of its source and id, None where it had no id. `kind` is a digest of its type and reason.
-    `told_micros` is the time that it told, None for none; `micros` is the time that counts for it.
+    `identity` is a digest of the event's source and id, None if it had no id. `kind` is a digest of its type and
+    reason. `told_micros` is the event's own time, None if it had none; `micros` is the time used to order it.
     """
 
     identity: str | None
@@ -27,7 +27,7 @@ class Mark(Value, frozen=True, array_like=True):
 
 
 def mark_of(event: Event, micros: int) -> Mark:
-    """The mark that an event leaves, `micros` being the time that counts for it."""
+    """The mark of an event; `micros` is the time used to order it."""
     identity = None
     if event.id is not None:
         # CloudEvents 1.0.2, spec.md, "id": an event is identified by source and id together, never by id alone.
@@ -37,7 +37,7 @@ def mark_of(event: Event, micros: int) -> Mark:
 
 
 def find(marks: Iterable[Mark], mark: Mark) -> tuple[bool, bool]:
-    """Whether one of the marks stands for the same event, and else whether one has its id."""
+    """Whether a mark is of the same event; and if not, whether one has the same id."""
     identity, status, told_micros, kind = mark.identity, mark.qos_status, mark.told_micros, mark.kind
     reuses_id = False
     for known in marks:
@@ -49,7 +49,7 @@ def find(marks: Iterable[Mark], mark: Mark) -> tuple[bool, bool]:
 
 
 def times(marks: Iterable[Mark], qos_status: QosStatus) -> Sequence[int]:
-    """The times, in microseconds, of the events that told of a status."""
+    """The ordering times, in microseconds, of the events with a status."""
     return [mark.micros for mark in marks if mark.qos_status is qos_status]
 
 

@@ -27,16 +27,16 @@ class Message(Value, frozen=True):
 
 
 class Record(NamedTuple):
-    """A message as it stands on its topic."""
+    """A message at its place on a topic."""
 
     partition: int
     position: int
     message: Message
 
     def fields(self) -> dict[str, Any]:
-        """The record as `tail` and the operations port show it: a JSON object, its value parsed, None a tombstone.
+        """The record as `tail` and the operations port show it: a JSON object with the value parsed, None a tombstone.
 
-        A value that another program wrote may be no JSON: then it is in `valueBase64`, and `value` is None.
+        A value of another program may not be JSON; then it is in `valueBase64`, and `value` is None.
         """
         message = self.message
         micros = min(max(rfc3339.WRITABLE_MICROS[0], message.timestamp_millis * 1000), rfc3339.WRITABLE_MICROS[-1])
@@ -56,24 +56,24 @@ def _shown(value: bytes) -> dict[str, Any]:
     try:
         tree = orjson.loads(value)
         if value.count(b"[") + value.count(b"{") > _NESTED_MAX:
-            orjson.dumps(tree)  # whoever shows it would fail on what is nested too deeply
+            orjson.dumps(tree)  # too deep nesting would fail later, when it is shown
     except (ValueError, TypeError):
         return {"value": None, "valueBase64": b64encode(value).decode()}
     return {"value": tree}
 
 
 def bytes_of(message: Message) -> int:
-    """About how many bytes a message takes on its topic, its headers' names left out."""
+    """About the bytes that a message takes on its topic, without the headers' names."""
     return len(message.key) + len(message.value or b"") + sum([len(text) for _, text in message.headers])
 
 
 def bytes_of_all(messages: Iterable[Message]) -> int:
-    """About how many bytes messages take, their headers as JSON. Those that follow each other may share these."""
+    """About the bytes that messages take, with headers as JSON. Consecutive messages may share one list of headers."""
     total = headers_bytes = 0
     headers: Sequence[tuple[str, str]] = ()
     for message in messages:
         if message.headers is not headers:
             headers = message.headers
-            headers_bytes = len(orjson.dumps(headers))  # to add up the lengths here takes twice as long
+            headers_bytes = len(orjson.dumps(headers))  # adding up the lengths takes twice as long
         total += len(message.key) + len(message.value or b"") + headers_bytes
     return total

@@ -1,9 +1,10 @@
-"""Notification: what a sender posted, verbatim, and how it is read. Pure.
+"""Notification: a sender's post, verbatim, and how it is read. Pure.
 
 CAMARA's releases come down to three dialects (see `Dialect`), told apart by the shape of the body, never by its path or
-content type: senders mix these up. Within a dialect we are lenient, because hardly any sender posts again: a body that
-tells which session changed to what is an event. What is odd beside that is None, and noted in `Event.oddities`; what is
-unknown is passed over. A body is malformed only where it could be read in two ways, or where it doesn't tell that.
+content type: senders mix these up. Within a dialect parsing is lenient, because hardly any sender posts again: a body
+is an event if it says which session changed to which status. Any other odd part is read as None and noted in
+`Event.oddities`; unknown parts are ignored. A body is malformed only if it has two possible meanings, or does not say
+which session changed to which status.
 """
 
 import re
@@ -21,7 +22,7 @@ from receiver.core.event import Dialect, Event, Oddity, QosStatus, Unrecognized,
 from receiver.core.value import Value
 
 Envelope = tuple[tuple[str, str], ...]
-"""Headers that a body is read with: names in lower case, and values."""
+"""Headers that affect how a body is read: names in lower case, and values."""
 
 CONTENT_ENCODING = "content-encoding"
 #: CloudEvents' HTTP binding in binary mode: the attributes are headers (http-protocol-binding.md, 3.1).
@@ -31,11 +32,11 @@ _ATTRIBUTE = "ce-"
 class Notification(Value, frozen=True):
     """A posted body, and what the edge knew of it.
 
-    `key` is the session id where the body names one, else the sender. `content_type`, `correlator` and `traceparent`
-    are empty where the sender gave none. `origin` is empty for what was posted, `replay:0-17` for the dead letter that
-    lies at that partition and position, `beside:/a` for what was posted to /a, where nothing is served, and one of
-    API_ORIGINS for what the operator's API told. `envelope` has what else the body is read with, see `envelope_of`; of
-    nearly all it is empty.
+    `key` is the session id if the body names one, else the sender. `content_type`, `correlator` and `traceparent` are
+    empty if the sender gave none. `origin` is empty for an ordinary post; `replay:0-17` for the dead letter at that
+    partition and position; `beside:/a` for a post to the unserved path /a; and one of API_ORIGINS for a notification
+    made from the operator API's answer. `envelope` has the headers that affect reading, see `envelope_of`; it is mostly
+    empty.
     """
 
     body: bytes
@@ -49,21 +50,22 @@ class Notification(Value, frozen=True):
     envelope: Envelope = ()
 
 
-#: Of a Content-Encoding and the attributes that we read. Others are kept for a later release while there is room.
+#: Limits of the envelope. The headers that this release reads come first; the others are kept while there is room.
 _ENVELOPE_TEXT_CHARS_MAX = 2_048
 _ENVELOPE_CHARS_MAX = 8_192
 _ENVELOPE_FIRST = (CONTENT_ENCODING, "ce-specversion", "ce-type", "ce-id", "ce-source", "ce-time")
 
 
 def is_of_envelope(name: str) -> bool:
-    """Whether a header of this name, in lower case, is one that a body is read with."""
+    """Whether a header, named in lower case, affects how a body is read."""
     return name == CONTENT_ENCODING or name.startswith(_ATTRIBUTE)
 
 
 def envelope_of(headers: Mapping[str, str]) -> Envelope:
-    """What of some headers, named in lower case, a body is read with beside its content type, in bounded length.
+    """The headers, of those given in lower case, that affect how a body is read, in bounded length. The content type
+    is not among them.
 
-    It is kept beside the body, so that a later release can read what this one can't.
+    They are kept beside the body, so that a later release can read what this one can't.
     """
     names = sorted(filter(is_of_envelope, headers), key=lambda name: (name not in _ENVELOPE_FIRST, name))
     found: list[tuple[str, str]] = []
@@ -77,39 +79,39 @@ def envelope_of(headers: Mapping[str, str]) -> Envelope:
 
 
 def envelope_again(told: Iterable[tuple[str, str]]) -> Envelope:
-    """An envelope that was kept as JSON, which has no tuples. Raises TypeError and ValueError for what is none."""
+    """An envelope read back from JSON, which has no tuples. Raises TypeError and ValueError for any other value."""
     return tuple((name, value) for name, value in told)
 
 
-#: What the answer to a request of our own told, and what was found by comparing the API's sessions with ours. Such a
-#: notification may have facts (see `facts.py`), and its word counts whoever the session's sender is.
+#: Origins of notifications from the operator's API: answers to our own requests, and comparisons of its sessions with
+#: ours. They may have facts (see `facts.py`), and count for sessions of any sender.
 CLIENT = "client"
 RECONCILE = "reconcile"
 API_ORIGINS = frozenset({CLIENT, RECONCILE})
 
 
-#: What the origin begins with of a notification that was posted beside our paths, and of one that was a dead letter.
+#: Prefixes of the origins of a notification posted to an unserved path, and of a replayed dead letter.
 BESIDE = "beside:"
 REPLAY = "replay:"
 
 
-#: What a sender is called in a configuration.
+#: The form of a sender's name in the configuration.
 SENDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 class Kind(Value, frozen=True):
-    """A kind of event that this release understands: the types that it goes by, and the members that tell its facts."""
+    """A kind of event that this release understands: its types, and the members that hold its facts."""
 
     types: re.Pattern[str]
-    #: What else it is called, once what is no letter was left out.
+    #: Other spellings of the type's last part, compared after everything but letters was removed.
     names: re.Pattern[str]
-    #: What its type is where the sender told none.
+    #: The type of an event whose sender gave none.
     type: str
     id_members: tuple[str, ...]
     status_members: tuple[str, ...]
 
 
-#: Another API's events become a row here, once they have a place in `Event`; until then they are unrecognized.
+#: A row for each kind of event. Another API's events need a place in `Event` first; until then they are unrecognized.
 KINDS = (
     Kind(
         re.compile(
@@ -118,7 +120,7 @@ KINDS = (
             r"org\.camaraproject\.(api\.)?(qod|quality-on-demand)(\.v[0-9]+)?\.qos-status-changed(-event)?"
             r"|QOS_STATUS_CHANGED"
         ),
-        # Models that were generated from CAMARA's files have the schema's name there: QosStatusChangedEvent (0.9),
+        # Models generated from CAMARA's files use the schema's name as the type: QosStatusChangedEvent (0.9),
         # EventQosStatusChanged (from 0.10 on).
         re.compile(r"(event|notification)?qosstatuschanged(event|notification)?"),
         "org.camaraproject.quality-on-demand.v1.qos-status-changed",
@@ -127,18 +129,18 @@ KINDS = (
     ),
 )
 
-#: QualityOnDemand v0.8.1, qod-api.yaml; documentation/API_documentation/Notifications.md spells it the other way.
+#: QualityOnDemand v0.8.1: the spelling of qod-api.yaml, then that of documentation/API_documentation/Notifications.md.
 _BARE_EVENTS = frozenset({"SESSION_TERMINATED", "SESSION_TERMINATION"})
 
-#: QualityOnDemand r4.1 limits a session id to 36 characters and an id to 256; other senders' are longer. These bounds
-#: keep a record's key and headers small.
+#: QualityOnDemand r4.1 limits a session id to 36 characters and an id to 256; other senders use longer ones. These
+#: bounds keep a record's key and headers small.
 _KEY_CHARS_MAX = 256
 _TEXT_CHARS_MAX = 2_048
 _INTEGERS = range(-(2**63), 2**64)
 
 
 class _Members(Value, frozen=True):
-    """What an envelope calls its members, None where it has no such. Of several ids the first that is told counts."""
+    """The names of an envelope's members, None where it has no such member. The first id that is present counts."""
 
     type: str
     time: str | None
@@ -151,20 +153,20 @@ _CLOUDEVENTS = _Members("type", "time", "source", ("id",))
 _EVENT = _Members("eventType", "eventTime", None, ("eventId", "eventid"))
 _BARE = _Members("event", None, None, ())
 
-# An enum's member takes ten times as long to find as a name.
+# Looking up an enum's member takes ten times as long as looking up a name.
 _CLOUD, _UNAVAILABLE = Dialect.CLOUDEVENTS, QosStatus.UNAVAILABLE
 _ODD_TYPE, _ODD_ID, _ODD_SOURCE, _ODD_TIME = Oddity.TYPE, Oddity.ID, Oddity.SOURCE, Oddity.TIME
 _ODD_STATUS_INFO, _ODD_JSON = Oddity.STATUS_INFO, Oddity.JSON
 
-#: The edge parses, and so does the router, which on a node that does both is soon after. Larger bodies are rare.
+#: Edge and router both parse a body; on a node that runs both the second time soon follows. Larger bodies are rare.
 _REMEMBERED_MAX = 2_048
 _REMEMBERED_BYTES_MAX = 2_048
 
 
 def parse(body: bytes, envelope: Envelope = (), inflated_bytes_max: int = INFLATED_BYTES_MAX) -> Event | Unrecognized:
-    """The event that a body tells of, `envelope` being what was posted beside it.
+    """The event in a body; `envelope` holds the headers posted with it.
 
-    A compressed body may have `inflated_bytes_max` bytes. Raises Malformed, with a message for the sender.
+    A compressed body may inflate to `inflated_bytes_max` bytes. Raises Malformed, with a message for the sender.
     """
     if not envelope and not body.startswith(COMPRESSED):
         return _parse_small(body) if len(body) <= _REMEMBERED_BYTES_MAX else _parse(body)
@@ -177,10 +179,10 @@ def parse(body: bytes, envelope: Envelope = (), inflated_bytes_max: int = INFLAT
 def split(
     body: bytes, envelope: Envelope = (), inflated_bytes_max: int = INFLATED_BYTES_MAX
 ) -> Sequence[tuple[bytes, Event | Unrecognized | None]]:
-    """The events of a batch (CloudEvents, JSON format, 4; or any array of notifications), each verbatim, and what it
-    tells, None where it is malformed.
+    """The parts of a batch (CloudEvents, JSON format, 4; or any array of notifications): each part's bytes, verbatim,
+    and its event, None if it is malformed.
 
-    It is empty for a body that is no batch, or one that nothing can be read of. Raises Malformed as `parse` does.
+    Empty for a body that is not a batch, or has no readable part. Raises Malformed as `parse` does.
     """
     told = [
         (each, _told_or_none(each))
@@ -198,10 +200,10 @@ def _told_or_none(body: bytes) -> Event | Unrecognized | None:
 def _parse(body: bytes, attributes: Mapping[str, Any] | None = None) -> Event | Unrecognized:
     tree, is_odd = tree_of(body)
     oddities = [_ODD_JSON] if is_odd else []
-    if type(tree) is str:  # written as JSON twice
+    if type(tree) is str:  # JSON encoded twice
         tree = _inner_tree(tree.encode(errors="surrogatepass"))
     if type(tree) is list:
-        raise Malformed("the body is an array that no notification can be read of")
+        raise Malformed("the body is an array without a readable notification")
     if type(tree) is not dict:
         raise Malformed("the body is not a JSON object")
     if "specversion" in tree and (detail := _object(tree, "data", "data_base64")) is not None:
@@ -215,7 +217,7 @@ def _parse(body: bytes, attributes: Mapping[str, Any] | None = None) -> Event | 
     flat = inner if type(inner) is dict else tree
     if (detail := _object(flat, "eventDetail")) is not None:
         return _event(Dialect.EVENT, _EVENT, flat, detail, oddities)
-    # No release has these shapes, but what they tell is all there.
+    # No release has these shapes, but they hold all facts.
     if (detail := _object(tree, "data", "data_base64")) is not None and _is_whole(detail):
         return _event(_CLOUD, _CLOUDEVENTS, tree, detail, oddities)
     if _is_whole(flat):
@@ -245,7 +247,7 @@ def _event(
     detail: Mapping[str, Any],
     oddities: list[Oddity],
 ) -> Event | Unrecognized:
-    kind_name = _optional(envelope, members.type, [], _ODD_TYPE)  # noted below, where it is none that we know
+    kind_name = _optional(envelope, members.type, [], _ODD_TYPE)  # if unknown, noted below
     kind = None if kind_name is None else _kind(kind_name)
     if kind is None:
         kind = _kind_by_content(kind_name, detail)
@@ -262,7 +264,7 @@ def _event(
         name = kind_name or kind.type
         return Unrecognized(name, session_id, f"unknown {kind.status_members[0]} {_quoted(status)}")
     status_info = None
-    if qos_status is _UNAVAILABLE:  # CAMARA: it applies to that alone; some senders repeat an old one
+    if qos_status is _UNAVAILABLE:  # CAMARA has it for UNAVAILABLE only; some senders repeat an old one
         status_info = _optional(detail, "statusInfo", oddities, _ODD_STATUS_INFO)
     identifier = None
     for member in members.ids:
@@ -282,7 +284,7 @@ def _event(
 
 
 def _bare(tree: Mapping[str, Any], name: str, oddities: list[Oddity]) -> Event | Unrecognized:
-    """0.8 tells only that a session ended: not why, not when, and without an id."""
+    """The event of a 0.8 body, which says only that a session ended: without a reason, a time and an id."""
     if name in _BARE_EVENTS:
         session_id = _session_id(tree, ("sessionId",))
         return Event(session_id, _UNAVAILABLE, None, None, None, None, name, Dialect.BARE, tuple(oddities))
@@ -297,10 +299,10 @@ def _kind(name: str) -> Kind | None:
 
 
 def _kind_by_content(name: str | None, detail: Mapping[str, Any]) -> Kind | None:
-    """The kind of an event whose type is none that we know, but that has all that an event has.
+    """The kind of a complete event whose type is unknown or missing.
 
-    What has a type of CloudEvents' form may be another API's event, which only looks the same, unless its last part is
-    the name of a kind. What has none is no other API's.
+    An unknown type in CloudEvents' form may be another API's event that merely looks the same, unless its last part is
+    the name of a kind. A missing or plain type is not another API's.
     """
     if not _is_whole(detail):
         return None
@@ -312,13 +314,13 @@ def _kind_by_content(name: str | None, detail: Mapping[str, Any]) -> Kind | None
 
 
 def _is_whole(detail: Mapping[str, Any]) -> bool:
-    """Whether it tells which session changed to what, in the very words of the QoD API."""
+    """Whether it says which session changed to which status, in the QoD API's own words."""
     status = detail.get("qosStatus")
     return type(status) is str and status in _STATUSES and _any_session_id(detail) is not None
 
 
 def _object(tree: Mapping[str, Any], *names: str) -> Mapping[str, Any] | None:
-    """The first member that is an object, or text that is one's JSON, as it is or (CloudEvents, 3.1.2) in Base64."""
+    """The first member that is an object, or text with an object's JSON, plain or in Base64 (CloudEvents, 3.1.2)."""
     for name in names:
         value = tree.get(name)
         if type(value) is dict:
@@ -343,13 +345,13 @@ def _needed(tree: Mapping[str, Any], member: str) -> str:
 
 
 def _text(tree: Mapping[str, Any], member: str) -> str | None:
-    """A member that is text, or was meant to be; None where it is absent, null or empty, which senders mix up."""
+    """A text member, converted if it is an integer; None if it is absent, null or empty, which senders mix up."""
     value = tree.get(member)
     if type(value) is not str:
         if value is None:
             return None
-        # The guidelines' own example has a number for an id. One of more than 64 bits was rounded to a float, as many
-        # others may be: two ids would become one.
+        # The guidelines' own example has a number for an id. Numbers beyond 64 bits are rounded to floats, so two ids
+        # could become one.
         if type(value) is not int or value not in _INTEGERS:
             raise Malformed(f"{member} must be a string")
         return str(value)
@@ -359,7 +361,7 @@ def _text(tree: Mapping[str, Any], member: str) -> str | None:
 
 
 def _optional(tree: Mapping[str, Any], member: str, oddities: list[Oddity], oddity: Oddity) -> str | None:
-    """A member that an event can do without."""
+    """A member that an event can do without: None, with an oddity noted, if it is invalid."""
     value = tree.get(member)
     if value is None or (type(value) is str and len(value) <= _TEXT_CHARS_MAX and value.isprintable()):
         return value or None
@@ -390,7 +392,7 @@ def _session_id(detail: Mapping[str, Any], members: tuple[str, ...]) -> str:
 
 
 def _any_session_id(detail: Mapping[str, Any]) -> str | None:
-    """The session that an event which we don't know may be about, so that it lies beside that session's others."""
+    """The session that an unrecognized event may be about, so that it is kept beside that session's other events."""
     session_id = detail.get("sessionId")
     if type(session_id) is str and 0 < len(session_id) <= _KEY_CHARS_MAX and session_id.isprintable():
         return canonical(session_id)
@@ -398,7 +400,7 @@ def _any_session_id(detail: Mapping[str, Any]) -> str | None:
 
 
 def _time_micros(envelope: Mapping[str, Any], member: str, oddities: list[Oddity]) -> int | None:
-    """When it happened, None where that is not told in a way that `rfc3339` knows: a guess could change the order."""
+    """The event's time, None if `rfc3339` can't read it: a guess could change the order of events."""
     time = envelope.get(member)
     if time is None or time == "":
         return None
@@ -415,4 +417,4 @@ def _time_micros(envelope: Mapping[str, Any], member: str, oddities: list[Oddity
 
 
 def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:40]}…")  # noqa: PLR2004  # enough to know it by
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")  # noqa: PLR2004  # enough to recognize it

@@ -9,9 +9,9 @@ _EPOCH_ALONE = _EPOCH.replace(tzinfo=None)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-@lru_cache(1024)  # a time is written several times, and most that are written lie close together
+@lru_cache(1024)  # each time is written several times, and most are close together
 def render(micros: int) -> str:
-    """The time `micros` microseconds after 1970 began, as `2026-11-24T10:00:00.25Z`; exact, without idle zeros."""
+    """The time `micros` microseconds after 1970 began, as `2026-11-24T10:00:00.25Z`; exact, without trailing zeros."""
     seconds, rest = divmod(micros, 1_000_000)
     if not rest:
         return f"{_second(seconds)}Z"
@@ -24,9 +24,9 @@ def _second(seconds: int) -> str:
     return (_EPOCH_ALONE + timedelta(seconds=seconds)).isoformat()
 
 
-#: RFC 3339, 5.6, and what writers take for it: no seconds, no zone, a comma before the fraction, a blank or lower case,
-#: an offset without its colon or its minutes, and behind an offset the name of a zone (Java's ZonedDateTime). Python's
-#: own reader takes more than that, and reads `21.123` as 21:00:00.123.
+#: RFC 3339, 5.6, and common deviations: no seconds, no zone, a comma before the fraction, a blank or lower case, an
+#: offset without its colon or its minutes, and a zone's name behind an offset (Java's ZonedDateTime). Python's own
+#: reader accepts more, and misreads `21.123` as 21:00:00.123.
 _TIME = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2})"
     r"(?::(?:([0-5][0-9])|(60))([.,][0-9]+)?)?"
@@ -39,12 +39,13 @@ _FRACTION_DIGITS = 6
 
 
 def micros(text: str) -> int:
-    """The inverse: microseconds since 1970 began, finer fractions cut. A time without a zone is read as UTC.
+    """The inverse: microseconds since 1970 began, finer fractions truncated. A time without a zone is read as UTC.
 
-    Raises ValueError for what is neither RFC 3339 nor one of the oddities above. A leap second is the one after it.
+    A leap second is read as the second after it. Raises ValueError for text that is neither RFC 3339 nor one of the
+    deviations above.
     """
     begin, rest = _second_micros(text[:_SECOND_CHARS]), _rest_micros(text[_SECOND_CHARS:])
-    if begin is not None and rest is not None:  # as nearly all are written
+    if begin is not None and rest is not None:  # the usual form
         return begin + rest
     found = _TIME.fullmatch(text)
     if found is None:
@@ -57,19 +58,19 @@ def micros(text: str) -> int:
 
 @lru_cache(256)
 def _second_micros(text: str) -> int | None:
-    """The time of a second that is written plainly, None for any other. Raises ValueError where there is no such."""
+    """The time of a second in the usual form, None for any other form. Raises ValueError for an impossible date."""
     if _PLAIN_SECOND.fullmatch(text) is None:
         return None
     return (datetime.fromisoformat(text) - _EPOCH_ALONE) // _MICROSECOND
 
 
-@lru_cache(2048)  # all that milliseconds have
+@lru_cache(2048)  # every fraction in milliseconds
 def _rest_micros(text: str) -> int | None:
-    """What is written behind the second, None where it is not plainly a fraction in UTC."""
+    """The microseconds in the text behind the second; None if it is not a plain fraction in UTC."""
     if _PLAIN_REST.fullmatch(text) is None:
         return None
     return int(text[1:-1][:_FRACTION_DIGITS].ljust(_FRACTION_DIGITS, "0"))
 
 
-#: A zone can move a time out of the years that can be written.
+#: Times that can be written: a zone's offset can move a time out of the years 1 to 9999.
 WRITABLE_MICROS = range(micros("0001-01-01T00:00:00Z"), micros("9999-12-31T23:59:59.999999Z") + 1)

@@ -1,8 +1,8 @@
 """Router: decide(notification, session) → Decision. Pure, and a function of the inbox alone.
 
-What a notification comes to is settled by its own bytes, by the notifications of its session before it, and by the
-times of receipt in the inbox: never by the clock on the wall, by how the inbox was cut into batches, or by who asks.
-So a crash, a replica and a replay decide alike.
+A decision depends on the notification's bytes, the earlier notifications of its session, and the times of receipt in
+the inbox; never on the wall clock, on how the inbox was cut into batches, or on which process decides. So a crash, a
+replica and a replay decide alike.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,19 +23,19 @@ from receiver.core.status_record import status_millis, status_value
 from receiver.core.topics import TopicNames
 from receiver.core.value import Value
 
-#: Facts are remembered with their session. What we make of the API's answers is a hundredth of this.
+#: Facts are remembered with their session. The notifications made from the API's answers have a hundredth of this.
 _LEARNED_BYTES_MAX = 64 * 1024
 
 
-# An enum's member takes ten times as long to find as a name.
+# Looking up an enum's member takes ten times as long as looking up a name.
 _CONFLICT, _DUPLICATE, _LATE = Verdict.CONFLICT, Verdict.DUPLICATE, Verdict.LATE
 _KINDS_MAX = 4_096
 
 
 class Decision(Value, frozen=True):
-    """What a notification comes to: its verdict, its session afterwards (None: no session) and its messages.
+    """The result of a notification: its verdict, its session afterwards (None: no session) and its messages.
 
-    `oddities` are what was odd about it, and did not change the verdict.
+    `oddities` are those of the notification; they did not change the verdict.
     """
 
     verdict: Verdict
@@ -46,7 +46,7 @@ class Decision(Value, frozen=True):
 
 class Router:
     """The rules of one configuration: topic names, extra routes, how long a session is remembered, and which senders
-    take a session up again after its end.
+    resume a session after its end.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class Router:
             return self._dead(notification, trace, Verdict.UNRECOGNIZED, session, event.explanation)
         if event.session_id != notification.key:
             if canonical(notification.key) != event.session_id:
-                # It lies under another key, so perhaps in another partition than its session: an older release received
-                # it and could not read what this one can.
+                # It is under another key, so maybe in another partition than its session: the older release that
+                # received it could not read it.
                 reason = "not readable when it was received; replay it"
                 return self._dead(notification, trace, Verdict.MALFORMED, session, reason)
-            # An older release received it, for which a UUID in upper case was the id of another session.
+            # The older release that received it took a UUID in upper case for the id of another session.
             event = event._replace(session_id=notification.key)
         event = event.believed(notification.received_micros)
         known = None if session is None or self.is_forgotten(session, clock_micros) else session
@@ -110,7 +110,7 @@ class Router:
         if verdict is _DUPLICATE:
             return Decision(verdict, after, (), oddities)
         headers = event_headers(notification, trace, event, verdict)
-        # Its timestamp is the inbox's clock, not the event's: tables keep the record with the latest one.
+        # The timestamp is the inbox's clock, not the event's, since tables keep the record with the latest timestamp.
         millis = clock_micros // 1000
         messages = [session_message(self._sessions_topic, after, headers, millis)]
         if topics := self._topics_for(verdict, event, sender):
@@ -123,12 +123,12 @@ class Router:
     def give_up(self, notification: Notification, trace: str, session: Session | None, reason: str) -> Decision:
         """The decision on a notification that `decide` failed on, or whose records can't be written.
 
-        It is kept as a dead letter, to be replayed once that is mended.
+        It becomes a dead letter, to be replayed once the cause is mended.
         """
         return self._dead(notification, trace, Verdict.UNRECOGNIZED, session, reason)
 
     def is_forgotten(self, session: Session, clock_micros: int) -> bool:
-        """Whether so much time has passed since the session was last touched that it counts as never seen."""
+        """Whether the session was last touched so long ago that it counts as never seen."""
         return clock_micros - session.touched_micros > self._forget_after_micros
 
     def forget(self, session: Session, clock_micros: int) -> Message:
@@ -136,7 +136,7 @@ class Router:
         return Message(self._names.sessions, session.session_id, None, (), clock_micros // 1000)
 
     def _topics_for(self, verdict: Verdict, event: Event, sender: str) -> Sequence[str]:
-        """The full names of the topics that an event goes to: the same for all of its kind."""
+        """The full names of the topics that an event goes to; they are remembered for each kind of event."""
         kind = verdict, event.qos_status, event.status_info, event.type, sender
         topics = self._topics.get(kind)
         if topics is None:
@@ -150,14 +150,14 @@ class Router:
         self, notification: Notification, trace: str, verdict: Verdict, session: Session | None, reason: str
     ) -> Decision:
         if notification.origin.startswith(REPLAY):
-            # It came from the dead letters and lies there still: a second copy would tell nothing.
+            # It was replayed from the dead letters and is still there: no second copy is needed.
             return Decision(verdict, session, ())
         letter = letter_message(self._names.dead_letters, notification, trace, verdict, reason)
         return Decision(verdict, session, [letter])
 
 
 def _beside(notification: Notification) -> Unrecognized | None:
-    """What was posted to a path where nothing is served: its sender was told so, and it may be replayed."""
+    """A post to an unserved path, as unrecognized. Its sender was answered 404, and it may be replayed."""
     if not notification.origin or not notification.origin.startswith(BESIDE):
         return None
     path = notification.origin.removeprefix(BESIDE)
@@ -165,10 +165,10 @@ def _beside(notification: Notification) -> Unrecognized | None:
 
 
 def _facts(notification: Notification) -> Facts | None:
-    """The facts that it tells. None for posted notifications: senders' facts are not trusted. Raises Malformed."""
+    """The facts in a notification. None for posted notifications: senders' facts are not trusted. Raises Malformed."""
     if notification.origin not in API_ORIGINS:
         return None
     if len(notification.body) > _LEARNED_BYTES_MAX:
-        raise Malformed(f"longer than {_LEARNED_BYTES_MAX} bytes, which nothing is that the API told")
+        raise Malformed(f"longer than {_LEARNED_BYTES_MAX} bytes: what the API told never is")
     tree = orjson.loads(notification.body)
     return facts_of(tree["data"]) if "data" in tree else NO_FACTS

@@ -1,7 +1,7 @@
 """The table of routes: which decision goes to which topics. Pure.
 
-Topics of a verdict's own (sessions, dead-letter) are not routes: they are the router's memory and its last resort,
-and no configuration can take them away. See `router.py`.
+The sessions and dead-letter topics are not routes: they are the router's memory and its last resort, and no
+configuration can remove them. See `router.py`.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from receiver.core.session import Verdict
 class Route(NamedTuple):
     """Sends the events that meet every condition to `topic`, a name without the common prefix.
 
-    A condition is met by any of its values; None is no condition. `event_types` are spelled as their senders spell
-    them, `*` standing for any run of characters.
+    Any one of its values meets a condition; None is no condition. `event_types` are spelled as the senders spell
+    them; `*` stands for any characters.
     """
 
     topic: str
@@ -28,7 +28,7 @@ class Route(NamedTuple):
     event_types: tuple[str, ...] | None = None
 
     def matches(self, verdict: Verdict, event: Event, sender: str) -> bool:
-        """Whether this route takes the event."""
+        """Whether the event meets every condition."""
         return (
             verdict in self.verdicts
             and (self.senders is None or sender in self.senders)
@@ -39,7 +39,7 @@ class Route(NamedTuple):
         )
 
 
-#: Every change, the late ones marked as such, for analytics; and the ends alone, for alerting.
+#: All changes, late ones marked, for analytics; and the ends alone, for alerting.
 DEFAULT_ROUTES = (
     Route("status", verdicts=frozenset({Verdict.ACCEPTED, Verdict.LATE})),
     Route("unavailable", qos_statuses=frozenset({QosStatus.UNAVAILABLE})),

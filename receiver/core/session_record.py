@@ -1,8 +1,7 @@
-"""The record of a session on the sessions topic: how it is written, and how it is read again. Pure.
+"""The record of a session on the sessions topic: how it is written and read. Pure.
 
-The value is a row for everybody, as schemas/README.md says; what a router remembers beside it stands in headers. All
-who write or read such records, routers, lanes, readers and the export, do it here: so what one of them writes is what
-another remembers.
+The value is for all consumers, see schemas/README.md; a router's memory beside it is in headers. Routers, lanes,
+readers and the export all write and read such records here, so each remembers exactly what another wrote.
 """
 
 import re
@@ -24,34 +23,34 @@ _NO_ID = "-" * 16
 _MARK = r"(?:[0-9a-f]{16}|-{16})\|[RAU]\.(?:-?[0-9]{1,18})?\.[0-9a-f]{8}\|-?[0-9]{1,18}"
 _MARKS = re.compile(f"{_MARK}(?:,{_MARK})*")
 _MICROS = re.compile(r"-?[0-9]{1,18}")
-#: A status is the first letter of its name; M is for a session that counts as ended because the API does not know it.
+#: A status is the first letter of its name; M marks a session that counts as ended because the API does not know it.
 _LETTERS = {status: status.value[0] for status in QosStatus}
 _STATUSES = {letter: status for status, letter in _LETTERS.items()}
 _MISSING = "M"
 _LEARNED = re.compile(r"[RAUM]{0,4}")
 
-#: What a router writes has a tenth of this. Twice as much still fits into a record that brokers take.
+#: A router's records have a tenth of this. Twice this still fits into a record that brokers accept.
 _TEXT_BYTES_MAX = 256 * 1024
 _SECONDS_MAX = 1e12
 
 
 class NoSession(Exception):
-    """The record does not tell of a session, or not of all that a router wrote; the message says why."""
+    """The record is not a session's, or lacks something that a router writes; the message says what."""
 
 
 def session_message(topic: str, session: Session, headers: Sequence[tuple[str, str]], timestamp_millis: int) -> Message:
-    """The record that tells of a session; `headers` trace it back to what caused it."""
+    """The record of a session; `headers` trace it back to its cause."""
     memory = [*headers, *_memory(session)]
     return Message(topic, session.session_id, session_value(session), memory, timestamp_millis)
 
 
 def traced(message: Message) -> Headers:
-    """The headers that `message`, a session's record, was written with: all but the router's memory."""
+    """The headers of `message`, a session's record, without the router's memory."""
     return [header for header in message.headers if header[0] not in MEMORY]
 
 
 def session_of(message: Message) -> Session | None:
-    """The session that a record tells of, None for the end of the one that is its key. Raises NoSession."""
+    """The session in a record, None for a tombstone. Raises NoSession."""
     if message.value is None:
         return None
     session = session_from(message.value, dict(message.headers))
@@ -78,7 +77,7 @@ def session_value(session: Session) -> bytes:
 
 
 def session_from(value: bytes | str, headers: Mapping[str, str]) -> Session:
-    """The session that the value and the headers of a record tell of. Raises NoSession."""
+    """The session in the value and the headers of a record. Raises NoSession."""
     try:
         if len(value) + len(headers[MARKS]) > _TEXT_BYTES_MAX:
             raise NoSession(f"longer than {_TEXT_BYTES_MAX} bytes")
@@ -124,7 +123,7 @@ def _memory(session: Session) -> Headers:
 
 
 def marks_text(marks: Sequence[Mark]) -> str:
-    """The marks as a record has them."""
+    """The marks in the text form of a record."""
     return ",".join([_mark_text(mark) for mark in marks])
 
 

@@ -1,4 +1,4 @@
-"""The record of a change on the status topic, and on every other topic that a route leads to. Pure."""
+"""The record of a change on the status topic and on the topics of additional routes. Pure."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from receiver.core.facts import with_members
 from receiver.core.notification import Notification
 from receiver.core.session import Session, Verdict
 
-# An enum's member takes ten times as long to find as a name.
+# Looking up an enum's member takes ten times as long as looking up a name.
 _UNAVAILABLE, _ACCEPTED, _LATE = QosStatus.UNAVAILABLE, Verdict.ACCEPTED, Verdict.LATE
 _DAY_MICROS = 24 * 60 * 60 * 1_000_000
 
@@ -18,7 +18,7 @@ _DAY_MICROS = 24 * 60 * 60 * 1_000_000
 def status_value(
     event: Event, session: Session, verdict: Verdict, notification: Notification, *, granted: bool
 ) -> bytes:
-    """The flat JSON of the status topic. `granted`: it is late, and filled in when the session had been available."""
+    """The flat JSON of the status topic. `granted` marks a late event that filled in the session's availability."""
     received_at = rfc3339.render(notification.received_micros)
     value: dict[str, Any] = {
         "sessionId": event.session_id,
@@ -41,10 +41,10 @@ def status_value(
 
 
 def status_millis(event: Event, received_micros: int) -> int:
-    """The record's timestamp in milliseconds: the event's time, where brokers take it.
+    """The record's timestamp in milliseconds: the event's time if brokers accept it, else the time of receipt.
 
-    They refuse records from far in the future and delete those from long ago at once. A sender's wrong clock must not
-    stop a lane (KIP-1030), so its word counts only within the day before receipt.
+    Brokers refuse records from far in the future and delete records from long ago at once. A sender's wrong clock must
+    not stop a lane (KIP-1030), so the event's time counts only within the day before receipt.
     """
     told = event.time_micros
     is_told = told is not None and received_micros - _DAY_MICROS <= told <= received_micros

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-#: The topics that no route names, without the common prefix: where notifications are kept, the router's memory, and
-#: its last resort.
+#: The topics that are not routes, without the common prefix: the notifications, the router's memory, and its last
+#: resort.
 INBOX = "inbox"
 SESSIONS = "sessions"
 DEAD_LETTER = "dead-letter"
@@ -11,7 +11,7 @@ RESERVED = frozenset({INBOX, SESSIONS, DEAD_LETTER})
 
 
 class TopicNames(NamedTuple):
-    """The full names of the topics that have a prefix in common."""
+    """The full names of topics with a common prefix."""
 
     prefix: str
 
@@ -20,7 +20,7 @@ class TopicNames(NamedTuple):
         return f"{self.prefix}.{name}"
 
     def spelled(self, name: str) -> str:
-        """The full name of a topic that somebody spelled, with the prefix or without."""
+        """The full name of a topic given with or without the prefix."""
         return name if self.is_ours(name) else self.full(name)
 
     def is_ours(self, topic: str) -> bool:
@@ -29,15 +29,15 @@ class TopicNames(NamedTuple):
 
     @property
     def inbox(self) -> str:
-        """Where notifications are kept in a cluster."""
+        """The topic of notifications, in a cluster."""
         return self.full(INBOX)
 
     @property
     def sessions(self) -> str:
-        """Where a session's record is."""
+        """The topic of sessions' records."""
         return self.full(SESSIONS)
 
     @property
     def dead_letters(self) -> str:
-        """Where what can't be decided on goes."""
+        """The topic of notifications that could not be used."""
         return self.full(DEAD_LETTER)

@@ -1,7 +1,7 @@
-"""The demonstration: a real receiver with a directory of its own, the simulator, and what comes out, live.
+"""The demonstration: a real receiver with a directory of its own, the simulator, and the results, live.
 
-The simulator's ledger has what was sent and what was answered, so the demonstration is a check too: it fails where
-what came out of the receiver is not what was sent.
+The simulator's ledger has all posts and their answers, so the demonstration is a check too: it fails if the receiver's
+output does not match what was sent.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ from receiver.secret_file import mint_secret
 from receiver.settings import EdgeSettings, LogSettings, OpsSettings, Settings
 from receiver.simulator.server import simulating
 
-#: What the feed shows of the topics that the router writes.
+#: The topics that the feed shows.
 _TOPICS = ("status", "unavailable", DEAD_LETTER)
 
-#: One whose first dozen sessions meet most of what the plan has.
+#: A seed whose first dozen sessions meet most of the plan's faults.
 SEED = 93
 #: Outcomes of a request that leave a notification in the inbox.
 _TAKEN = ("kept", "unrecognized", "malformed")
@@ -46,7 +46,7 @@ _OPERATOR = "operator"
 _FRAME_SECONDS = 0.1
 #: The last post comes this long before the end, so that what it caused is seen.
 _REST_SECONDS = 1.0
-#: So long it waits for what should still be posted, on a machine that is too slow, and then for what should come out.
+#: Extra time for the remaining posts, on a machine that is too slow, and then for the remaining output.
 _POSTED_SECONDS_MAX = 120.0
 _SETTLE_SECONDS = 10.0
 _TOKEN_SECONDS = 2 * 3_600
@@ -54,16 +54,16 @@ _PAGE = 500
 
 
 async def demonstrate(console: Console, seconds: float, sessions: int, port: int, seed: int = SEED) -> bool:
-    """Play `sessions` sessions within `seconds`, and show what comes of it. Whether all came out as it should.
+    """Play `sessions` sessions within `seconds`, and show the results. Returns whether all output is right.
 
-    Ctrl-C ends it early, and cleanly.
+    Ctrl-C ends it early and cleanly.
     """
     with TemporaryDirectory(prefix="qod-demo-") as directory:
         settings = Settings(
             data=Path(directory),
             edge=EdgeSettings(port=port),
             ops=OpsSettings(port=0),
-            log=LogSettings(level="error"),  # what is refused is on the screen
+            log=LogSettings(level="error"),  # refusals are on the screen
         )
         async with contextlib.AsyncExitStack() as stack:
             serving, addresses = await _serve(settings)
@@ -86,7 +86,7 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
                 stack.callback(task.cancel)
             with _shown(console, tally, addresses.edge_url, seconds) as show:
                 broken = await _until_done(tally, [serving, *tasks], seconds, show)
-            # Ctrl-C reaches the receiver; the others notice only that it does not answer.
+            # Ctrl-C reaches the receiver; the other tasks only notice that it does not answer.
             interrupted = broken and bool((await asyncio.wait([serving], timeout=_SETTLE_SECONDS))[0])
             if broken and not interrupted:
                 await asyncio.gather(*(task for task in tasks if task.done()))
@@ -95,7 +95,7 @@ async def demonstrate(console: Console, seconds: float, sessions: int, port: int
 
 
 async def _serve(settings: Settings) -> tuple[asyncio.Task[None], Addresses]:
-    """A receiver that listens. Raises what kept it from that."""
+    """A receiver that listens. Raises the error that prevented it."""
     ready: asyncio.Future[Addresses] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(run(settings, ready=ready.set_result))
     await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
@@ -105,7 +105,7 @@ async def _serve(settings: Settings) -> tuple[asyncio.Task[None], Addresses]:
 
 
 async def _stop(serving: asyncio.Task[None]) -> None:
-    """Stop the receiver as an operator would."""
+    """Stop the receiver with a signal, as an operator would."""
     if not serving.done():
         signal.raise_signal(signal.SIGTERM)
     await serving
@@ -114,7 +114,7 @@ async def _stop(serving: asyncio.Task[None]) -> None:
 async def _until_done(
     tally: Tally, tasks: Sequence[asyncio.Task[None]], seconds: float, show: Callable[[float], None]
 ) -> bool:
-    """Show it until all has come out, or will not any more. Whether a task ended before that by an error or Ctrl-C."""
+    """Show progress until the output is whole, or time is up. Returns whether a task failed, or Ctrl-C ended one."""
     serving, *others = tasks
     began = time.monotonic()
     end_seconds = seconds + _POSTED_SECONDS_MAX
@@ -131,10 +131,10 @@ async def _until_done(
 
 
 async def _watch(tally: Tally, reader: Reader, client: httpx2.AsyncClient, ops_url: str, names: TopicNames) -> None:
-    """Keep the tally up with what comes out, for ever."""
+    """Update the tally with new output, for ever."""
     cursors: dict[str, Cursor] = {}
     while True:
-        # Before the topics: whatever came out was posted before.
+        # The ledger is read before the topics, so that it has the post of every record.
         await tally.ledger.follow()
         there = await reader.topics()
         for name in _TOPICS:
@@ -164,7 +164,7 @@ def _counts(metrics: str, name: str, label: str) -> Counter[str]:
 
 @contextlib.contextmanager
 def _shown(console: Console, tally: Tally, edge_url: str, seconds: float) -> Iterator[Callable[[float], None]]:
-    """Shows the tally, live on a terminal, and anew at each call with the time that has passed."""
+    """Shows the tally, live on a terminal; the block calls the yielded function with the time that has passed."""
     if not console.is_terminal or console.is_dumb_terminal:
         lines = Lines(tally, console)
         yield lambda _: lines.show()

@@ -1,6 +1,6 @@
-"""The user's application of the demonstration: it asks the simulator for sessions, and deletes some of them.
+"""The user's application in the demonstration: it creates sessions at the simulator, and deletes some of them.
 
-And what the simulator does with these: two hours of a network, with something wrong everywhere, in a few seconds.
+Also the simulator's plan: two hours of a network, with faults everywhere, in a few seconds.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from receiver.simulator.dialects import RELEASES
 from receiver.simulator.plan import Plan
 from receiver.simulator.server import DEMO, Options
 
-#: So much of the network's time is played, whatever the time that it is played in.
+#: The network's time that is played, whatever the real duration.
 _PLAYED_SECONDS = 7_200.0
-#: Parts of it: sessions are asked for in the first, each granted after the second, and lasts no longer than the third.
+#: Parts of it: sessions are created within the first; each is granted after the second, and lasts at most the third.
 _ASKING, _GRANTING, _LASTING = 0.6, 0.03, 0.22
 _LASTING_MIN = 0.1
-#: What a post may be late by, the wait for a repetition being as long again, and for a burst half of it.
+#: The longest delay of a post. A repetition waits at most as long, and a burst comes every half of it.
 _DELAY = 0.07
-#: When a session is deleted, counted from its creation, and how often one is.
+#: When a session is deleted, counted from its creation, and with which probability.
 _DELETED = 0.1
 _DELETED_PROBABILITY = 0.2
 
 _TOKEN_SECONDS = 7_200
-#: Nothing here is served over TLS, and to read what the system trusts takes a while.
+#: Nothing here is served over TLS, and reading the system's certificates takes a while.
 TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-#: Waits for retries and slow bodies are real time, and short: the shortest demonstration has three seconds.
+#: Waits for retries and slow bodies are in real time, and short: the shortest demonstration takes three seconds.
 PLAN = Plan(
     refused=0.08,
     terminated=0.3,
@@ -68,14 +68,14 @@ PLAN = Plan(
 
 
 class Receiver(NamedTuple):
-    """Where the sessions' notifications go, and the token that their sender presents there."""
+    """The receiver's URL for notifications, and the token that the sender presents there."""
 
     url: str
     token: str
 
 
 def options(seconds: float, seed: int) -> Options:
-    """A simulator whose sessions live, and are told of, within `seconds`; they take all releases in turn."""
+    """A simulator whose sessions live, and are notified, within `seconds`; they take all releases in turn."""
     return Options(
         plan=PLAN,
         seed=seed,
@@ -88,7 +88,7 @@ def options(seconds: float, seed: int) -> Options:
 
 
 class Application:
-    """A client of the API."""
+    """A client of the simulator's API."""
 
     def __init__(self, client: httpx2.AsyncClient, url: str) -> None:
         self._client = client
@@ -101,7 +101,7 @@ class Application:
         chance = random.Random(seed)  # noqa: S311  # not a secret
         began = time.monotonic()
         interval_seconds = seconds * _ASKING / sessions
-        # What is to be done, by when: numbers to create, and ids to delete.
+        # Actions by time: numbers of sessions to create, and ids of sessions to delete.
         waiting: list[tuple[float, int, str]] = [(interval_seconds * n, n, "") for n in range(sessions)]
         order = itertools.count(sessions)
         while waiting:
@@ -136,5 +136,5 @@ class Application:
 
     async def _delete(self, session_id: str, headers: dict[str, str]) -> None:
         answer = await self._client.delete(f"{self._sessions_url}/{session_id}", headers=headers)
-        if answer.status_code != HTTPStatus.NOT_FOUND:  # it had ended by itself
+        if answer.status_code != HTTPStatus.NOT_FOUND:  # it has ended by itself
             answer.raise_for_status()

@@ -1,14 +1,14 @@
-"""What the simulator's ledger says was sent, beside what came out of the receiver: is each kept post there once?
+"""Compares the simulator's ledger with the receiver's output: is the effect of each kept post there once?
 
-The rules are those of the promise, from the ledger alone, and know neither the parser nor the router:
+The rules are the receiver's promises. They use the ledger alone, and neither the parser nor the router:
 
-    a post            is kept where it was answered 204, or 400 for a body that is none; a stranger's never is
+    a post            is kept if it was answered 204, or 400 for a malformed body; a stranger's never is
     a change          that was kept, in however many posts, is on `status` once, and an end on `unavailable`
-    a body            that is none is a dead letter for each time that it was kept, byte for byte
+    a malformed body  is a dead letter for each time that it was kept, byte for byte
     a session         is in the state that was told last
-    late              is an AVAILABLE that stands behind its session's end on `status`, and nothing else
+    late              is an AVAILABLE behind its session's end on `status`, and nothing else
 
-What the ledger can't know is allowed both ways, for that post or that session alone, and counted: see `Undetermined`.
+If the ledger can't decide a rule, either outcome is allowed for that post or session, and counted: see `Undetermined`.
 """
 
 import base64
@@ -26,14 +26,14 @@ from receiver.demo.ledger import Post
 State = tuple[str, str | None]
 """A status and its reason."""
 
-#: Ends that the client brought about or knew of (QualityOnDemand r1.2, StatusInfo); any other is unexpected.
+#: Ends that the client caused or knew of (QualityOnDemand r1.2, StatusInfo); any other is unexpected.
 _EXPECTED_ENDS = {"DURATION_EXPIRED", "DELETE_REQUESTED"}
-#: Releases from before Commonalities v0.2, which have no x-correlator.
+#: Releases before Commonalities v0.2, which have no x-correlator.
 _WITHOUT_CORRELATOR = {"0.8", "0.9", "0.9-flat"}
 
 
 class Routed(NamedTuple):
-    """A record that came out, on a topic without its prefix; `session` is the number of its session, 0 for none."""
+    """A record of the output, on a topic without its prefix; `session` is its session's number, 0 if unknown."""
 
     topic: str
     session: int
@@ -43,14 +43,14 @@ class Routed(NamedTuple):
 
     @property
     def is_unexpected(self) -> bool:
-        """Whether it is an alert's."""
+        """Whether the record is an alert."""
         return self.topic == "unavailable" and self.value["unexpected"] is True
 
 
 class Outcome(NamedTuple):
-    """All that came out: records in the order of their topics, sessions by id, how often each verdict was given.
+    """The whole output: records in the order of their topics, sessions by id, the count of each verdict.
 
-    `taken` is how many notifications the receiver says that its edge has kept.
+    `taken` is the number of notifications that the receiver reports as kept by its edge.
     """
 
     routed: Sequence[Routed]
@@ -60,18 +60,18 @@ class Outcome(NamedTuple):
 
 
 class Undetermined(StrEnum):
-    """What the ledger can't know."""
+    """Cases that the ledger can't decide."""
 
-    #: All of the body was sent, and nobody waited for the answer: it may have been kept or not.
-    UNHEARD = "sent whole, the answer never heard: kept or not, either is right"
-    #: Two changes of a session were on their way at one time: either may have been kept first.
+    #: The whole body was sent, but the answer was not read: it may have been kept or not.
+    UNHEARD = "sent whole, but the answer was not read: kept or not, either is right"
+    #: Two changes of a session were on their way at the same time: either may have been kept first.
     CONCURRENT = "told at the same time as the session's other change: either order is right"
-    #: An end without a reason orders by its time, and a time that was not told is that of receipt.
+    #: An end without a reason is ordered by its time, and an untold time is that of receipt.
     UNORDERED = "ended without a reason, and without a time to order by: either end state is right"
 
 
 class Comparison(NamedTuple):
-    """What is wrong, a line each, and how many sessions are right of how many that were told of."""
+    """The faults, a line each, and the number of right sessions among all that were told."""
 
     faults: Sequence[str]
     right: int
@@ -80,14 +80,14 @@ class Comparison(NamedTuple):
 
 
 def due_answer(post: Post) -> int:
-    """What a receiver answers to a post: a stranger learns nothing of the body."""
+    """The status of the right answer to a post. A stranger learns nothing about the body."""
     if post.authorization != "right":
         return 401
     return 400 if post.malformed else 204
 
 
 def is_kept(post: Post) -> bool | None:
-    """Whether a post was kept, by its answer; None where that can't be told from outside."""
+    """Whether a post was kept, by its answer; None if that can't be known from outside."""
     never = post.failure == "no connection" or post.sent != "whole" or post.authorization != "right"
     if never:
         return False
@@ -99,7 +99,7 @@ def is_kept(post: Post) -> bool | None:
 class _Change:
     """A step of a session that was told legibly: the posts that were kept, and those that may have been.
 
-    `records` are those on `status` that tell it, each with its place there.
+    `records` are the change's records on `status`, each with its place there.
     """
 
     name: str
@@ -115,17 +115,17 @@ class _Change:
 
     @property
     def begun_micros(self) -> int:
-        """It was not kept before."""
+        """The earliest time at which it may have been kept."""
         return min(post.posted_micros for post in (*self.kept, *self.perhaps))
 
     @property
     def kept_micros(self) -> float:
-        """It was kept by then."""
+        """The time by which it was kept."""
         return min((post.answered_micros for post in self.kept), default=math.inf)
 
 
 def compare(posts: Sequence[Post], outcome: Outcome) -> Comparison:
-    """The ledger's posts beside what came out."""
+    """Compare the ledger's posts with the output."""
     posts = [post for post in posts if post.is_made]
     undetermined = Counter({Undetermined.UNHEARD: sum(is_kept(post) is None for post in posts)})
     faults = [
@@ -157,7 +157,7 @@ def compare(posts: Sequence[Post], outcome: Outcome) -> Comparison:
 
 
 def _changes(posts: Sequence[Post]) -> dict[str, list[_Change]]:
-    """By session id the changes that it was told of, in the order of its life."""
+    """The told changes of each session, by id, in order."""
     found: dict[tuple[str, int], _Change] = {}
     for post in sorted(posts, key=lambda post: post.step):
         kept = is_kept(post)
@@ -177,7 +177,7 @@ def _changes(posts: Sequence[Post]) -> dict[str, list[_Change]]:
 
 
 def _find_records(sessions: Mapping[str, Sequence[_Change]], routed: Sequence[Routed]) -> Iterator[str]:
-    """Give each change its records; tell those on which nobody told anything. A session has each status once."""
+    """Give each change its records, and report records without a change. A session has each status once."""
     for place, each in enumerate(routed):
         if each.topic not in {"status", "unavailable"}:
             continue
@@ -190,7 +190,7 @@ def _find_records(sessions: Mapping[str, Sequence[_Change]], routed: Sequence[Ro
 
 
 def _looseness(changes: Sequence[_Change]) -> set[Undetermined]:
-    """Which rules about the order of a session's two changes the ledger can't decide."""
+    """The reasons why the ledger can't decide the order of a session's two changes."""
     if len(changes) == 1:
         return set()
     begin, end = changes
@@ -201,7 +201,7 @@ def _looseness(changes: Sequence[_Change]) -> set[Undetermined]:
 
 
 def _effect(change: _Change) -> Iterator[str]:
-    """A kept change is on `status` once, as it was told."""
+    """A kept change is on `status` once, as told."""
     if change.kept and not change.records:
         yield f"{change.name}: kept, and not on status"
     if len(change.records) > 1:
@@ -218,7 +218,7 @@ def _effect(change: _Change) -> Iterator[str]:
 
 
 def _order(changes: Sequence[_Change], loose: set[Undetermined]) -> Iterator[str]:
-    """The records stand in the order in which they were kept, and a beginning behind its end is late."""
+    """Records are in the order in which their changes were kept, and a beginning behind its end is late."""
     if Undetermined.UNORDERED in loose:
         return
     places = [min((place for place, _ in change.records), default=None) for change in changes]
@@ -248,7 +248,7 @@ def _alerts(changes: Sequence[_Change], loose: set[Undetermined], alerts: Sequen
 
 
 def _end(changes: Sequence[_Change], loose: set[Undetermined], state: State | None) -> Iterator[str]:
-    """The session is in the state that was told last. One that may not have been kept may not have counted."""
+    """The session is in the state told last. A change that may not have been kept may have had no effect."""
     possible: list[State | None] = []
     for change in reversed(changes):
         possible.append(change.state)
@@ -261,7 +261,7 @@ def _end(changes: Sequence[_Change], loose: set[Undetermined], state: State | No
 
 
 def _letters(posts: Sequence[Post], routed: Sequence[Routed]) -> Iterator[str]:
-    """Each body that is none is a dead letter, byte for byte, as often as it was kept; nothing else is."""
+    """Each malformed body is a dead letter, byte for byte, as often as it was kept; nothing else is."""
     bodies = (base64.b64decode(each.value["body"]) for each in routed if each.topic == "dead-letter")
     letters = Counter(hashlib.sha256(body).hexdigest() for body in bodies)
     malformed = [post for post in posts if post.malformed]
@@ -273,7 +273,7 @@ def _letters(posts: Sequence[Post], routed: Sequence[Routed]) -> Iterator[str]:
 
 
 def _counts(posts: Sequence[Post], sessions: Iterable[Sequence[_Change]], outcome: Outcome) -> Iterator[str]:
-    """The verdicts are as many as what was kept, and each as often as there are records of it."""
+    """There is one verdict for each kept post, and each verdict is as frequent as its records."""
     statuses = [each for each in outcome.routed if each.topic == "status"]
     due = Counter(
         accepted=sum(not each.value["late"] for each in statuses),
@@ -286,7 +286,7 @@ def _counts(posts: Sequence[Post], sessions: Iterable[Sequence[_Change]], outcom
     for verdict in sorted({*due, *verdicts}):
         if verdicts[verdict] != due[verdict]:
             yield f"verdict {verdict}: {verdicts[verdict]} in place of {due[verdict]}"
-    # All posts of a change beside the first that was kept, whichever that was.
+    # Every post of a change after the first kept one is a repetition.
     changes = [change for each in sessions for change in each]
     least = sum(max(0, len(change.kept) - 1) for change in changes)
     most = sum(max(0, len(change.kept) + len(change.perhaps) - 1) for change in changes)

@@ -1,4 +1,4 @@
-"""The simulator's ledger as the demonstration reads it: over HTTP, as whoever tests a receiver would."""
+"""A client of the simulator's ledger, over HTTP, as any test of a receiver would use it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ _PAGE = 2_000
 
 
 class Post(NamedTuple):
-    """A post, or one that was never made: the members of the ledger's entry that matter here.
+    """A post, made or never made: the members of the ledger's entry that are used here.
 
-    `status_info` and `time` are as told, None where they were not. `answered_micros` is when the answer had come.
+    `status_info` and `time` are as told, None if not told. `answered_micros` is the time of the answer.
     """
 
     sequence: int
@@ -41,16 +41,15 @@ class Post(NamedTuple):
 
     @property
     def is_made(self) -> bool:
-        """Whether anything was sent at all."""
+        """Whether anything was sent."""
         return self.sent != "nothing"
 
 
 class Ledger:
-    """What was read of it so far.
+    """The part of the ledger that was read so far.
 
-    `posts` are in the order in which they were begun; `settled` of them, the first ones, have come to an end.
-    `is_quiet` is that every session so far has ended and no post is still to come; `lives` has then by session id how
-    it really ended.
+    `posts` are in the order of their beginnings; the first `settled` of them have ended. `is_quiet` is whether every
+    session so far has ended and no post is still to come; `lives` then has each session's real end, by session id.
     """
 
     def __init__(self, client: httpx2.AsyncClient, url: str) -> None:
@@ -62,10 +61,10 @@ class Ledger:
         self._url = url
 
     async def follow(self) -> None:
-        """Read what is new."""
+        """Read new entries."""
         summary = await self._read("/ledger/summary", {})
         statuses = summary["statuses"]
-        # Counted before the posts are read: where nothing is still to come, all of them are there to be read.
+        # The summary is read before the posts: if it has none still to come, all posts can be read.
         is_quiet = not (statuses["REQUESTED"] or statuses["AVAILABLE"] or any(summary["posts"].values()))
         while True:
             page = await self._read("/ledger", {"from": self.settled + 1, "limit": _PAGE})
@@ -95,7 +94,7 @@ class Ledger:
 
 
 def post_of(entry: Mapping[str, Any]) -> Post:
-    """The post that an entry of the ledger tells of."""
+    """The post in an entry of the ledger."""
     posted_micros = rfc3339.micros(entry["postedAt"]) if entry["postedAt"] else 0
     return Post(
         sequence=entry["sequence"],

@@ -1,4 +1,4 @@
-"""How the demonstration looks: two feeds and the counts on a terminal, plain lines elsewhere."""
+"""The display of the demonstration: two feeds and the counts on a terminal, plain lines elsewhere."""
 
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
@@ -31,12 +31,12 @@ _REFUSED = 400
 _ALERTS_SHOWN = 3
 _FEED_LINES_MIN = 3
 _FEED_LINES_MAX = 14
-#: Lines that are not the feeds', with one left free so that the screen does not scroll.
+#: Lines outside the feeds, including a free one that keeps the screen from scrolling.
 _OTHER_LINES = 14
 
 
 class Screen:
-    """The tally as it is now, to be drawn again and again."""
+    """The present tally, redrawn repeatedly."""
 
     def __init__(self, tally: Tally, title: str, seconds: float) -> None:
         self._tally = tally
@@ -45,7 +45,7 @@ class Screen:
         self.passed_seconds = 0.0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it in as many columns and lines as there are."""
+        """Draw the tally for the console's size."""
         feed_lines = min(max(console.height - _OTHER_LINES, _FEED_LINES_MIN), _FEED_LINES_MAX)
         yield self._head()
         feeds = Table.grid(expand=True)
@@ -112,7 +112,7 @@ class Lines:
         self._posted = self._routed = 0
 
     def show(self) -> None:
-        """Print what is new, of the posts those that have their answers."""
+        """Print new posts that have ended, and new records."""
         posts = self._tally.settled_posts
         for post in posts[self._posted :]:
             who, words, answer = posted_row(post)
@@ -124,7 +124,7 @@ class Lines:
 
 
 def posted_row(post: Post) -> tuple[Text, Text, Text]:
-    """Who posted what, and the answer."""
+    """The sender, the content and the answer of a post."""
     who = Text(f"{f'#{post.session}':<5}{post.release:<8}", style="dim")
     if post.answer is None:
         words = "-" if post.is_done else "…"
@@ -138,7 +138,7 @@ _ENDS = {"DURATION_EXPIRED": "ran out", "DELETE_REQUESTED": "deleted", "NETWORK_
 
 
 def _words(post: Post) -> Text:
-    """What a post tells, and the one thing that is most wrong with it."""
+    """The content of a post, and its most important fault."""
     if post.authorization != "right":
         return Text(f"{'no' if post.authorization == 'none' else 'wrong'} token", style="yellow")
     if post.malformed:
@@ -149,7 +149,7 @@ def _words(post: Post) -> Text:
 
 
 def _wrongs(post: Post) -> Iterator[tuple[bool, str]]:
-    """What may be wrong with a legible post of the sender's own, the gravest first."""
+    """The possible faults of a legible post with the right token, the most important first."""
     yield post.sent != "whole", "dropped"
     yield "hung_up" in post.faults, "hung up"
     yield "repeated_new_id" in post.faults or "retry_new_id" in post.faults, "new id"
@@ -161,7 +161,7 @@ def _wrongs(post: Post) -> Iterator[tuple[bool, str]]:
 
 
 def routed_row(routed: Routed) -> tuple[Text, Text]:
-    """On which topic what came out."""
+    """The topic and the content of a record."""
     value = routed.value
     number = f"#{routed.session}" if routed.session else ""
     if routed.topic == DEAD_LETTER:
@@ -175,18 +175,18 @@ def routed_row(routed: Routed) -> tuple[Text, Text]:
 
 
 def summary(tally: Tally, *, interrupted: bool) -> Text:
-    """What it came to, and what to type next."""
+    """The results, and the commands to try next."""
     verdicts, comparison, posts = tally.verdicts, tally.comparison(), tally.posts
     kept = sum(verdicts.values())
     strangers = sum(post.answer == HTTPStatus.UNAUTHORIZED for post in posts)
-    text = Text(f"\n{_counted(len(posts), 'post')}: {kept} kept and decided on, {strangers} refused as a stranger's\n")
+    text = Text(f"\n{_counted(len(posts), 'post')}: {kept} kept and decided on, {strangers} refused for their tokens\n")
     dead = sum(verdicts.get(v, 0) for v in (Verdict.CONFLICT, Verdict.UNRECOGNIZED, Verdict.MALFORMED))
     for count, words in (
         (
             verdicts.get(Verdict.DUPLICATE, 0) + verdicts.get(Verdict.UNCHANGED, 0),
             "repeated: no consumer saw it twice",
         ),
-        (verdicts.get(Verdict.LATE, 0), "late: routed with a mark, the session's state stayed"),
+        (verdicts.get(Verdict.LATE, 0), "late: routed with a mark, without changing the session's state"),
         (dead, "unusable: kept as a dead letter that can be replayed"),
         (len(tally.alerts), "ended unexpectedly: an alert each"),
     ):
@@ -200,7 +200,7 @@ def summary(tally: Tally, *, interrupted: bool) -> Text:
                 text.append(f"{comparison.undetermined[what]:>5} {what}\n", style="dim")
         if tally.unaware:
             text.append(
-                f"{tally.unaware:>5} ended otherwise, untold: lost, refused, or not in their release\n", style="dim"
+                f"{tally.unaware:>5} ended otherwise, but untold: lost, refused, or not in their release\n", style="dim"
             )
         text.append("".join(f"    ✗ {fault}\n" for fault in comparison.faults), style=UNEXPECTED_STYLE)
         if not comparison.faults:

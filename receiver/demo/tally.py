@@ -1,4 +1,4 @@
-"""What was posted in the demonstration, and what came of it, as the screen shows it and as it is judged."""
+"""The posts of the demonstration and their results, for the screen and the comparison."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from receiver.demo.ledger import Ledger, Post
 
 
 class Tally:
-    """All that happened so far, in order. `asked` is how many sessions are asked for in all."""
+    """Everything so far, in order. `asked` is the total number of sessions to be created."""
 
     def __init__(self, ledger: Ledger, asked: int) -> None:
         self.ledger = ledger
@@ -23,16 +23,16 @@ class Tally:
 
     @property
     def posts(self) -> Sequence[Post]:
-        """The posts, in the order in which they were begun."""
+        """The posts, in the order of their beginnings."""
         return [post for post in self.ledger.posts if post.is_made]
 
     @property
     def settled_posts(self) -> Sequence[Post]:
-        """Of these the first ones, up to one that has not come to its end."""
+        """The first of these posts, up to one that has not ended."""
         return [post for post in self.ledger.posts[: self.ledger.settled] if post.is_made]
 
     def record(self, topic: str, record: Record) -> None:
-        """A record came out, of a post that is in the ledger already."""
+        """Add a record of the output. Its post must be in the ledger already."""
         for post in self.ledger.posts[self._numbered :]:
             self._numbers[post.session_id] = post.session
         self._numbered = len(self.ledger.posts)
@@ -42,26 +42,26 @@ class Tally:
 
     @property
     def alerts(self) -> list[Routed]:
-        """The ends that nobody asked for."""
+        """The unexpected ends."""
         return [routed for routed in self.routed if routed.is_unexpected]
 
     @property
     def statuses(self) -> Counter[str]:
-        """How many sessions are in each status, as far as was told."""
+        """The number of sessions in each status, as far as told."""
         return Counter(status for status, _ in self.sessions.values())
 
     @property
     def is_quiet(self) -> bool:
-        """Whether every session was asked for and has ended, and no post is still to come."""
+        """Whether every session was created and has ended, and no post is still to come."""
         return self.ledger.is_quiet and len(self.ledger.lives) == self.asked
 
     @property
     def unaware(self) -> int:
-        """How many sessions ended without a post that said how: for it was lost, or unfit, or its release has none."""
+        """Sessions whose end no post told rightly: it was lost or unusable, or the release does not tell it."""
         return sum(self.sessions.get(id_) != state for id_, state in self.ledger.lives.items())
 
     def comparison(self) -> Comparison:
-        """What was sent beside what came out."""
+        """Compare what was sent with the output."""
         outcome = Outcome(self.routed, self.sessions, self.verdicts, self.taken)
         found = compare(self.ledger.posts, outcome)
         if not self.is_quiet:

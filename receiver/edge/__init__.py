@@ -1,1 +1,1 @@
-"""From the socket to the inbox: connections, tokens, limits, and the answers to what is posted."""
+"""From the socket to the inbox: connections, tokens, limits, and the answers to posts."""

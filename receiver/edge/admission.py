@@ -1,11 +1,11 @@
-"""Limits on what is taken in at a time: requests and bytes in flight, and each sender's rate. Pure.
+"""Limits on requests and bytes in flight, and on each sender's rate. Pure.
 
-Bytes count as they arrive: a sender that only promises a body takes up nothing. No sender has more than half of what
-may be in flight, and each has a share of its own that counts against nobody: so no number of greedy senders, stalled or
-busy, keeps another one out. The sum is bounded by the limit and one share for each sender that is active.
+Bytes count as they arrive, so a sender that only announces a body takes up nothing. No sender has more than half of
+what may be in flight, and each has a share of its own that is always available. So greedy senders, stalled or busy,
+keep no other sender out, however many they are. The total is bounded by the limit and a share for each active sender.
 
-A request that is refused here is 429 with Retry-After: CAMARA has no 503 for listeners, and a sender that repeats at
-all repeats after either.
+A request that is refused here is 429 with Retry-After: CAMARA has no 503 for listeners, and senders that retry at all
+retry after either.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from math import ceil
 
 from receiver.core.errors import Refused
 
-#: Buckets of senders that were seen longest ago are forgotten, which lets them have their burst again.
+#: The buckets of the senders seen longest ago are forgotten, so those senders get a full burst again.
 _BUCKETS_MAX = 10_000
 
 
@@ -22,8 +22,8 @@ class Admission:
     """Counts what is in flight. Each `enter` that returns must be followed by a `leave`, which gives back the bytes of
     `enter` and of each `grow` that returned.
 
-    `share` and `share_bytes` are what each sender may always have in flight. `rate_per_second` is what one sender may
-    post in the long run (0: no limit), `rate_burst` what it may post at once.
+    `share` and `share_bytes` are what each sender may always have in flight. `rate_per_second` is the rate at which one
+    sender may post in the long run (0: no limit), `rate_burst` the number it may post at once.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Admission:
         self._rate_burst = rate_burst
         self._in_flight = 0
         self._in_flight_bytes = 0
-        self._loads: dict[str, _Load] = {}  # of the senders that have something in flight
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left of the burst, and when
+        self._loads: dict[str, _Load] = {}  # of senders with something in flight
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # the rest of the burst, and when that was
 
     @property
     def in_flight(self) -> tuple[int, int]:
@@ -55,7 +55,7 @@ class Admission:
         return self._in_flight, self._in_flight_bytes
 
     def enter(self, sender: str, body_bytes: int, now: float) -> None:
-        """Let a request in, `body_bytes` of whose body are here. `now` is in seconds. Raises Refused."""
+        """Admit a request; `body_bytes` of its body have arrived. `now` is in seconds. Raises Refused."""
         load = self._loads.get(sender) or _Load()
         mine = load.requests + 1
         if mine > self._share and (mine > self._half or self._in_flight >= self._in_flight_max):
@@ -71,7 +71,7 @@ class Admission:
         self._in_flight_bytes += body_bytes
 
     def grow(self, sender: str, body_bytes: int) -> None:
-        """Count more bytes of a request that was let in, which have arrived. Raises Refused: then they don't count."""
+        """Count more bytes that arrived for an admitted request. Raises Refused; the bytes then do not count."""
         load = self._loads[sender]
         if not self._holds(load, body_bytes):
             raise _too_many("too many bytes at a time", 1)
@@ -79,7 +79,7 @@ class Admission:
         self._in_flight_bytes += body_bytes
 
     def leave(self, sender: str, body_bytes: int) -> None:
-        """A request is done, which had so many bytes."""
+        """An admitted request is done; `body_bytes` is its total."""
         load = self._loads[sender]
         load.requests -= 1
         load.body_bytes -= body_bytes
@@ -89,7 +89,7 @@ class Admission:
         self._in_flight_bytes -= body_bytes
 
     def _holds(self, load: "_Load", body_bytes: int) -> bool:
-        """Whether there is room for so many more bytes of a sender's."""
+        """Whether there is room for `body_bytes` more from a sender."""
         mine, everybodys = load.body_bytes + body_bytes, self._in_flight_bytes + body_bytes
         within = mine <= self._half_bytes and everybodys <= self._in_flight_bytes_max
         return within or mine <= self._share_bytes or not body_bytes
@@ -97,7 +97,7 @@ class Admission:
     def _take_from_bucket(self, sender: str, now: float) -> None:
         left, since = self._buckets.pop(sender, (float(self._rate_burst), now))
         left = min(self._rate_burst, left + (now - since) * self._rate_per_second)
-        # Put back at the end: the first is always the one seen longest ago.
+        # Put back at the end, so that the first is always the one seen longest ago.
         self._buckets[sender] = left - 1 if left >= 1 else left, now
         if len(self._buckets) > _BUCKETS_MAX:
             self._buckets.popitem(last=False)

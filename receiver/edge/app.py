@@ -1,6 +1,6 @@
-"""The edge as an ASGI application: it waits between the steps of the intake, for the sender's keys, body and disk.
+"""The edge as an ASGI application: it waits between the intake's steps, for the sender's keys, the body and the disk.
 
-It is what uvicorn calls for a request that is not simply one whole notification (see `express.py`).
+uvicorn calls it for every request that the fast path (`express.py`) does not take.
 """
 
 import re
@@ -17,11 +17,11 @@ _SLASHES = re.compile("//+")
 
 
 class EdgeApp:
-    """The application of the public port: the intake on its paths, and CAMARA's error body for all else."""
+    """The application of the public port: the intake on its paths, and CAMARA's error body on all others."""
 
     def __init__(self, intake: Intake, path: str) -> None:
         self.intake = intake
-        # Senders of release 0.8 append /notifications to the URL that they are given.
+        # Senders of release 0.8 append /notifications to the URL that they were given.
         self.paths = frozenset({path, f"{path}/notifications"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +42,7 @@ class EdgeApp:
             await _send(answer or Answer(204, [(b"x-correlator", request.correlator.encode())]), send)
 
     async def _take(self, request: Request, scope: Scope, receive: Receive) -> Answer | None:
-        """Take in what is posted."""
+        """Run the steps of the intake for a POST."""
         intake = self.intake
         failure: Exception | None = None
         try:
@@ -54,8 +54,8 @@ class EdgeApp:
         except Exception as error:  # noqa: BLE001  # the intake has an answer for each
             failure = error
         finally:
-            intake.leave(request)  # also where this is cancelled
-            # A connection with a right token is closed last when there is no room for another.
+            intake.leave(request)  # also if this is cancelled
+            # For room, connections with a valid token are closed last.
             scope.setdefault("state", {})["is_proved"] = request.is_proved
         return intake.settle(request, failure)
 

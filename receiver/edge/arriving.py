@@ -1,4 +1,4 @@
-"""A body on its way: its bytes count as they come."""
+"""Reading a body as it arrives, counting its bytes."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ from starlette.types import Receive
 
 
 class Disconnected(Exception):
-    """The sender went away in the middle of its body; there is nobody to answer."""
+    """The sender disconnected in the middle of its body, so nobody waits for an answer."""
 
 
 async def arrived(receive: Receive, count: Callable[[int], None]) -> bytes:
-    """The whole body. `count` is told the length of each piece, and raises Refused where that is too much.
+    """The whole body. `count` is called with the length of each piece, and may raise Refused.
 
     Raises Disconnected too.
     """

@@ -1,12 +1,12 @@
 """Authentication: authenticate(Authorization, credentials, now) → the sender's name. Pure.
 
-Three kinds of tokens are told apart by what they are. A token of the configuration is known by its SHA-256; only what
-was posted with lately is in memory as it is. A minted one is a JWT signed with our own secret, so no store is asked.
-Any other JWT is its issuer's, checked with the issuer's keys.
+There are three kinds of tokens. A token of the configuration is recognized by its SHA-256; only tokens used lately are
+in memory in clear. A minted token is a JWT signed with our own secret, so no store is asked. Any other JWT is checked
+with its issuer's keys.
 
 A wrong 401 can end a feed for good: a provider may take it for an expired token and stop (Commonalities, event guide,
-sinkCredential). So it is given only for a token that is known to be wrong. Where we can't know, because an issuer's
-keys are not at hand, it is 503.
+sinkCredential). So 401 is given only for a token that is known to be wrong. If that can't be known, because an issuer's
+keys are not at hand, the answer is 503.
 """
 
 import re
@@ -40,7 +40,7 @@ _MERGED_MAX = 4
 _VERIFIED_MAX = 10_000
 _VALUES_MAX = 1_000
 
-#: A token that names no key is tried with each; a check costs 30 µs and more.
+#: A token that names no key is tried with at most this many keys; a check costs 30 µs or more.
 _KEYS_TRIED_MAX = 8
 
 
@@ -56,8 +56,8 @@ class StaticToken(NamedTuple):
 class Issuer(NamedTuple):
     """An authorization server whose tokens are accepted.
 
-    `sender` names every bearer, else the claim `sender_claim` behind `sender_prefix` does. Without an `audience` a
-    token may be for anybody; where it is optional a token may leave `aud` out.
+    `sender` names every bearer; without it the claim `sender_claim` does, with `sender_prefix` before it. Without an
+    `audience` tokens for any audience are accepted. With `audience_optional` a token may leave out `aud`.
     """
 
     issuer: str
@@ -71,7 +71,7 @@ class Issuer(NamedTuple):
 
 
 class KeysWanted(Exception):
-    """The token is signed with a key of its issuer that is not at hand: fetch the issuer's keys, then try again."""
+    """The token's signing key is not at hand: fetch the issuer's keys, then try again."""
 
     def __init__(self, issuer: str) -> None:
         super().__init__(issuer)
@@ -79,7 +79,7 @@ class KeysWanted(Exception):
 
 
 class Known(NamedTuple):
-    """Whose a token is, and from when to when, in seconds since 1970."""
+    """The sender of a token, and the token's validity in seconds since 1970."""
 
     sender: str
     not_before: float
@@ -87,7 +87,7 @@ class Known(NamedTuple):
 
 
 class Credentials:
-    """What tokens are accepted; `keys` may be exchanged at any time."""
+    """The accepted tokens. `replace_keys` may be called at any time."""
 
     def __init__(
         self,
@@ -102,19 +102,19 @@ class Credentials:
         self.issuers = {issuer.issuer: issuer for issuer in issuers}
         self.anonymous = anonymous
         self.keys: dict[str, Mapping[str, Any]] = {}  # by issuer, then by key id
-        # Verifying a signature costs 30 µs and more. What was verified once is known by its SHA-256 until it expires.
+        # Verifying a signature costs 30 µs or more, so verified tokens are kept by their SHA-256 until they expire.
         self.verified: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
-        # By the whole value of Authorization, which is what nearly all requests are looked up by.
+        # By the whole value of Authorization, the first look-up for a request.
         self.values: dict[bytes | None, Known] = {}
 
     def replace_keys(self, issuer: str, keys: Mapping[str, Any]) -> None:
-        """Use these keys of an issuer from now on; what older ones verified is verified again."""
+        """Use these keys of an issuer from now on; tokens verified with older keys are verified again."""
         self.keys[issuer] = keys
         self.verified.clear()
         self.values.clear()
 
     def remember(self, value: bytes, known: Known) -> None:
-        """A value of Authorization was right."""
+        """Remember a valid value of Authorization."""
         if len(self.values) >= _VALUES_MAX:
             self.values.clear()
         self.values[value] = known
@@ -128,11 +128,11 @@ def authenticate(
     others: Sequence[bytes] = (),
     keys_current: bool = False,
 ) -> str:
-    """The sender's name. Raises Refused, and KeysWanted where the issuer's keys should be fetched.
+    """The sender's name. Raises Refused, and KeysWanted if the issuer's keys should be fetched.
 
-    A right token counts wherever it stands: in any spelling of Authorization, and in `others`, the values of the
-    further headers that may have one. `keys_current` tells that the keys have just been fetched: then a key that is not
-    among them does not exist.
+    A valid token counts wherever it is: in any spelling of Authorization, and in `others`, the values of the further
+    headers that may hold one. `keys_current` says that the keys have just been fetched, so a key that is not among them
+    does not exist.
     """
     seen = credentials.values.get(authorization)
     if seen is not None and seen.not_before <= now < seen.not_after:
@@ -155,7 +155,7 @@ def authenticate(
                 if value is authorization:
                     credentials.remember(value, known)
                 return known.sender
-    raise max(failures, key=_told_by, default=_unauthenticated("a bearer token is wanted", why="no_token"))
+    raise max(failures, key=_told_by, default=_unauthenticated("a bearer token is required", why="no_token"))
 
 
 def _known(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> Known:
@@ -178,17 +178,17 @@ def _known(token: bytes, credentials: Credentials, now: float, *, keys_current: 
 
 
 def _told_by(failure: Refused | KeysWanted) -> int:
-    """How much a failure tells: of several spellings of one token, most are of no token at all."""
+    """How specific a failure is: most spellings of a token are not a token, and fail as unknown."""
     if isinstance(failure, KeysWanted):
         return 3
     return 1 if failure.why == "unknown_token" else 2
 
 
 def spellings(authorization: bytes) -> Iterator[bytes]:
-    """The tokens that a value of Authorization may stand for, the likeliest first, each once.
+    """The tokens that a value of Authorization may hold, the likeliest first, each once.
 
     `Bearer x` in any case; then `Bearer: x`, `Bearer Bearer x`, `Bearerx`, `x` alone, `Token x`, `Bearer "x"`, and
-    `Bearer x, Basic y`, as a proxy merges two headers.
+    `Bearer x, Basic y`, which a proxy makes of two headers.
     """
     value = authorization.strip()
     scheme, _, rest = value.partition(b" ")
@@ -215,7 +215,7 @@ def spellings(authorization: bytes) -> Iterator[bytes]:
 
 
 def mint(secret: bytes, sender: str, ttl_seconds: float, now: float) -> str:
-    """A token for `sender` that is valid for `ttl_seconds`. Raises ValueError for a name that doesn't fit into it."""
+    """A token for `sender`, valid for `ttl_seconds`. Raises ValueError for a name that is invalid or too long."""
     if not _SENDER.fullmatch(sender):
         raise ValueError("a sender's name has letters, digits and ._@:+/- only, and begins with a letter or digit")
     claims = {"iss": MINT_ISSUER, "sub": sender, "exp": int(now + ttl_seconds)}
@@ -226,7 +226,7 @@ def mint(secret: bytes, sender: str, ttl_seconds: float, now: float) -> str:
 
 
 def _verify(token: bytes, credentials: Credentials, now: float, *, keys_current: bool) -> tuple[str, float]:
-    """The sender of a signed token, and when it expires."""
+    """The sender of a signed token, and the token's expiry in seconds since 1970."""
     try:
         text = token.decode("ascii")
         header = jwt.get_unverified_header(text)
@@ -252,7 +252,7 @@ def _verify(token: bytes, credentials: Credentials, now: float, *, keys_current:
         if claims is not None:
             sender = _named(name)
             if not known.sender and _is_anothers(sender, known, credentials.issuers.values()):
-                raise _forbidden("the token's sender has a name that is another issuer's", why="foreign_name")
+                raise _forbidden("the token's sender has a name that belongs to another issuer", why="foreign_name")
             return sender, float(claims["exp"]) + known.leeway_seconds
     if candidates and key_id is not None:
         raise _unauthenticated("the token is not valid", why="wrong_signature")
@@ -262,7 +262,7 @@ def _verify(token: bytes, credentials: Credentials, now: float, *, keys_current:
 
 
 def _candidates(keys: Mapping[str, Any], key_id: object) -> Sequence[Any]:
-    """The keys that a token may be signed with: the one that it names, or any where it names none."""
+    """The keys that may have signed a token: the one that it names, or any if it names none."""
     if key_id is None:
         return list(keys.values())[:_KEYS_TRIED_MAX]
     return [keys[key_id]] if isinstance(key_id, str) and key_id in keys else ()
@@ -273,9 +273,9 @@ def _prefixed(prefix: str, name: object) -> object:
 
 
 def _is_anothers(sender: str, issuer: Issuer, issuers: Iterable[Issuer]) -> bool:
-    """Whether a name that an issuer's token tells belongs to another issuer: is its fixed one, or has its prefix.
+    """Whether a sender's name from an issuer's token belongs to another issuer: as its fixed name, or by its prefix.
 
-    Of two prefixes, one of which begins with the other, the longer one takes its names from the shorter one's issuer.
+    If one prefix begins with another, names with the longer one belong to the longer one's issuer.
     """
     return any(
         sender == other.sender
@@ -287,7 +287,7 @@ def _is_anothers(sender: str, issuer: Issuer, issuers: Iterable[Issuer]) -> bool
 
 
 def _audience(issuer: Issuer, claimed: Mapping[str, Any]) -> dict[str, Any]:
-    """What the library is told of `aud`."""
+    """Arguments for the library about `aud`."""
     if issuer.audience is None or (issuer.audience_optional and "aud" not in claimed):
         return {"options": {"verify_aud": False}}
     return {"audience": issuer.audience}
@@ -301,12 +301,12 @@ def _named(sender: object) -> str:
 
 
 def _name_in(sender: object) -> str:
-    """A sender's name that fits; empty for what does not."""
+    """A valid sender's name; empty if it is invalid."""
     return sender if isinstance(sender, str) and _SENDER.fullmatch(sender) else ""
 
 
 class _Wanted(NamedTuple):
-    """What a token must be; `sender` is the name that it claims, told once its signature was found right."""
+    """Requirements on a token. `sender` is the name that it claims, reported only once its signature was verified."""
 
     issuer: str
     algorithms: Sequence[str]
@@ -321,7 +321,7 @@ def _decode(
     wanted: _Wanted,
     now: float,
 ) -> dict[str, Any] | None:
-    """What the token claims, None where it was not signed with this key."""
+    """The token's claims; None if it was not signed with this key."""
     options = {
         "require": ["exp", "iss"],
         "verify_exp": False,
@@ -346,7 +346,7 @@ def _decode(
         raise _unauthenticated("the token is not valid", why="wrong_audience", sender=wanted.sender) from None
     except (jwt.PyJWTError, OverflowError, TypeError, ValueError):
         raise _unauthenticated("the token is not valid", why="invalid_token") from None
-    # The library looks at its own clock; ours comes in as `now`.
+    # The library would use its own clock; here the time is `now`.
     if not begins - wanted.leeway_seconds <= now < expires + wanted.leeway_seconds:
         message = "the token has expired or is not valid yet"
         raise _unauthenticated(message, why="expired_token", sender=wanted.sender)

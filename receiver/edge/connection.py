@@ -1,17 +1,16 @@
-"""What a connection may cost: limits on the head of a request, on the time it takes, and on silence.
+"""What a connection may cost: limits on the head of a request, on time, and on silence.
 
-uvicorn has none of them: its httptools protocol takes a head of 8 MiB, and waits for ever for a slow one, for the rest
-of a body, and for a connection that says nothing. `guarded(limits)` makes the protocol class that adds them. What is to
-be done when is decided in `conversation.py`; this is the bytes, the parser and the socket.
+uvicorn has none of them: its httptools protocol accepts a head of 8 MiB, and waits for ever for a slow head, for the
+rest of a body, and on a silent connection. `guarded(limits)` makes a protocol class that adds them. `conversation.py`
+decides on the steps; here are the bytes, the parser and the socket.
 
-Where there is no room for another connection, one of those that wait for nothing of ours makes room (`room.py`).
+If there is no room for a new connection, a connection that waits for nothing of ours is ended (`room.py`).
 
-One sweep for all connections of a server, twice a second, compares their deadlines. That is also cheaper than what it
-replaces: uvicorn sets and cancels a timer around every request.
+One sweep over all connections of a server, twice a second, compares their deadlines. That is cheaper than uvicorn's
+own way, a timer that is set and cancelled for every request.
 
-A request that was taken is answered: also to a sender that has ended its side of the connection, also behind any number
-of others, and also after this process stood still for longer than its limits. Where that is not possible any more, that
-is told.
+Every accepted request is answered: after its sender has ended its side of the connection, behind any number of other
+requests, and after this process stood still for longer than its limits. If an answer is impossible, `ended` is told.
 """
 
 import asyncio
@@ -33,49 +32,49 @@ from receiver.edge.room import Room
 
 _SWEEP_SECONDS = 0.5
 
-#: A name is found ten times as fast as an enum's member.
+#: Looking up a name is ten times as fast as looking up an enum's member.
 _BODY, _ANSWERED = Phase.BODY, Event.ANSWERED
 
-#: Requests that wait for the answers to those before them. Few senders have even two; a flood of them is memory.
+#: Requests that may wait for earlier answers. Few senders pipeline even two, and a flood of them would fill memory.
 _PIPELINE_MAX = 32
 _HEAD_END = b"\r\n\r\n"
-#: Where a piece has more requests than that, so much of it is read at a time. The smallest request has 18 bytes.
+#: A piece with more requests than that is read in slices of this length. The smallest request has 18 bytes.
 _SLICE_BYTES = 2_048
 
-#: What a peer may send on after it was refused, and for how long.
+#: How many bytes of a refused peer are read on, and for how long.
 _LINGER_BYTES_MAX = 1024 * 1024
 _LINGER_SECONDS = 2.0
 
-#: Trailers are headers to httptools, and would be a request's to whoever reads them late enough. Nothing stays in this.
+#: httptools reports trailers as headers, and they could be taken for the request's. This container keeps nothing.
 _TRAILERS: Any = deque(maxlen=0)
 
 
 class ConnectionLimits(NamedTuple):
-    """What one connection, and all of them together, may take."""
+    """The limits of one connection, and of all together."""
 
     header_bytes_max: int = 16_384
     timeouts: Timeouts = Timeouts()
     connections_max: int = 2_000
     address_connections_max: int = 1_000
-    trusted_proxies: Sequence[Network] = ()  # have no share of an address
+    trusted_proxies: Sequence[Network] = ()  # exempt from the limit per address
 
 
 Ended = Callable[[str, str], None]
-"""Hears why a connection was refused or ended before its time, and from which address it was."""
+"""A callback for a connection that was refused or ended early: the reason, and the address."""
 
 
 def guarded(limits: ConnectionLimits, ended: Ended) -> type[asyncio.Protocol]:
-    """A protocol class for uvicorn's `http` option that keeps these limits."""
+    """A protocol class with these limits, for uvicorn's `http` option."""
     return type("LimitedProtocol", (GuardedProtocol,), shared(limits, ended))
 
 
 def shared(limits: ConnectionLimits, ended: Ended) -> dict[str, Any]:
-    """What all connections of a server share."""
+    """The attributes that all connections of a server share."""
     return {"limits": limits, "ended": staticmethod(ended), "room": Room()}
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which drops a connection that is past its deadline."""
+    """uvicorn's protocol, with deadlines and limits."""
 
     limits: ConnectionLimits
     ended: Ended
@@ -90,14 +89,14 @@ class GuardedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.proved = False  # a sender had a right token here
+        self.proved = False  # a valid token was seen here
         self.conversation = Conversation(self.limits.timeouts, self.loop.time())
         self._address = ""
-        self._active: RequestResponseCycle | None = None  # of the request that is being answered, or was last
-        self._held = b""  # what came while nothing could be read
-        self._ends_there = False  # behind what is held
-        self._head_bytes = 0  # of the pieces that brought no body
-        self._lingers_bytes = 0  # how many more bytes are read from a peer that was refused
+        self._active: RequestResponseCycle | None = None  # of the request that is being answered, or of the last one
+        self._held = b""  # bytes that arrived while none could be read
+        self._ends_there = False  # the peer sends nothing behind the held bytes
+        self._head_bytes = 0  # in pieces since the last body or message end
+        self._lingers_bytes = 0  # how many more bytes of a refused peer are read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
@@ -121,36 +120,36 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's says that it closes at once
-        """See asyncio. A peer that has said all may wait for answers still, but for one without an end."""
+        """See asyncio. Keeps the connection for a peer that still waits for answers, unless one of them is endless."""
         self._ends_there = True
         self._end_where_held_ends()
         return self.is_awaited() and not self._is_streaming()
 
     def _is_streaming(self) -> bool:
-        """Whether an answer has begun and may go on for ever."""
+        """Whether an answer has begun that may be endless."""
         active = self._active
         return active is not None and active.response_started and not active.response_complete
 
     @property
     def since(self) -> float:
-        """When it began to wait for what it waits for."""
+        """When the present wait began."""
         return self.conversation.since
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a request has begun and is not here as a whole."""
+        """Whether a request has begun and is not complete."""
         return self.conversation.is_receiving
 
     def is_awaited(self) -> bool:
-        """Whether answers are due, also to what was not read yet."""
+        """Whether answers are due, or may become due to held bytes."""
         return bool(self._held or self.conversation.due)
 
     def is_ending(self) -> bool:
-        """Whether it was refused, or is being closed."""
+        """Whether the connection was refused, or is being closed."""
         return self.conversation.is_ending or self.transport.is_closing()
 
     def make_room(self) -> None:
-        """End, for another connection: with 503 in the middle of a request, else without a word."""
+        """End, to make room for another connection: with 503 in the middle of a request, else without an answer."""
         if self.is_receiving:
             self._no_room("room_made")
         else:
@@ -169,7 +168,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(status, "UNAVAILABLE", "too many connections", reason, header)
 
     def _handle(self, event: Event, refusal: bytes = b"") -> None:
-        """Tell the conversation what happens, and do what is to be done about it."""
+        """Pass an event to the conversation, and carry out its acts."""
         has_own_cycle = self.conversation.phase >= _BODY
         act = self.conversation.handle(event, self.loop.time())
         if not act:
@@ -184,9 +183,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _close(self, *, lingers: bool) -> None:
-        """Close, once all that was written was taken.
+        """Close the connection after the peer has taken everything that was written.
 
-        Where the peer may still be sending, its bytes are read for a while: to close before them would break the
+        A peer that may still be sending is read for a while. Closing before its bytes arrive would reset the
         connection, and the peer would lose the answer (RFC 9112, 9.6).
         """
         is_crowded = len(self.connections) > self.limits.connections_max // 2
@@ -217,13 +216,13 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._feed(data[begin : begin + _SLICE_BYTES])
 
     def _hold(self, data: bytes) -> None:
-        """Read this later. At most what is on its way already comes behind it."""
+        """Keep bytes to be read later, and pause reading. Only bytes already on their way may still be added."""
         if not self.conversation.is_ending:
             self._held += data
             self.flow.pause_reading()
 
     def _release(self) -> None:
-        """Read what was held, now that an answer was given."""
+        """Read the held bytes, after an answer was given."""
         if self._held and len(self.pipeline) <= _PIPELINE_MAX // 2:
             held, self._held = self._held, b""
             self.flow.resume_reading()
@@ -249,10 +248,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def _read_without_upgrade(self, rest: bytes) -> None:
-        """Read a request again as if it had not asked for another protocol (RFC 9110, 7.8, allows to ignore that).
+        """Read a request again without its request for another protocol, which RFC 9110, 7.8, allows to ignore.
 
-        Java's HTTP client asks for HTTP/2 with every request that it posts in clear text, and httptools then takes the
-        body for the other protocol's: the notification would be an empty one.
+        Java's HTTP client asks for HTTP/2 with every POST in clear text. httptools would then take the body for the
+        other protocol's, and the notification would be empty.
         """
         if self.conversation.is_ending:
             return
@@ -297,14 +296,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """See httptools."""
-        if self.conversation.is_ending or self.conversation.phase is Phase.HEAD:  # it will be read without its Upgrade
+        if self.conversation.is_ending or self.conversation.phase is Phase.HEAD:  # to be read without its Upgrade
             return
         self._head_bytes = 0
         super().on_message_complete()
         self._handle(Event.READ)
 
     def pause_writing(self) -> None:
-        """See asyncio. A peer that doesn't read its answers has as long as one that says nothing."""
+        """See asyncio. A peer that does not read its answers has the same time as a silent one."""
         super().pause_writing()
         self.conversation.block(is_blocked=True, now=self.loop.time())
 
@@ -314,7 +313,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.conversation.block(is_blocked=False, now=self.loop.time())
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, with a deadline in place of a timer."""
+        """As uvicorn's, but with a deadline in place of a timer."""
         if self._active is not None and self._active.scope["state"].get("is_proved"):
             self.proved = True
         self._answered()
@@ -334,17 +333,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self._release()
 
     def shutdown(self) -> None:
-        """As uvicorn's: close, behind the answers that are due."""
+        """As uvicorn's: close after the answers that are due."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         self._handle(Event.SHUTDOWN)
 
     def send_400_response(self, msg: str) -> None:
-        """As uvicorn's, with CAMARA's error body."""
+        """As uvicorn's, but with CAMARA's error body."""
         self._refuse(HTTPStatus.BAD_REQUEST, "INVALID_ARGUMENT", msg, "malformed")
 
     def _long_head(self) -> bool:
-        """Whether a head is too long as it was parsed: each header with its colon, blank and end of line."""
+        """Whether the parsed head is too long: each header counts with its colon, blank and end of line."""
         head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         return head_bytes > self.limits.header_bytes_max
 
@@ -353,7 +352,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "HEADERS_TOO_LARGE", message, "long_head")
 
     def expire(self) -> None:
-        """End it: its deadline has passed."""
+        """End the connection, whose deadline has passed."""
         if self.is_receiving:
             what = "head" if self.conversation.phase is Phase.HEAD else "body"
             message = f"the request's {what} took too long"
@@ -364,7 +363,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(  # what an answer has
         self, status: HTTPStatus, code: str, message: str, reason: str, header: bytes = b""
     ) -> None:
-        """Answer without the application where it is this request's turn, and close."""
+        """Answer without the application, if no earlier answer is due, and close."""
         if self.conversation.is_ending:
             return
         self.ended(reason, self._address)
@@ -384,7 +383,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _sweep_now(cls, loop: asyncio.AbstractEventLoop, connections: set[Any], due: float) -> None:
         now = loop.time()
         if now - due > _SWEEP_SECONDS:
-            # This process stood still, and what came meanwhile was not read: that is no sender's fault.
+            # This process stood still, and bytes that arrived meanwhile were not read: no sender is at fault.
             for connection in connections:
                 connection.conversation.stand_still(now - due)
         for connection in [each for each in connections if each.conversation.deadline < now]:

@@ -1,19 +1,19 @@
-"""Where a connection stands: what is being read, which answers are due, and how long that may take. Pure.
+"""The state of a connection: what is being read, which answers are due, and how long that may take. Pure.
 
-    (event, now) → what is to be done
+    (event, now) → acts
 
-`connection.py` tells the events, and does what is to be done. Nothing is read or written here.
+`connection.py` reports the events, and carries out the acts. Nothing is read or written here.
 
-The phase tells what is being read; the table below has every step from one to another, and a step that it lacks is a
-mistake. `due` counts the requests that are here as a whole and wait for their answer. Answers come in the order of the
-requests. Three rules stand beside the table:
+The phase says what is being read. The table below has every step between phases; a step that it lacks is a programming
+error. `due` counts the complete requests that wait for their answers. Answers come in the order of the requests. Three
+rules are not in the table:
 
-    ANSWERED   makes one less due. Where none was, it is the answer to the request whose body is still being read.
-    OVER       with nothing due is CLOSING: an answer that is due is always given first.
-    TELL       a refusal only where nothing is due: its sender would take it for the answer to an earlier request.
+    ANSWERED   reduces `due` by one. If `due` is 0, it is the answer to the request whose body is still being read.
+    OVER       with nothing due becomes CLOSING: an answer that is due is always given first.
+    TELL       happens only if nothing is due: else the sender would take the refusal for an earlier request's answer.
 
-There is one deadline at a time: for the next request to begin, for its head, or for its body. While a request that is
-here is being answered there is none, unless the peer does not read what is written.
+There is one deadline at a time: for the next request to begin, for its head, or for its body. While a complete request
+is being answered there is no deadline, unless the peer does not read what is written.
 """
 
 from enum import IntEnum, IntFlag
@@ -21,43 +21,43 @@ from typing import NamedTuple
 
 
 class Phase(IntEnum):
-    """What is being read."""
+    """What is being read on a connection."""
 
-    SILENT = 0  # nothing has come yet
+    SILENT = 0  # nothing has arrived yet
     IDLE = 1  # between two requests
     HEAD = 2
     BODY = 3
-    EXPECTED = 4  # a body that its sender holds back until it is asked for (Expect: 100-continue)
-    LAST = 5  # a body behind which nothing more is read
-    REST = 6  # of a body whose request was answered
-    OVER = 7  # nothing more; answers are due
-    CLOSING = 8  # nothing more; what was written is to be taken
+    EXPECTED = 4  # a body that the sender holds back until asked (Expect: 100-continue)
+    LAST = 5  # the last body to be read
+    REST = 6  # the rest of a body whose request was answered
+    OVER = 7  # nothing; answers are due
+    CLOSING = 8  # nothing; the peer is to read what was written
 
 
 class Event(IntEnum):
-    """What happens to a connection."""
+    """An event on a connection."""
 
     BEGIN = 0  # a request begins
     HEAD_READ = 1
-    HEAD_READ_EXPECTING = 2  # its sender holds the body back
+    HEAD_READ_EXPECTING = 2  # the sender holds the body back
     READ = 3  # the body has ended
-    WHOLE = 4  # a request came in one piece
+    WHOLE = 4  # a whole request arrived in one piece
     ANSWERED = 5
-    REFUSED = 6  # what is being read
-    PEER_ENDED = 7  # the peer says nothing more
+    REFUSED = 6  # the request being read was refused
+    PEER_ENDED = 7  # the peer sends nothing more
     SHUTDOWN = 8  # this server is about to end
     EXPIRED = 9  # the deadline has passed, or another connection needs the room
-    CLOSED = 10  # it was closed behind an answer that said so
+    CLOSED = 10  # closed after an answer with "connection: close"
 
 
 class Act(IntFlag):
-    """What is to be done."""
+    """The acts that follow a step."""
 
     NOTHING = 0
-    TELL = 1  # the refusal
-    DROP = 2  # forget the request whose body was being read, where it waits behind others
-    CLOSE = 4  # once all that was written was taken
-    ABORT = 8  # at once
+    TELL = 1  # send the refusal
+    DROP = 2  # forget the unfinished request if it waits behind others
+    CLOSE = 4  # close once the peer took all that was written
+    ABORT = 8  # close at once
 
 
 class Timeouts(NamedTuple):
@@ -69,12 +69,12 @@ class Timeouts(NamedTuple):
 
 
 _NEVER = float("inf")
-#: A name is found ten times as fast as an enum's member.
+#: Looking up a name is ten times as fast as looking up an enum's member.
 _S, _I, _H, _B, _E, _L, _R, _O, _C = Phase
 _BEGIN, _HEAD, _HEAD_EXPECTING, _READ, _WHOLE, _ANSWERED, _REFUSED, _PEER_ENDED, _SHUTDOWN, _EXPIRED, _CLOSED = Event
 _NOTHING, _TELL, _DROP, _CLOSE, _ABORT = Act.NOTHING, Act.TELL, Act.DROP, Act.CLOSE, Act.ABORT
 
-#: The phase that follows, how many more answers are due, and what is to be done.
+#: The next phase, the change of `due`, and the acts.
 _STEPS: dict[tuple[Phase, Event], tuple[Phase, int, Act]] = {
     (_S, _BEGIN): (_H, 0, _NOTHING),
     (_I, _BEGIN): (_H, 0, _NOTHING),
@@ -88,8 +88,8 @@ _STEPS: dict[tuple[Phase, Event], tuple[Phase, int, Act]] = {
     (_S, _WHOLE): (_I, 1, _NOTHING),
     (_I, _WHOLE): (_I, 1, _NOTHING),
     (_H, _WHOLE): (_I, 1, _NOTHING),
-    # Of a request whose body is not here. One that was answered in place of 100 Continue may or may not be followed by
-    # its body, so what comes next has two readings.
+    # Answers to a request whose body is incomplete. After a final answer in place of 100 Continue the body may or may
+    # not follow, so the next bytes would be ambiguous: nothing more is read.
     (_B, _ANSWERED): (_R, 0, _NOTHING),
     (_E, _ANSWERED): (_O, 0, _NOTHING),
     (_L, _ANSWERED): (_O, 0, _NOTHING),
@@ -124,20 +124,20 @@ _STEPS: dict[tuple[Phase, Event], tuple[Phase, int, Act]] = {
     **{(_C, event): (_C, 0, _NOTHING) for event in Event if event is not _EXPIRED},
 }
 
-#: Between two phases of one kind the time goes on, unless it is none of receiving.
+#: Kinds of wait, by phase. The deadline goes on between phases of one kind, except kind 0, which always restarts it.
 _WAITS = (0, 0, 1, 2, 2, 2, 2, 0, 0)
 
 
 class Conversation:
-    """What is said on one connection. `since` is when it began to wait for what it waits for, `deadline` how long it
-    may; `now` is in seconds, by any clock that runs steadily.
+    """The state of one connection. `since` is when the present wait began, `deadline` when it ends. `now` is in
+    seconds, by any monotonic clock.
     """
 
     __slots__ = ("_is_blocked", "_limits", "deadline", "due", "phase", "since")
 
     def __init__(self, timeouts: Timeouts, now: float) -> None:
         header, body, idle = timeouts
-        # By phase. A connection that says nothing at all is no sender's that keeps it for the next time.
+        # By phase. A connection that never sent anything is not one that a sender keeps for later.
         self._limits = (min(header, idle), idle, header, body, body, body, body, idle, idle)
         self._is_blocked = False
         self.phase = _S
@@ -146,7 +146,7 @@ class Conversation:
         self._wait(now)
 
     def handle(self, event: Event, now: float) -> Act:
-        """Take a step. Raises KeyError for one that there is not."""
+        """Take a step. Raises KeyError for a step that the table lacks."""
         before = self.phase
         if event is _ANSWERED and self.due:
             phase, more_due, act = before, -1, _NOTHING
@@ -161,25 +161,25 @@ class Conversation:
         elif phase is _O:
             phase, act = _C, act | _CLOSE
         if event is _EXPIRED and self._is_blocked:
-            act = _ABORT  # what was written will not be taken
+            act = _ABORT  # the peer will not read what was written
         self.phase = phase
         if not _WAITS[phase] or _WAITS[phase] != _WAITS[before]:
             self._wait(now)
         return act
 
     def block(self, *, is_blocked: bool, now: float) -> None:
-        """The peer does not read what is written; or it reads again."""
+        """The peer stopped reading what is written, or reads again."""
         self._is_blocked = is_blocked
         if not self.is_receiving:
             self._wait(now)
 
     def stand_still(self, seconds: float) -> None:
-        """Nothing was read for so long, which is no fault of the peer's."""
+        """Extend the deadline: nothing was read for this long, through no fault of the peer's."""
         self.deadline += seconds
 
     @property
     def is_receiving(self) -> bool:
-        """Whether a request has begun and is not here as a whole."""
+        """Whether a request has begun and is not complete."""
         return _H <= self.phase <= _R
 
     @property

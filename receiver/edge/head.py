@@ -1,4 +1,4 @@
-"""The head of a request: what matters of its headers, and what is wrong with them. Pure."""
+"""The head of a request: the headers that are used, and their faults. Pure."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -9,43 +9,43 @@ from urllib.parse import unquote_to_bytes
 from receiver.core.notification import CONTENT_ENCODING, Envelope, envelope_of
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
-"""Headers as ASGI has them: names in lower case, in the order in which they came."""
+"""Headers as ASGI has them: names in lower case, in their original order."""
 
 #: CAMARA Commonalities, CAMARA_common.yaml, XCorrelator. A value outside it is dropped, not refused.
 _CORRELATOR = re.compile(rb"[a-zA-Z0-9\-_:;./<>{}]{1,256}")
 #: W3C Trace Context: the version ff and ids of zeros alone are invalid.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-#: Two readers of two that differ could see two requests.
+#: Headers with at most one value: with two, two readers could see different requests.
 _ONCE = {b"host": "Host", b"content-type": "Content-Type"}
-#: How many different values of one header are looked at for a token. Each costs a hash at least.
+#: How many different values of one header are examined for a token. Each costs a hash at least.
 _TOKENS_MAX = 4
 _WANTED = frozenset({*_ONCE, b"authorization", b"content-length", b"x-correlator", b"traceparent"})
 
-#: The headers whose values are a request's own, where they are written as nearly all write them.
+#: Headers whose values belong to one request, in their usual spelling.
 _OWN = re.compile(
     rb"\r\n([Cc]ontent-[Ll]ength|[Xx]-[Cc]orrelator|[Tt]raceparent|[Tt]racestate|[Xx]-[Rr]equest-[Ii][Dd])"
     rb": ([0-9a-zA-Z\-_:;./<>{}=,@*]{1,512})(?=\r\n)"
 )
 _KNOWN_MAX = 1_024
-#: Where heads are hardly ever known again, one of so many is remembered.
+#: If heads hardly ever repeat, only every 64th is remembered.
 _SELDOM = 64
 _KNOWN_BYTES_MAX = 4_096
 
 _BLANKS = frozenset({b" ", b"\t"})
 _CONTENT_TYPE_CHARS_MAX = 2_048
 _LENGTH_DIGITS_MAX = 12
-#: Where no length is told.
+#: The length of a body whose length was not given.
 UNTOLD = -1
 
 
 class Head(NamedTuple):
-    """What matters of a head.
+    """The parts of a head that are used.
 
-    `tokens` are the values of Authorization (None: there is none), and those of further headers that may have a token.
-    `length` is the body's as it was told, in bytes, or UNTOLD. `correlator` and `traceparent` are empty where the
-    sender gave none that is valid. `forwarded` are the values of X-Forwarded-For. `fault` tells what is wrong, and is
-    empty where nothing is.
+    `tokens` are the values of Authorization (None: there is none) and those of the further headers that may hold one.
+    `length` is the declared length of the body in bytes, or UNTOLD. `correlator` and `traceparent` are empty if the
+    sender gave no valid one. `forwarded` are the values of X-Forwarded-For. `fault` says what is wrong; it is empty if
+    nothing is.
     """
 
     tokens: Sequence[bytes | None]
@@ -62,16 +62,16 @@ class Head(NamedTuple):
 def read_head(
     headers: RawHeaders, token_headers: Collection[bytes] = (), query: bytes = b"", http_version: str = "1.1"
 ) -> Head:
-    """Read a head. `token_headers` are the further headers that may have a token; `query` may have one too."""
+    """Read a head. `token_headers` are the further headers that may hold a token; `query` may hold one too."""
     found: dict[bytes, list[bytes]] = {}
     attributes: dict[str, str] = {}
     forwarded: Sequence[bytes] = ()
     for name, value in headers:
-        if value[-1:] in _BLANKS:  # RFC 9112, 5.1: they are no part of it, and the parser leaves them
+        if value[-1:] in _BLANKS:  # RFC 9112, 5.1: they are not part of the value, and the parser leaves them
             value = value.rstrip(b" \t")  # noqa: PLW2901
         if name in _WANTED or name in token_headers:
             values = found.setdefault(name, [])
-            if value not in values:  # a header that stands twice with one value stands once
+            if value not in values:  # a header repeated with one value counts once
                 values.append(value)
         elif name.startswith(b"ce-"):
             attributes[name.decode("latin-1")] = value.decode("latin-1")
@@ -100,21 +100,21 @@ def read_head(
 
 
 class KnownHeads:
-    """Heads that were read before, by their bytes: a sender's differ from request to request in a few values alone.
+    """Heads that were read before, by their bytes: most heads of a sender differ only in a few values.
 
-    These are the length, the correlator and what traces a request; such a value can't change how the rest of a head is
-    read, but for that of a header which may have a token. Where other values differ, to remember heads is in vain, so
-    little of that is done.
+    These are the length, the correlator and the values that trace a request. Such a value can't change how the rest of
+    a head is read, unless its header may hold a token. If other values differ, remembering is useless, so few heads are
+    remembered then.
     """
 
     def __init__(self, token_headers: Collection[bytes] = ()) -> None:
         self._token_headers = frozenset(token_headers)
         self._heads: dict[tuple[bytes, ...], tuple[list[bytes], Head]] = {}
-        self._exact: dict[bytes, Head] = {}  # of senders that tell nothing of a request's own but its length
+        self._exact: dict[bytes, Head] = {}  # heads whose only value of a request's own is the length
         self._news_count = self._found_count = 0
 
     def find(self, content: bytes) -> Head | None:
-        """What `content` says, from the request line to the blank line, None where it must be parsed."""
+        """The head in `content`, from the request line to the blank line; None if it must be parsed."""
         exact = self._exact.get(content)
         if exact is not None:
             self._found_count += 1
@@ -144,7 +144,7 @@ class KnownHeads:
         return head
 
     def remember(self, content: bytes, head: Head) -> None:
-        """A head was parsed, and is sound."""
+        """Remember a head that was parsed, and is sound."""
         self._news_count += 1
         is_in_vain = self._news_count > _KNOWN_MAX and self._found_count < self._news_count
         if len(content) > _KNOWN_BYTES_MAX or (is_in_vain and self._news_count % _SELDOM):
@@ -158,7 +158,7 @@ class KnownHeads:
             self._heads.clear()
         key = tuple(parts)
         self._heads[key] = names, head
-        if self.find(content) != head:  # it is written in a way that would be read otherwise
+        if self.find(content) != head:  # its spelling would be read differently
             del self._heads[key]
             self._exact.pop(content, None)
 
@@ -178,14 +178,14 @@ def _fault(found: Mapping[bytes, list[bytes]], http_version: str) -> str:
 
 
 def _length(told: bytes | None) -> int:
-    """The parser took it for a number; one of many digits would cost more to read than it is worth."""
+    """The declared length in bytes. The parser checked that it is a number; long numbers are capped unread."""
     if told is None:
         return UNTOLD
     return int(told) if len(told) <= _LENGTH_DIGITS_MAX else 10**_LENGTH_DIGITS_MAX
 
 
 def _unmerged(value: bytes) -> bytes:
-    """A value that a proxy made of two equal ones, `a, a`, as it was."""
+    """The value, with `a, a`, which a proxy made of two equal headers, reduced to `a`."""
     if b"," not in value:
         return value
     parts = {part.strip() for part in value.split(b",")}
@@ -204,7 +204,7 @@ def _is_json(content_type: bytes) -> bool:
 
 
 def _query_token(query: bytes) -> bytes | None:
-    """A token in the query, as 0.8 (`apikey`) and CloudEvents (`access_token`) have it, as if in Authorization."""
+    """A token in the query (`apikey` in 0.8, `access_token` in CloudEvents), as a value of Authorization."""
     for part in query.split(b"&"):
         name, _, value = part.partition(b"=")
         if name in (b"access_token", b"apikey"):

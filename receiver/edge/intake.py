@@ -1,23 +1,23 @@
-"""The intake: authenticate → admit → parse → append → 204, in three steps that wait for nothing.
+"""The intake: authenticate → admit → parse → append → 204, in three steps that do not wait.
 
-    begin    looks at the head, finds the sender, and lets the request in
-    keep     parses the body and appends what it tells
-    settle   makes the answer, and tells metrics and log
+    begin    reads the head, finds the sender, and admits the request
+    keep     parses the body and appends its notifications
+    settle   makes the answer, and reports to metrics and log
 
-`app.py` calls them for a request as ASGI has it, and waits between them; `express.py` for a request that is here as a
-whole. A step that raises is the last one before `settle`, which is told the error.
+`app.py` calls them for an ASGI request, and waits between them; `express.py` calls them for a request that has arrived
+whole. If a step raises, the next step is `settle`, which is given the error.
 
 The answers, by outcome (the `outcome` of metrics and log lines):
 
-    kept, unrecognized   204   it is durable; of a batch each event is
+    kept, unrecognized   204   it is durable; of a batch, every event is
     malformed            400   kept as a dead letter all the same
-    unsupported          415   likewise: no notification, and of a content type or coding that is none of JSON's
-    any other refusal    4xx   nothing was kept; the Refused that was raised has status, code and reason (413 of what is
-                               too large only when it is inflated is kept)
-    unavailable          503   nothing is known to be kept; Retry-After says when to come again (our own defects too)
-    disconnected         -     the sender went away before its body had arrived
-    probe                204   GET, HEAD and OPTIONS: a sender that looks whether we are here
-    not_found            404   another path; what was posted there with a right token is a dead letter
+    unsupported          415   likewise: not a notification, with a content type or coding that is not JSON's
+    any other refusal    4xx   nothing was kept; the Refused that was raised has status, code and reason (a body that
+                               is too large only when inflated, also 413, is kept)
+    unavailable          503   nothing is known to be kept; Retry-After says when to retry (also for our own defects)
+    disconnected         -     the sender disconnected before its body had arrived
+    probe                204   GET, HEAD and OPTIONS: a sender checks whether the receiver is there
+    not_found            404   another path; a post there with a valid token becomes a dead letter
 
 Never 500, and never 410, which would end the feed (QualityOnDemand r1.2, Generic410).
 """
@@ -44,11 +44,11 @@ from receiver.telemetry import Telemetry
 
 Authenticate = Callable[..., str | Coroutine[Any, Any, str]]
 """Finds the sender's name by the value of Authorization (None: there is none) and those of the further headers that may
-have a token, at once or later. Raises Refused and Unavailable."""
+hold a token, at once or later. Raises Refused and Unavailable."""
 
 _METHODS = "POST, GET, HEAD, OPTIONS"
 _NOTHING_HERE = "there is nothing here; see the notificationUrl that was registered"
-#: Beside our paths all refusals are told as 404, but for those after which a request may be posted again.
+#: On other paths every refusal is answered 404, except those after which a request may be posted again.
 _TOLD_BESIDE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.TOO_MANY_REQUESTS})
 _PROBE = "probe"
 _MORE_HEADERS = {
@@ -57,13 +57,13 @@ _MORE_HEADERS = {
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: [(b"accept-encoding", b"gzip, deflate, identity")],  # RFC 9110, 15.5.16
 }
 _PATH_CHARS_MAX = 200
-#: Short of what a token has.
+#: Shorter than any token.
 _PART_CHARS_MAX = 19
 _NOT_ADMITTED = -1
 
 
 class Limits(NamedTuple):
-    """What a request may have. The connection's own limits (`connection.py`) come before these."""
+    """The limits of a request. The connection's own limits (`connection.py`) apply first."""
 
     body_bytes_max: int
     query_tokens: bool = False
@@ -72,7 +72,7 @@ class Limits(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer, but for the empty 204 that nearly all requests get."""
+    """An answer other than the empty 204, which most requests get."""
 
     status: int
     headers: RawHeaders
@@ -80,11 +80,11 @@ class Answer(NamedTuple):
 
 
 class Request:
-    """A request from its head to its answer, and what its line in the log tells.
+    """A request from its head to its answer, with the fields of its log line.
 
-    `beside` is its path where that is none of ours, else None. `sender` is whose token it has; `is_proved` tells that
-    the token is valid. `admitted_bytes` are those that count in the admission. `refusal` is the answer to what is kept
-    all the same.
+    `beside` is its path if that is not one of ours, else None. `sender` is the sender of its token; `is_proved` says
+    that the token is valid. `admitted_bytes` count in the admission. `refusal` is the answer to a body that is kept all
+    the same.
     """
 
     __slots__ = (
@@ -140,22 +140,22 @@ class Intake:
         self._telemetry = telemetry
         self.limits = limits
         self._clock_nanos = clock_nanos
-        # Unique without asking the system for randomness at every request.
+        # Unique without asking the system for randomness on every request.
         self._correlators = map(f"{secrets.token_hex(6)}-{{:x}}".format, itertools.count(1))
 
     def head(self, headers: RawHeaders, query: bytes = b"", http_version: str = "1.1") -> Head:
-        """What matters of a head."""
+        """The parts of a head that are used."""
         limits = self.limits
         return read_head(headers, limits.token_headers, query if limits.query_tokens else b"", http_version)
 
     def request(self, head: Head, peer: str, beside: str | None = None) -> Request:
-        """A request whose head is here, from the address `peer`; see `Request`."""
+        """A request whose head has arrived, from the address `peer`; see `Request`."""
         return Request(head, peer, self._clock_nanos() // 1000, beside)
 
     def begin(self, request: Request, arrived_bytes: int = 0) -> Awaitable[None] | None:
-        """Let a request in, so many bytes of whose body are here. What is returned is to be awaited before it is in.
+        """Admit a request; `arrived_bytes` of its body have arrived. A returned awaitable must be awaited first.
 
-        Raises Refused and Unavailable, and so does what is returned.
+        Raises Refused and Unavailable, and so does the awaitable.
         """
         head = request.head
         request.correlator = head.correlator or next(self._correlators)
@@ -179,16 +179,16 @@ class Intake:
         request.admitted_bytes = arrived_bytes
 
     def count(self, request: Request, more_bytes: int) -> None:
-        """Count more bytes of the body, which have arrived. Raises Refused."""
+        """Count more bytes of the body that have arrived. Raises Refused."""
         if request.admitted_bytes + more_bytes > self.limits.body_bytes_max:
             raise self._too_large()
         self._admission.grow(request.sender, more_bytes)
         request.admitted_bytes += more_bytes
 
     def keep(self, request: Request, body: bytes, told: Told) -> None:
-        """Append what was posted, each event of a batch as a notification of its own; `told` hears once that is known.
+        """Append the body, each event of a batch as a notification of its own; `told` is called once, with the outcome.
 
-        A body that is kept and refused all the same is refused by `settle`.
+        A body that is kept but refused is refused by `settle`.
         """
         request.body_bytes = len(body)
         if body.startswith(b"{") and request.beside is None and not request.head.envelope:
@@ -206,34 +206,34 @@ class Intake:
             self._inbox.take(notification, told)
 
     def _read(self, request: Request, body: bytes) -> Sequence[Notification]:
-        """What is to be kept of a body, and in the request what is to be told of it."""
+        """The notifications in a body. Sets the request's outcome, session id and refusal."""
         if request.beside is not None:
-            # A dead letter as a whole, which a replay reads.
+            # The whole body becomes a dead letter, which a replay can read.
             request.refusal = _not_found(why="not_found_kept")
             letter = _notification(request, body, None)
             return [letter._replace(origin=f"{BESIDE}{_shown(request.beside)}")]
         head, limit = request.head, min(self.limits.body_bytes_max, INFLATED_BYTES_MAX)
         try:
             if not body.startswith(b"{") or head.envelope:
-                batch = dict(split(body, head.envelope, limit))  # equal elements are one: they tell the same
+                batch = dict(split(body, head.envelope, limit))  # equal elements hold the same event
                 if batch:
                     content_type = head.content_type.replace("cloudevents-batch", "cloudevents")
                     plain = head._replace(content_type=content_type, envelope=())
                     notifications = [_notification(request, part, event, plain) for part, event in batch.items()]
-                    if len(batch) > 1:  # the line is about all of them
+                    if len(batch) > 1:  # the log line covers all of them
                         request.session_id = ""
                         request.outcome = "kept"
                     return notifications
             return [_notification(request, body, parse(body, head.envelope, limit))]
         except Malformed as error:
-            # The answer tells the sender, who may never look; the dead letter tells us.
+            # The sender, who is answered, may never look; the dead letter informs the operator.
             request.refusal = error if head.is_json or error.status != HTTPStatus.BAD_REQUEST else _no_json()
             return [_notification(request, body, None)]
 
     def settle(self, request: Request, error: BaseException | None = None) -> Answer | None:
-        """End a request, which failed with an error where there is one; the answer to give, None being the 204.
+        """End a request. `error` is why it failed, if it did. Returns the answer, None for the empty 204.
 
-        One whose sender went away has no answer: its `status_code` is 0.
+        After a disconnect there is no answer, and the request's `status_code` is 0.
         """
         self.leave(request)
         error = error or request.refusal
@@ -243,15 +243,15 @@ class Intake:
         return answer
 
     def leave(self, request: Request) -> None:
-        """Give back what a request held, if it held anything."""
+        """Give back what a request holds in the admission, if anything."""
         if request.admitted_bytes != _NOT_ADMITTED:
             self._admission.leave(request.sender, request.admitted_bytes)
             request.admitted_bytes = _NOT_ADMITTED
 
     def probe(self, request: Request, method: str, *, names_origin: bool) -> Answer:
-        """Answer a sender that asks whether we are here before it posts, or posts again (Horizon, CloudEvents).
+        """Answer a sender that checks whether the receiver is there before it posts, or retries (Horizon, CloudEvents).
 
-        `names_origin` tells that it wants to know whether an origin is allowed.
+        `names_origin` says that it asks whether an origin is allowed.
         """
         request.outcome = _PROBE
         error: ReceiverError | None = None
@@ -262,12 +262,12 @@ class Intake:
         elif self._inbox.trouble:
             error = Unavailable("notifications can't be kept now", reason="unavailable")
         elif method == "OPTIONS" and names_origin:
-            # CloudEvents 1.0.2, http-webhook.md, 4: we take notifications of every origin that has a token.
+            # CloudEvents 1.0.2, http-webhook.md, 4: notifications of every origin with a token are accepted.
             headers += [(b"webhook-allowed-origin", b"*"), (b"webhook-allowed-rate", b"*")]
         return self.settle(request, error) or Answer(HTTPStatus.NO_CONTENT.value, headers)
 
     def nothing_here(self, request: Request) -> Answer | None:
-        """Answer a request for another path that posts nothing."""
+        """Answer a request for another path that is not a POST."""
         return self.settle(request, _not_found())
 
     def _failed(self, request: Request, error: BaseException) -> Answer | None:
@@ -276,7 +276,7 @@ class Intake:
             return None
         if request.beside is not None and isinstance(error, Refused) and error.status not in _TOLD_BESIDE:
             error = _not_found(sender=error.sender)
-        if not isinstance(error, Refused | Unavailable):  # a fault of ours too is 503: senders give up on 500
+        if not isinstance(error, Refused | Unavailable):  # our own defects are 503 too: senders give up on 500
             self._telemetry.edge_failed(request.correlator, error)
             error = Unavailable("the notification can't be taken now", reason="defect")
         answer = error_answer(error, request.correlator)
@@ -290,7 +290,7 @@ class Intake:
         return answer
 
     def _tell_refusal(self, request: Request, error: Refused) -> None:
-        """Let a refusal be investigated: why, and whose request it was."""
+        """Report a refusal for investigation: the reason, and the address it came from."""
         address = (
             sender_address(request.peer, request.head.forwarded, self.limits.trusted_proxies) if request.peer else ""
         )
@@ -306,7 +306,7 @@ class Intake:
 def _notification(
     request: Request, body: bytes, event: Event | Unrecognized | None, head: Head | None = None
 ) -> Notification:
-    """What to keep of a request; its line learns what the event tells (None: nothing)."""
+    """The notification to keep. Sets the request's session id and outcome from the event (None: it has none)."""
     head = head or request.head
     sender = request.sender
     session_id = None if event is None else event.session_id
@@ -328,8 +328,8 @@ def _notification(
 
 
 class _Together:
-    """Hears of all events of a batch, and tells a failure or that there was none once all are known: what is repeated
-    because one was not kept is known by then.
+    """Waits for the outcomes of all events of a batch, then reports one: an error if any event failed. The sender then
+    repeats the batch, when the outcome of each event is known.
     """
 
     def __init__(self, count: int, told: Told) -> None:
@@ -371,6 +371,6 @@ def _not_found(*, why: str = "not_found", sender: str = "") -> Refused:
 
 
 def _shown(path: str) -> str:
-    """A path as the log and a dead letter show it: short, and hardly anything of a part that could be a token."""
+    """A path as the log and a dead letter show it: short, with long parts, which could be tokens, cut."""
     parts = [part if len(part) <= _PART_CHARS_MAX else f"{part[:4]}…" for part in path[:_PATH_CHARS_MAX].split("/")]
     return "".join(each if each.isprintable() else "?" for each in "/".join(parts))

@@ -1,7 +1,7 @@
 """The keys of authorization servers, fetched and kept (RFC 7517).
 
-They are fetched when a token wants one that is not at hand, and again once they are old; at most once in
-`refresh_min_seconds`, by one request at a time. While an issuer doesn't answer, its last keys stay in use.
+Keys are fetched when a token needs one that is not at hand, and again when they are old; at most once in
+`refresh_min_seconds`, by one request at a time. While an issuer does not answer, its last keys stay in use.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from receiver.edge.auth import Credentials, KeysWanted, authenticate
 from receiver.shown import shown_url
 
 _ANSWER_BYTES_MAX = 1024 * 1024
-#: Requests whose sender is not known until an issuer's keys are here. Anybody can make such requests, and their bodies
-#: are in memory meanwhile.
+#: The most requests that wait for an issuer's keys. Anybody can make such requests, and their bodies are in memory
+#: while they wait.
 _WAITING_MAX = 512
 
 _log = structlog.get_logger("receiver")
 
 
 class KeySource(NamedTuple):
-    """Where an issuer's keys are, and how often to ask."""
+    """The URL of an issuer's keys, and how often to fetch them."""
 
     url: str
     refresh_min_seconds: float
@@ -36,7 +36,7 @@ class KeySource(NamedTuple):
 
 
 class Authenticator:
-    """Authenticates with keys that it fetches as they are wanted."""
+    """Authenticates senders, and fetches issuers' keys when needed."""
 
     def __init__(self, credentials: Credentials, sources: Mapping[str, KeySource]) -> None:
         self._credentials = credentials
@@ -47,10 +47,10 @@ class Authenticator:
         self._waiting = 0
 
     def __call__(self, authorization: bytes | None, *others: bytes) -> str | Coroutine[Any, Any, str]:
-        """The name of the sender with this value of Authorization, or with a token in another header's, at once where
-        the keys are at hand.
+        """The name of the sender with this value of Authorization, or with a token in another header's value; at once
+        if the keys are at hand.
 
-        Raises Refused, and Unavailable where it is awaited, or where too many wait already.
+        Raises Refused; and Unavailable, when awaited or if too many requests wait already.
         """
         try:
             return authenticate(authorization, self._credentials, time.time(), others=others)
@@ -72,12 +72,12 @@ class Authenticator:
             raise self._keys_away(issuer) from None
 
     def _keys_away(self, issuer: str) -> Unavailable:
-        message = "the keys of the token's issuer can't be had now"
+        message = "the keys of the token's issuer can't be fetched now"
         retry_after_seconds = math.ceil(self._sources[issuer].refresh_min_seconds)
         return Unavailable(message, reason="keys", retry_after_seconds=retry_after_seconds)
 
     async def keep_fresh(self) -> None:
-        """Fetch keys that have become old, for ever."""
+        """Fetch old keys again, for ever."""
         while True:
             for issuer, source in self._sources.items():
                 if time.monotonic() - self._fetched[issuer] > source.refresh_max_seconds:
@@ -85,7 +85,7 @@ class Authenticator:
             await asyncio.sleep(1)
 
     async def _refresh(self, issuer: str) -> bool:
-        """Fetch the keys, unless that was just tried; returns whether those at hand are from after this call began."""
+        """Fetch the keys, unless that was just tried. Returns whether the keys are newer than this call's start."""
         source, began = self._sources[issuer], time.monotonic()
         async with self._locks[issuer]:
             now = time.monotonic()
@@ -94,11 +94,11 @@ class Authenticator:
             try:
                 async with asyncio.timeout(source.timeout_seconds):
                     keys = await _fetch(source.url, source.timeout_seconds)
-            except Exception as error:  # noqa: BLE001  # whatever an issuer answers, its last keys stay in use
+            except Exception as error:  # noqa: BLE001  # after any failure the last keys stay in use
                 _log.warning("keys_not_fetched", issuer=shown_url(issuer), error=type(error).__name__)
                 return False
             finally:
-                # From its end on: however long it took, those who waited for it don't try in turn.
+                # Counted from the end of the attempt, so that those who waited for it don't try in turn.
                 self._tried[issuer] = time.monotonic()
             self._fetched[issuer] = now
             self._credentials.replace_keys(issuer, keys)
@@ -123,5 +123,5 @@ async def _fetch(url: str, timeout_seconds: float) -> dict[str, object]:
         if key.public_key_use in (None, "sig")
     }
     if not keys:
-        raise ValueError("there is no key that signs")
+        raise ValueError("there is no signing key")
     return keys

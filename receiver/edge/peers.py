@@ -1,4 +1,4 @@
-"""Addresses: who is behind a connection. Pure."""
+"""The address of a request's sender, behind proxies. Pure."""
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -7,10 +7,10 @@ Network = IPv4Network | IPv6Network
 
 
 def sender_address(peer: str, forwarded: Iterable[bytes], trusted: Sequence[Network]) -> str:
-    """The address of a request's sender: the peer's, or where that is a trusted proxy the one that it tells.
+    """The address of a request's sender: the peer's, or if the peer is a trusted proxy the address that it reports.
 
-    `forwarded` are the values of X-Forwarded-For, in their order. Each proxy appends whom it got the request from, so
-    the last one that is no trusted proxy counts; all before it are the sender's own words.
+    `forwarded` are the values of X-Forwarded-For, in order. Each proxy appends the address that it got the request
+    from, so the last address that is not a trusted proxy's counts. The addresses before it are the sender's own claim.
     """
     hops = [hop.strip().decode("latin-1") for value in forwarded for hop in value.split(b",")]
     address = peer
@@ -33,5 +33,5 @@ def _parsed(text: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    # A socket of both families tells 127.0.0.1 as ::ffff:127.0.0.1.
+    # A dual-stack socket reports 127.0.0.1 as ::ffff:127.0.0.1.
     return getattr(address, "ipv4_mapped", None) or address

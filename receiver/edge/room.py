@@ -1,14 +1,14 @@
-"""Room for connections: which one goes where there are too many. Pure.
+"""Room for connections: which one is ended if there are too many. Pure.
 
-Those go that wait for nothing of ours: first those on which no sender has had a right token yet, and of these the ones
-that have been idle for longest. Strangers so take room from each other. A connection with an answer that is due stays.
+Only connections that wait for nothing of ours are ended: first those without a valid token so far, the longest idle one
+first. So strangers take room from each other. A connection with an answer due stays.
 """
 
 from collections.abc import Set as AbstractSet
 from heapq import nsmallest
 from typing import Protocol
 
-#: A search finds up to this many victims: under an attack each new connection wants one, and a search costs time.
+#: A search finds up to this many victims: under an attack every new connection needs one, and a search takes time.
 _FOUND_MAX = 64
 
 
@@ -19,19 +19,19 @@ class Guest(Protocol):
 
     @property
     def since(self) -> float:
-        """When it began to wait."""
+        """When its present wait began."""
         ...
 
     def is_awaited(self) -> bool:
-        """Whether an answer is due on it."""
+        """Whether an answer is due on the connection."""
         ...
 
     def is_ending(self) -> bool:
-        """Whether it makes room already."""
+        """Whether the connection is ending already."""
         ...
 
     def make_room(self) -> None:
-        """End it."""
+        """End the connection."""
         ...
 
 
@@ -43,7 +43,7 @@ class Room:
         self._found: dict[str, list[tuple[bool, float, Guest]]] = {}
 
     def enter(self, address: str, guest: Guest) -> AbstractSet[Guest]:
-        """A connection was made; returns all of its address."""
+        """A connection was made; returns all connections of its address."""
         neighbours = self._by_address.setdefault(address, set())
         neighbours.add(guest)
         return neighbours
@@ -58,7 +58,7 @@ class Room:
                 self._found.pop(address, None)
 
     def victim(self, key: str, guests: AbstractSet[Guest], newcomer: Guest) -> Guest | None:
-        """The one of `guests` that makes room for a newcomer, None where all are needed. `key` is theirs."""
+        """The connection to end for a newcomer, None if all must stay. `key` is the address of `guests`, "" for all."""
         found = self._found.get(key)
         for anew in (False, True):
             if anew:

@@ -1,1 +1,1 @@
-"""What a process is made of: the store, the ports, the workers, and the order in which all of it starts and ends."""
+"""The parts of a process: the store, the ports, the workers, and the order in which they start and end."""

@@ -1,4 +1,4 @@
-"""Where the process that serves a directory listens: a file in the directory tells other commands."""
+"""The addresses of the process that serves a directory: a file in the directory holds them for other commands."""
 
 import contextlib
 import json
@@ -14,14 +14,14 @@ ADDRESSES_FILE = "serve.json"
 
 
 class Addresses(NamedTuple):
-    """Where a serving process listens."""
+    """The URLs on which a serving process listens."""
 
-    edge_url: str  # empty where senders can't post
+    edge_url: str  # empty if senders can't post
     ops_url: str
 
 
 def served_at(directory: Path) -> Addresses | None:
-    """Where the process listens that serves a directory, None where none does."""
+    """The addresses of the process that serves a directory; None if none does. Raises Unavailable if unknown."""
     try:
         Lock(directory).release()
     except OSError:
@@ -30,7 +30,7 @@ def served_at(directory: Path) -> Addresses | None:
         try:
             told = json.loads((directory / ADDRESSES_FILE).read_bytes())
         except (OSError, ValueError):
-            message = f"another process serves {directory} and could not write there where it listens"
+            message = f"another process serves {directory} and could not write its addresses there"
             raise Unavailable(message, reason="locked") from None
         return Addresses(told["edge_url"], told["ops_url"])
     return None
@@ -38,13 +38,13 @@ def served_at(directory: Path) -> Addresses | None:
 
 @contextlib.contextmanager
 def announced(directory: Path, addresses: Addresses, failed: Callable[[str], None]) -> Iterator[None]:
-    """A block in which `served_at` finds these addresses; `failed` is told why it won't."""
+    """A block in which `served_at` finds these addresses; `failed` is told the reason if it can't."""
     file = directory / ADDRESSES_FILE
     try:
-        file.unlink(missing_ok=True)  # of a process that was killed
+        file.unlink(missing_ok=True)  # left by a process that was killed
         make_private(str(file))
         file.write_text(json.dumps({"pid": os.getpid(), **addresses._asdict()}))
-    except OSError as error:  # other commands don't find this process then; what it does goes on
+    except OSError as error:  # other commands will not find this process, but it goes on
         failed(error.strerror or "")
     try:
         yield

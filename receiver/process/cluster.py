@@ -1,4 +1,4 @@
-"""The cluster of the settings: how to reach it, what its topics should be, and whether they are so."""
+"""The cluster of the settings: its connection, the topics it should have, and whether they are so."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -23,14 +23,14 @@ _CONNECT_SECONDS_MAX = 15.0
 
 
 def connection_of(settings: Settings) -> KafkaConnection:
-    """How to reach the cluster of the settings. Raises Unavailable where a certificate can't be used."""
+    """The connection to the settings' cluster. Raises Unavailable if a certificate can't be used."""
     kafka = settings.kafka
     tls = None
     if kafka.security_protocol in {"SSL", "SASL_SSL"}:
         try:
             tls = client_context(kafka.tls_ca_file, kafka.tls_certificate_file, kafka.tls_key_file)
-        except ValueError as error:  # what was there when the settings were read
-            raise ClusterFailed(f"kafka's certificates can't be used, wanted is {error}") from None
+        except ValueError as error:  # the files have changed since the settings were read
+            raise ClusterFailed(f"kafka's certificates can't be used: expected {error}") from None
     mechanism, tokens = None, None
     if kafka.security_protocol.startswith("SASL"):
         mechanism = kafka.sasl_mechanism
@@ -47,7 +47,7 @@ def connection_of(settings: Settings) -> KafkaConnection:
 
 
 def plan_of(settings: Settings, router: Router) -> TopicPlan:
-    """What the settings want of the topics."""
+    """The topics that the settings want."""
     return TopicPlan(
         settings.prefix,
         router.topics,
@@ -60,13 +60,13 @@ def plan_of(settings: Settings, router: Router) -> TopicPlan:
 
 
 def group_of(settings: Settings) -> str:
-    """The name of the routers' group."""
+    """The full name of the routers' group."""
     return TopicNames(settings.prefix).full(settings.kafka.group)
 
 
 @asynccontextmanager
 async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[KafkaInbox]:
-    """The inbox of the settings' cluster, connected, without a spool. Raises Unavailable where that fails."""
+    """The inbox of the settings' cluster, connected, without a spool. Raises Unavailable."""
     connection, plan = connection_of(settings), plan_of(settings, router)
     await prepare(connection, plan, create_missing=False, group=group_of(settings))
     inbox = KafkaInbox(connection, plan.inbox, append_timeout_seconds=settings.kafka.append_timeout_seconds)
@@ -86,10 +86,10 @@ async def cluster_inbox(settings: Settings, router: Router) -> AsyncIterator[Kaf
 async def prepare(
     connection: KafkaConnection, plan: TopicPlan, *, create_missing: bool, group: str = ""
 ) -> Sequence[TopicDifference]:
-    """Make the topics that are missing, where that is allowed, and refuse what nothing may run on: with the routers'
-    `group`, another number of partitions than they decided with.
+    """Create missing topics if `create_missing`, and refuse topics that can't be used. With `group`, the routers' own,
+    another number of partitions than the routers decided with is refused too.
 
-    Returns what differs from the plan all the same. Raises Unavailable, TopicsUnfit where one is at fault.
+    Returns the tolerable differences from the plan. Raises Unavailable, TopicsUnfit if a topic is at fault.
     """
     if create_missing:
         await create(connection, plan)
@@ -103,12 +103,12 @@ async def prepare(
 
 
 async def expect_same_partitions(connection: KafkaConnection, inbox: str, group: str) -> None:
-    """Raises Unavailable where the routers of a group decided with another number of partitions than the inbox has."""
+    """Raises Unavailable if a group's routers decided with another number of partitions than the inbox has."""
     count = (await known(connection, [inbox]))[inbox].partitions_count
     try:
         found = await places(connection, group, inbox, count)
     except Unavailable as error:
         if isinstance(error.__cause__, GroupAuthorizationFailedError):
-            return  # an edge need not have this right; a router is told when it joins
+            return  # an edge may lack this right; a router learns of it when it joins
         raise
     expect_partitions(inbox, count, found.values())

@@ -1,4 +1,4 @@
-"""What a process is made of where a Kafka cluster keeps everything: an edge with its spool, routers' lanes, or both."""
+"""A process whose store is a Kafka cluster: an edge with its spool, routers' lanes, or both."""
 
 import asyncio
 from collections import Counter
@@ -30,20 +30,20 @@ from receiver.telemetry import Telemetry
 SPOOL = "spool"
 _OWN_SPOOL = "0"
 
-#: At the start the cluster has so long to answer; after that the edge takes notifications without it.
+#: At the start the cluster has this long to answer; after that the edge accepts notifications without it.
 _FIRST_SECONDS_MAX = 3.0
 _AGAIN_SECONDS = 2.0
 _PREPARE_SECONDS_MAX = 60.0
 
-#: How far apart a lane's transactions are at most.
+#: Longest time between a lane's transactions.
 _PACE_SECONDS_MAX = 0.25
 
-#: So many sessions are looked through before others have their turn.
+#: Sessions looked through before other tasks get a turn.
 _SLICE = 5_000
 
 
 class ClusteredNode:
-    """`receiver.process.node.Node`, over a cluster, which may be away. Raises Unavailable without a spool."""
+    """`receiver.process.node.Node` over a cluster, which may be unreachable. Raises Unavailable without a spool."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry, router: Router, part: Part) -> None:
         self._settings = settings
@@ -69,7 +69,7 @@ class ClusteredNode:
         self.reader = KafkaReader(self._connection, settings.prefix, telemetry.passed_over)
 
     async def prepare(self, seconds_max: float) -> None:
-        """Make sure of the topics. Raises Unavailable, TopicsUnfit where these are at fault."""
+        """Check and create the topics. Raises Unavailable, TopicsUnfit if a topic is at fault."""
         try:
             async with asyncio.timeout(seconds_max):
                 creates, group = self._settings.kafka.create_topics, group_of(self._settings)
@@ -81,7 +81,7 @@ class ClusteredNode:
             self._telemetry.topic_differs(each.topic, each.what)
 
     def wait_for_cluster(self, why: str) -> None:
-        """Go on without the cluster, and tell why."""
+        """Go on without the cluster, and report the reason."""
         self._telemetry.cluster_failed(why)
         self._kafka_inbox.trouble = why
         if self._membership is not None:
@@ -100,7 +100,7 @@ class ClusteredNode:
                 return self._connect(), self._drain(self._spool)
 
     def troubles(self) -> Mapping[str, str]:
-        """See Node. What an edge answers 204 for is kept, be it in the spool; so it is ready without Kafka."""
+        """See Node. An edge with its spool is ready without Kafka, since it keeps notifications there."""
         return {"inbox": self.inbox.trouble} if self._spool else self._router_trouble()
 
     def notices(self) -> Mapping[str, str]:
@@ -115,7 +115,7 @@ class ClusteredNode:
         return {"kafka": self._kafka_inbox.trouble, "spool": self._spool.notice, **self._router_trouble(), **told}
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
-        """See Node: those of the lanes that this process owns."""
+        """See Node: only sessions of this process's lanes."""
         wanted, found = frozenset(session_ids), []
         for lane in list(self._lanes().values()):
             for count, session in enumerate(lane.sessions.snapshot()):
@@ -130,19 +130,19 @@ class ClusteredNode:
         return self._kafka_inbox.partition_of(session_id) in self._lanes()
 
     async def session_counts(self) -> Mapping[QosStatus, int]:
-        """See Node: those of the lanes that this process owns."""
+        """See Node: only sessions of this process's lanes."""
         counts = Counter(dict.fromkeys(QosStatus, 0))
         for lane in self._lanes().values():
             counts.update(lane.sessions.counts)
         return counts
 
     async def close(self) -> None:
-        """Close what is open. What waits in a spool is sent after the next start."""
+        """Close everything open. Notifications in a spool are sent after the next start."""
         self._close_spools()
         await self.reader.close()
 
     async def _connect(self) -> None:
-        """Make sure of the topics, however long that takes; then keep inbox and lanes connected, for ever."""
+        """Prepare the topics, with any number of attempts; then keep inbox and lanes connected, for ever."""
         while not self._prepared:
             await asyncio.sleep(_AGAIN_SECONDS)
             try:
@@ -203,7 +203,7 @@ class ClusteredNode:
         )
 
     async def _drain(self, spool: Spool) -> None:
-        """Drain, for ever; first what an earlier release left, when each edge had a spool of its own: it is older."""
+        """Drain for ever. Spools of an earlier release, which had one for each edge, come first: they are older."""
         for each in self._left:
             await each.empty()
         await spool.run()
@@ -220,8 +220,8 @@ async def clustered(
 ) -> AsyncIterator[ClusteredNode]:
     """A node of the settings' cluster, for as long as the block lasts.
 
-    A cluster that is away, or whose topics can't be used as they are, is waited for beside the rest. Raises Unavailable
-    where the spool can't be had; and where the topics can't be used, if nothing is received here.
+    A cluster that is unreachable, or whose topics can't be used, is waited for in the background. Raises Unavailable if
+    the spool can't be opened; and if the topics can't be used, for a process that may refuse (`Part.may_refuse`).
     """
     node = ClusteredNode(settings, telemetry, router, part)
     try:

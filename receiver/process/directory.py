@@ -1,4 +1,4 @@
-"""The directory of the settings, as the process that serves it opens it, and as others do that look on."""
+"""The directory of the settings, opened by the process that serves it or by readers beside it."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def open_directory(
     appended: Callable[[int, float], None] = lambda _count, _seconds: None,
     passed_over: PassedOver = nobody,
 ) -> ServedDirectory:
-    """The directory of the settings, to be served by this process alone. Raises Unavailable."""
+    """The settings' directory, served by this process alone. Raises Unavailable."""
     return ServedDirectory(
         settings.data,
         sessions_topic=TopicNames(settings.prefix).sessions,
@@ -26,5 +26,5 @@ def open_directory(
 def open_reader(
     settings: Settings, passed_over: PassedOver = nobody, damaged: Callable[[], None] = lambda: None
 ) -> SqliteReader:
-    """A reader of the directory of the settings, beside whoever serves it. Raises Unavailable."""
+    """A reader of the settings' directory, beside the process that serves it. Raises Unavailable."""
     return SqliteReader(settings.data, TopicNames(settings.prefix).sessions, passed_over, damaged)

@@ -1,4 +1,4 @@
-"""Operations by the process that serves a directory, which it has for itself: its operations port is asked."""
+"""Operations through the operations port of the process that serves a directory and has it locked."""
 
 import ssl
 from collections.abc import Collection, Sequence
@@ -10,16 +10,16 @@ from receiver.core.errors import Unavailable
 from receiver.core.notification import Notification
 from receiver.qod.telling import sent
 
-#: Far less than an operations port takes at once.
+#: Far less than an operations port accepts at once.
 _LEARNED_AT_ONCE = 32
 _ANSWER_SECONDS_MAX = 60
-#: An operations port is not served over TLS, and to read what the system trusts takes a while: a session's first
-#: notification may come before what is learned of it.
+#: Operations ports are not served over TLS, and reading the system's certificates takes a while: a session's first
+#: notification could arrive before what is learned of it.
 _TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class DistantOperations:
-    """`receiver.operations.Operations` is the contract. Raises Unavailable for whatever the process refuses, too."""
+    """`receiver.operations.Operations` is the contract. Raises Unavailable also for whatever the process refuses."""
 
     is_deferred = False
 

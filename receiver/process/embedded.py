@@ -1,4 +1,4 @@
-"""What a process is made of where one directory keeps everything: the file, its lane, the router beside the edge."""
+"""A process whose store is one directory: the file, its lane, and the router beside the edge."""
 
 import asyncio
 import time
@@ -17,15 +17,15 @@ from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
 _RETENTION_SECONDS = 10.0
-#: How often the file is looked for; between full sweeps of retention, and in trouble, it is no longer.
+#: Interval at which the file is checked, also between full sweeps of retention and in trouble.
 _LOOK_SECONDS = 0.5
-#: Rows removed at once: a few milliseconds of the writer's time. More than a node at full speed writes in the interval.
+#: Rows removed at once: a few milliseconds of the writer's time, and more than a node at full speed writes meanwhile.
 _RETENTION_ROWS_MAX = 2_000
 _HOUR_MICROS = 3600 * 1_000_000
 
 
 class EmbeddedNode:
-    """`receiver.process.node.Node`, over one directory."""
+    """`receiver.process.node.Node` over one directory."""
 
     def __init__(
         self, served: ServedDirectory, reader: SqliteReader, settings: Settings, telemetry: Telemetry, router: Router
@@ -62,7 +62,7 @@ class EmbeddedNode:
         return await self.reader.session_counts()
 
     async def _retain(self) -> None:
-        """Remove what is too old, a little at a time, and look after the file, for ever."""
+        """Remove what is too old, a little at a time, and check the file, for ever."""
         retention = self._settings.retention
         loop = asyncio.get_running_loop()
         next_at = 0.0
@@ -80,7 +80,7 @@ class EmbeddedNode:
                     )
             except Unavailable as error:
                 self._telemetry.retention_failed(error.message)
-            # A full sweep hints at more; but requests go first. In trouble it tells when that is over.
+            # A full sweep suggests more to remove, but requests go first. In trouble a sweep finds out when it is over.
             if removed >= _RETENTION_ROWS_MAX:
                 next_at = 0.0
             await asyncio.sleep(_LOOK_SECONDS)
@@ -88,7 +88,7 @@ class EmbeddedNode:
 
 @asynccontextmanager
 async def embedded(settings: Settings, telemetry: Telemetry, router: Router) -> AsyncIterator[EmbeddedNode]:
-    """The node of a directory, for as long as the block lasts. Raises Unavailable."""
+    """A node of the settings' directory, for as long as the block lasts. Raises Unavailable."""
     told = telemetry.passed_over
     with (
         closing(open_directory(settings, telemetry.appended, told)) as served,

@@ -1,4 +1,4 @@
-"""The contract of what a process is made of, but for its ports: an inbox, a reader, and what runs beside them."""
+"""The contract of a process without its ports: an inbox, a reader, and the jobs beside them."""
 
 from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
@@ -10,32 +10,32 @@ from receiver.reader import Reader
 
 
 class Node(Protocol):
-    """All of a process but its ports."""
+    """All parts of a process except its ports."""
 
     @property
     def inbox(self) -> Inbox:
-        """Where the edge puts what it answers 204 for."""
+        """The inbox that the edge appends to before it answers 204."""
         ...
 
     @property
     def reader(self) -> Reader:
-        """The topics and the sessions, to look at."""
+        """A reader of the topics and the sessions."""
         ...
 
     def jobs(self) -> Sequence[Coroutine[Any, Any, None]]:
-        """What runs for as long as it serves."""
+        """Jobs that run for as long as the process serves."""
         ...
 
     def troubles(self) -> Mapping[str, str]:
-        """By part, why it can't do its work now, in words for an operator; empty while it can."""
+        """For each part, why it can't work now, in words for an operator; empty while it can."""
         ...
 
     def notices(self) -> Mapping[str, str]:
-        """By part, what an operator should know although the work is done."""
+        """For each part, what an operator should know although it works; empty if there is nothing."""
         ...
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
-        """See Reader: those of them that this process decides on. Raises Unavailable."""
+        """As `Reader.sessions_of`, but only sessions that this process decides on. Raises Unavailable."""
         ...
 
     def owns(self, session_id: str) -> bool:
@@ -43,5 +43,7 @@ class Node(Protocol):
         ...
 
     async def session_counts(self) -> Mapping[QosStatus, int]:
-        """How many sessions this process remembers, by status: over all routers they add up. Raises Unavailable."""
+        """The number of sessions that this process remembers, by status; the sum over all routers is the total. Raises
+        Unavailable.
+        """
         ...

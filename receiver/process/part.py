@@ -1,4 +1,4 @@
-"""The part of a receiver that one process plays, where several share a cluster."""
+"""The part of a receiver that one of several processes plays."""
 
 from typing import Literal, NamedTuple
 
@@ -6,9 +6,9 @@ from receiver.backends.shared_spool import SharedSpool
 
 
 class Part(NamedTuple):
-    """What of the whole a process is: its role, and which of several edges that share a spool.
+    """A process's role, and its number among edges that share a spool.
 
-    A router may be started together with edges, which it must not take with it.
+    `beside_edges` marks a router that is started together with edges and must not end them.
     """
 
     role: Literal["all", "edge", "router"] = "all"
@@ -23,12 +23,12 @@ class Part(NamedTuple):
 
     @property
     def may_refuse(self) -> bool:
-        """Whether it may end at its start for the cluster's sake: senders that find no edge never post again."""
+        """Whether it may exit at its start because of the cluster: senders that find no edge would never post again."""
         return not self.receives and not self.beside_edges
 
     @property
     def routes(self) -> bool:
-        """Whether it decides on what was received."""
+        """Whether it decides on notifications."""
         return self.role != "edge"
 
 

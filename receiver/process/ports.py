@@ -1,4 +1,4 @@
-"""The ports of a process: sockets, servers with their limits, signals, and the order in which it all ends."""
+"""The ports of a process: sockets, servers with their limits, signals, and the order of shutdown."""
 
 import asyncio
 import contextlib
@@ -22,19 +22,19 @@ from receiver.edge.express import express
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 
-#: So many new objects may be alive before the collector looks at them. An edge's slowest answers wait for that; a
-#: router has more at a time, all of them in use, and each look at them is in vain.
+#: New objects that may be alive before the garbage collector runs. An edge's slowest answers wait for the collector; a
+#: router has more objects at a time, all in use, so that each run would be in vain.
 OBJECTS_OF_EDGE = 50_000
 OBJECTS_OF_ROUTER = 500_000
 
-#: Descriptors that are no connections to our ports: of files, of the cluster, of workers to each other.
+#: File descriptors other than connections to our ports: files, Kafka, and workers' connections to each other.
 _FILES_MAX = 128
-#: The operations port has a reserve that the public port never takes: 64 streams of records, and health checks.
+#: Connections reserved for the operations port, which the public port never uses: 64 streams, and health checks.
 _OPS_CONNECTIONS_MAX = 96
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: two servers stop here, in an order."""
+    """uvicorn's server without its signal handlers: two servers stop here, in order."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -43,9 +43,9 @@ class _Server(uvicorn.Server):
 
 
 def connections_that_fit(wanted: int, telemetry: Telemetry) -> int:
-    """How many of the `wanted` connections this process may have open, beside its files and the operations port.
+    """The number of the `wanted` connections that this process may have open, beside its files and operations port.
 
-    The limit on descriptors is raised where it is too low, as far as the system lets us.
+    The limit on file descriptors is raised if it is too low, as far as the system allows.
     """
     needed = wanted + _FILES_MAX + _OPS_CONNECTIONS_MAX
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -53,14 +53,14 @@ def connections_that_fit(wanted: int, telemetry: Telemetry) -> int:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     most = needed if soft == resource.RLIM_INFINITY else soft
-    # With fewer than the reserve it is as good as it gets.
+    # Below the reserve, a quarter of the descriptors goes to connections.
     fitting = min(wanted, max(most - _FILES_MAX - _OPS_CONNECTIONS_MAX, most // 4))
     telemetry.descriptors(most, needed, fitting)
     return fitting
 
 
 def build_server(app: ASGIApp, settings: Settings, telemetry: Telemetry) -> uvicorn.Server:
-    """A server for one port, with limits on its connections: the settings' for the public one."""
+    """A server for one port with limits on its connections: those of the settings for the public port."""
     edge, is_edge = settings.edge, isinstance(app, EdgeApp)
     limits = ConnectionLimits(
         edge.header_bytes_max,
@@ -89,7 +89,7 @@ def build_server(app: ASGIApp, settings: Settings, telemetry: Telemetry) -> uvic
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens there; 0 is a free port. Raises OSError with a message that names the place."""
+    """A socket that listens on `host` and `port` (0: a free port). Raises OSError, with a message that names both."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -107,7 +107,7 @@ def url_of(host: str, listener: socket.socket) -> str:
 
 @contextlib.contextmanager
 def signals(stopping: asyncio.Event, stop_when: int | None = None) -> Iterator[None]:
-    """Set `stopping` at SIGTERM, at SIGINT, and when the file descriptor `stop_when` comes to its end."""
+    """Set `stopping` on SIGTERM, on SIGINT, and when the file descriptor `stop_when` is closed at its other end."""
     loop = asyncio.get_running_loop()
     if stop_when is not None:
         loop.add_reader(stop_when, _stop, stop_when, stopping)
@@ -115,7 +115,7 @@ def signals(stopping: asyncio.Event, stop_when: int | None = None) -> Iterator[N
     def tell(_number: int, _frame: object) -> None:
         loop.call_soon_threadsafe(stopping.set)
 
-    # The loop's own way would leave the signals at their default when it ends, and the process with them.
+    # The loop's own handlers would be reset to the default when the loop ends; a signal would then kill the process.
     before = {number: signal.signal(number, tell) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -133,9 +133,9 @@ def _stop(stop_when: int, stopping: asyncio.Event) -> None:
 
 @contextlib.contextmanager
 def garbage_kept_off(objects_count: int = OBJECTS_OF_EDGE) -> Iterator[None]:
-    """Let the collector look at a request's objects rarely: they are freed by their counts, and nothing else is old.
+    """Let the garbage collector look at a request's objects rarely: reference counts free them, and few live long.
 
-    At its defaults it stops the loop for milliseconds under load, which is what the slowest answers wait for.
+    At its defaults the collector stops the loop for milliseconds under load, and the slowest answers wait for it.
     """
     before = gc.get_threshold()
     gc.collect()
@@ -154,7 +154,10 @@ async def serve(
     stopping: asyncio.Event,
     ready: Callable[[], object],
 ) -> None:
-    """Serve until `stopping`; then end the servers, the last first: those within its requests need the jobs."""
+    """Serve until `stopping`, then end in order: all servers but the first, the jobs, the first server.
+
+    The first server is the operations port's. The jobs end after the other servers, whose requests need them.
+    """
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(job) for job in jobs]
         serving = [(server, tasks.create_task(server.serve([listener]))) for server, listener in servers]

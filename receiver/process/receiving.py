@@ -1,4 +1,4 @@
-"""Builds what receives, from the settings: the application of the public port, and what finds out who posts."""
+"""Builds the receiving side from the settings: the public port's application, and the authenticator of senders."""
 
 from datetime import datetime
 
@@ -15,7 +15,7 @@ from receiver.telemetry import Telemetry
 
 
 def build_edge(settings: Settings, inbox: Inbox, telemetry: Telemetry) -> tuple[EdgeApp, Authenticator]:
-    """The application of the public port, and what finds out who posts."""
+    """The application of the public port, and the authenticator of senders."""
     edge, auth = settings.edge, settings.auth
     credentials = Credentials(
         tokens=[
@@ -71,7 +71,7 @@ def build_edge(settings: Settings, inbox: Inbox, telemetry: Telemetry) -> tuple[
 
 
 def fitted(settings: Settings, telemetry: Telemetry) -> Settings:
-    """The settings with so many connections as there are descriptors for."""
+    """The settings, with no more connections than there are file descriptors for."""
     edge = settings.edge
     fitting = connections_that_fit(edge.connections_max, telemetry)
     changes = {

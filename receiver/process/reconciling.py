@@ -1,4 +1,4 @@
-"""Builds what compares the sessions of the operator's API with ours, from the settings."""
+"""Builds the comparison of the operator API's sessions with ours from the settings."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ from receiver.telemetry import Telemetry
 
 @asynccontextmanager
 async def reconciling(settings: Settings, node: Node, telemetry: Telemetry) -> AsyncIterator[Schedule | None]:
-    """Comparisons with the operator's API, for a block that runs them; None where there are to be none."""
+    """The schedule of comparisons with the operator's API, for a block that runs it; None if none are configured."""
     api = settings.api
     if api.base_url is None or not api.reconcile_seconds:
         yield None
@@ -35,16 +35,16 @@ async def reconciling(settings: Settings, node: Node, telemetry: Telemetry) -> A
 
 @asynccontextmanager
 async def reconciler(settings: Settings, ours: Ours) -> AsyncIterator[Reconciler]:
-    """What compares the sessions of the settings' API with ours. Raises Unavailable."""
+    """The reconciler of the settings' API. Raises Unavailable."""
     async with QodClient(settings.api, quotes=False) as client:
         yield Reconciler(client, ours, settings.api.sender or "", api_facts(settings))
 
 
 def api_facts(settings: Settings) -> Callable[[ApiSession], Facts]:
-    """What of a session of the API the topics are told. Raises Unavailable where there is no key for devices."""
+    """A function from the API's session to the facts for the topics. Raises Unavailable without a key for devices."""
     return partial(facts_told, device_key=device_key(settings), identifiers=settings.api.device_identifiers)
 
 
 def _behind(node: Node) -> str:
-    """Why what was appended may not be routed, empty while it is: an API must not fill a spool."""
+    """Why appended notifications may not be routed now; empty if they are. Comparisons must not fill a spool."""
     return "; ".join(filter(None, (*node.troubles().values(), *node.notices().values())))

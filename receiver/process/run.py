@@ -1,8 +1,9 @@
 """Runs a serving process: builds its objects, joins them, and starts and stops them in order.
 
 Start: the node with its inbox and router, the public port, the operations port. Stop, at SIGTERM or SIGINT: no new
-connections, the requests in progress are answered, the router finishes its batch, the node is closed. What is not
-routed by then is routed after the next start.
+Start: the node with its inbox and router, the public port, the operations port. Stop, at SIGTERM or SIGINT: no new
+connections, the requests in progress are answered, the router finishes its batch, the node is closed. Notifications not
+routed by then are routed after the next start.
 """
 
 import asyncio
@@ -42,9 +43,9 @@ async def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain. `ready` is called once the ports listen.
 
-    A `part` without the whole needs Kafka. `edge_socket` listens already; `stop_when` is a file descriptor whose end
-    is the end of this process too. Raises Unavailable where the settings can't be served, and OSError where a port
-    can't be had.
+    A `part` other than the whole needs Kafka. `edge_socket` listens already. This process also ends when the file
+    descriptor `stop_when` is closed at its other end. Raises Unavailable if the settings can't be served, and OSError
+    if a port can't be used.
     """
     log_format = log_format_of(settings.log.format)
     configure_log(settings.log.level, log_format)

@@ -1,7 +1,7 @@
-"""The store: where everything is kept. There are two, a directory and a Kafka cluster, and here it is chosen once.
+"""The store, which keeps everything: a directory or a Kafka cluster. The choice is made here, once.
 
-Whether it is the one or the other is asked nowhere else: commands and processes ask the store. It imports what a use
-of it needs when it is used, so that nobody waits for a client of Kafka who has none.
+Commands and processes use the contract and do not know which store it is. Modules are imported when they are used, so
+that a command without Kafka does not wait for the import of a Kafka client.
 """
 
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """Where everything is kept. All raise Unavailable where it can't be had."""
+    """Where everything is kept. All methods raise Unavailable if the store can't be used."""
 
     #: Whether several processes may serve it, in parts.
     is_shared: bool
 
     def node(self, telemetry: "Telemetry", part: "Part") -> AbstractAsyncContextManager["Node"]:
-        """What this process serves it with, for as long as the block lasts."""
+        """The node with which this process serves the store, for as long as the block lasts."""
         ...
 
     def announced(self, addresses: Addresses, telemetry: "Telemetry") -> AbstractContextManager[None]:
-        """A block in which other commands find the process that serves it, where they need to."""
+        """A block in which other commands find the process that serves the store, if they need to."""
         ...
 
     def served_at(self) -> Addresses | None:
-        """Where the one process listens that serves it; None where none does, or none needs to be asked."""
+        """The addresses of the one process that serves the store; None if none does, or commands need not ask it."""
         ...
 
     def reader(self) -> AbstractAsyncContextManager[Reader]:
-        """A reader beside whoever serves it. Raises Unavailable where nothing is kept yet."""
+        """A reader beside the serving processes. Raises Unavailable if nothing is kept yet."""
         ...
 
     def operations(self, ops_token: str) -> AbstractAsyncContextManager[Operations]:
-        """What a command may do to it, by the process that serves it where that has it alone.
+        """The operations for a command: through the serving process if that has the store alone.
 
-        `ops_token` is what this process's operations port wants, empty where it wants none.
+        `ops_token` is the token of that process's operations port; empty if it needs none.
         """
         ...
 
     def describe(self) -> Mapping[str, str]:
-        """The options, and their values, that lead another command here; none where its defaults do."""
+        """The options, with their values, with which another command finds this store; none if the defaults do."""
         ...
 
 
@@ -61,7 +61,7 @@ def store_of(settings: Settings) -> Store:
 
 
 class _Directory:
-    """`Store` is the contract; here for one process, which others must ask."""
+    """`Store` is the contract. One process has this store alone, and others must ask it."""
 
     is_shared = False
 
@@ -114,7 +114,7 @@ class _Directory:
 
 
 class _Cluster:
-    """`Store` is the contract; here for any number of processes, none of which others need to ask."""
+    """`Store` is the contract. Any number of processes use this store, and none needs to ask another."""
 
     is_shared = True
 
@@ -128,7 +128,7 @@ class _Cluster:
         return clustered(self._settings, telemetry, build_router(self._settings), part)
 
     @contextmanager
-    def announced(self, addresses: Addresses, telemetry: "Telemetry") -> Iterator[None]:  # noqa: ARG002  # nobody needs them
+    def announced(self, addresses: Addresses, telemetry: "Telemetry") -> Iterator[None]:  # noqa: ARG002  # not needed
         """See the contract."""
         yield
 

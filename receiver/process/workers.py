@@ -1,8 +1,8 @@
-"""Several processes that receive on one port, and in the role `all` one more that routes, under one that watches them.
+"""Several edges on one port, with one more process that routes in the role `all`, under a parent that watches them.
 
-They share the socket, Kafka, and the spool of the first edge (`backends/shared_spool.py`). A process that ends is
-started again; when this one is told to end, or is killed, so are they: each holds one end of a pipe whose other end is
-only here.
+They share the socket, Kafka, and the spool of the first edge (`backends/shared_spool.py`). A child that ends is started
+again. When the parent is told to end, or is killed, its children end too: each watches a pipe that only the parent
+holds open.
 """
 
 import multiprocessing
@@ -32,9 +32,9 @@ from receiver.settings import Settings
 
 _AGAIN_SECONDS_FIRST = 0.5
 _AGAIN_SECONDS_MAX = 30.0
-#: A process that lived so long was well: the next start need not wait longer than the first.
+#: A process that lived this long was well: the next restart waits no longer than the first.
 _WELL_SECONDS = 60.0
-#: What a process may take to end beyond the time for its requests: a commit, and the clients of Kafka.
+#: Time for a process to end beyond the time for its requests: a commit, and the clients of Kafka.
 _END_SECONDS = 20.0
 _START_SECONDS_MAX = 60.0
 _PORT_MAX = 65_535
@@ -43,9 +43,9 @@ _FORK = multiprocessing.get_context("fork")
 
 
 def run(settings: Settings, role: str, edges_count: int, ready: Callable[[Addresses], None]) -> None:
-    """Serve until SIGTERM or SIGINT. The operations ports follow each other, the router's first.
+    """Serve until SIGTERM or SIGINT. The operations ports are consecutive, the router's first.
 
-    Raises Unavailable where a process can't be started, and OSError where the port can't be had.
+    Raises Unavailable if a process can't be started, and OSError if the port can't be used.
     """
     shared = SharedSpool()
     parts = [Part("edge", worker, shared) for worker in range(edges_count)]
@@ -67,9 +67,9 @@ def run(settings: Settings, role: str, edges_count: int, ready: Callable[[Addres
             for index, part in enumerate(parts)
         ]
         stack.callback(_end, children, settings.edge.shutdown_timeout_seconds + _END_SECONDS)
-        # First, as a signal is lost on a process that is about to start.
+        # Closed first: this ends the children, and a signal would be lost on a child that is about to start.
         stack.callback(os.close, held)
-        # Where no process takes connections any more, they should be refused and not wait.
+        # Once no process accepts connections, new ones should be refused rather than wait.
         stack.callback(edge_socket.close)
         for child in children:
             child.start()
@@ -83,7 +83,7 @@ def run(settings: Settings, role: str, edges_count: int, ready: Callable[[Addres
 
 
 class _Signals:
-    """SIGTERM and SIGINT as something that can be waited for."""
+    """SIGTERM and SIGINT, in a form that can be waited for."""
 
     def __init__(self) -> None:
         self._read, self._write = socket.socketpair()
@@ -102,16 +102,16 @@ class _Signals:
         self._write.close()
 
     def wait(self, sentinels: list[int], seconds_max: float | None) -> bool:
-        """Wait for a signal, the end of a process, or so long; whether there was a signal."""
+        """Wait for a signal, the end of a process, or `seconds_max`. Returns whether there was a signal."""
         return self._read in wait([self._read, *sentinels], seconds_max)
 
     @staticmethod
     def _ignore(_number: int, _frame: object) -> None:
-        """The wake-up tells."""
+        """Nothing to do: the wake-up descriptor reports the signal."""
 
 
 class _Child:
-    """A process that serves a part, started again whenever it ends."""
+    """A process that serves a part, and is started again whenever it ends."""
 
     def __init__(self, settings: Settings, part: Part, edge_socket: socket.socket, lifeline: int, held: int) -> None:
         self.process: BaseProcess
@@ -125,7 +125,7 @@ class _Child:
         self._began = 0.0
 
     def start(self) -> None:
-        """Start it."""
+        """Start the process."""
         self.start_at = None
         self._began = time.monotonic()
         self._told, telling = _FORK.Pipe(duplex=False)
@@ -136,7 +136,7 @@ class _Child:
     def wait_until_ready(self, signalled: _Signals) -> str:
         """Wait until its ports listen, or for a signal; returns the operations port's URL.
 
-        Raises Unavailable where it ends instead.
+        Raises Unavailable if it ends instead.
         """
         ops_url, failure = "", f"it took longer than {_START_SECONDS_MAX:g} s"
         try:
@@ -150,7 +150,7 @@ class _Child:
         return ops_url
 
     def keep_alive(self) -> None:
-        """Start it again where it ended, longer and longer after that."""
+        """Start it again if it ended, after growing pauses."""
         now = time.monotonic()
         if self.start_at is not None:
             if now >= self.start_at:
@@ -164,7 +164,7 @@ class _Child:
             )
 
     def _failure(self) -> str:
-        """What it told of its end."""
+        """The reason for its end, if it reported one."""
         failure = ""
         with suppress(EOFError):
             while self._told.poll():
@@ -207,13 +207,13 @@ def _sentinels(children: list[_Child]) -> list[int]:
 
 
 def _next_start(children: list[_Child]) -> float | None:
-    """Seconds until a process is to be started again, None where none is."""
+    """Seconds until the next restart, None if none is due."""
     times = [child.start_at for child in children if child.start_at is not None]
     return max(0.0, min(times) - time.monotonic()) if times else None
 
 
 def _end(children: list[_Child], seconds_max: float) -> None:
-    """Tell all to end, wait so long for them, and kill those that did not."""
+    """Terminate all, wait up to `seconds_max`, then kill those that still run."""
     running = [child.process for child in children if hasattr(child, "process")]
     for process in running:
         process.terminate()

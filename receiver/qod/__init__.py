@@ -1,4 +1,4 @@
-"""The operator's QoD API, as its client sees it: `model.py` has what is told and asked, `client.py` asks.
+"""A client of the operator's QoD API: `model.py` has its requests and answers, `client.py` makes the requests.
 
-A device's identifiers are personal data. What holds them here has a repr without them, and no error quotes them.
+A device's identifiers are personal data. Objects that hold them have a repr without them, and no error quotes them.
 """

@@ -1,11 +1,11 @@
-"""A client of the operator's QoD API: its four operations, within limits, and without a word to any log.
+"""A client of the operator's QoD API: its four operations, within limits, without logging.
 
-What may be asked twice is asked again when it fails for a reason that may pass. A creation may not: a session that was
-made without our knowing costs money and holds its device. It is posted again only where nothing of it was sent, or
-where the API had too much to do for it (429), and else fails, saying that the session may have been made.
+A request that may be repeated is retried after a failure that may pass. A creation may not be repeated: a session that
+was created without our knowledge costs money and holds its device. It is posted again only if nothing of it was sent,
+or if the API was too busy for it (429). Otherwise it fails with a message that the session may have been created.
 
-An error is raised where neither a request nor an answer is in sight, so that a traceback with its locals shows none of
-a device's identifiers.
+Errors are raised where no variable holds a request or an answer, so that a traceback with local variables shows no
+identifiers of a device.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ _SESSION_BYTES_MAX = 1024 * 1024
 _ERROR_BYTES_MAX = 64 * 1024
 _MESSAGE_CHARS_MAX = 300
 
-#: Shorter waits are nothing to tell of.
+#: Shorter waits are not reported.
 _NOTICED_SECONDS_MIN = 1.0
 
 _UNAUTHORIZED = 401
@@ -50,14 +50,14 @@ _NOT_FOUND = 404
 _TOO_MANY_REQUESTS = 429
 _PASSING_CLIENT_ERRORS = frozenset({408, _TOO_MANY_REQUESTS})
 
-#: In place of an error's content that can't be had: not empty, which would be the API's word in a 404.
+#: In place of an error's unreadable content. It is not empty, since an empty 404 would count as the API's own.
 _UNREAD = b"<>"
 
-_MAYBE_MADE = "; it may have been made: see `session list`"
+_MAYBE_MADE = "; it may have been created: see `session list`"
 
 
 class _Call:
-    """What is asked, through all attempts. A class without a repr of its members: one is the request."""
+    """A request, through all attempts. It is not a struct, so its repr shows no members, such as the request's body."""
 
     __slots__ = (
         "attempts",
@@ -80,11 +80,11 @@ class _Call:
         self.token_renewed = False
         self.attempts = 0
         self.quotes = True
-        self.maybe_done = False  # by one of them, of which it is not known that it was in vain
+        self.maybe_done = False  # an attempt may have taken effect
 
 
 class _Answer:
-    """A status and a body, which is not shown."""
+    """A status and a content that the repr does not show."""
 
     __slots__ = ("content", "paging", "retry_after_seconds", "status")
 
@@ -96,18 +96,18 @@ class _Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether it was done."""
+        """Whether the request succeeded."""
         return httpx2.codes.is_success(self.status)
 
     @property
     def is_refusal(self) -> bool:
-        """Whether it was not done, and would not be done another time either."""
+        """Whether the request was refused, and would be again."""
         about_request = httpx2.codes.is_client_error(self.status) and self.status not in _PASSING_CLIENT_ERRORS
         return about_request or httpx2.codes.is_redirect(self.status)
 
     @property
     def is_vain(self) -> bool:
-        """Whether nothing was done: it was refused, now or for good."""
+        """Whether the request had no effect: it was refused, for now or for good."""
         return self.is_refusal or self.status == _TOO_MANY_REQUESTS
 
     def __repr__(self) -> str:
@@ -115,7 +115,7 @@ class _Answer:
 
 
 class _Failure:
-    """No answer, in words; whether there may be one next time, and whether anything of the request was sent."""
+    """A missing answer: why, whether a retry may get one, and whether anything of the request was sent."""
 
     __slots__ = ("passing", "sent", "why")
     retry_after_seconds = None
@@ -129,9 +129,9 @@ class _Failure:
 class QodClient:
     """The API of these settings, which must have a base URL. Used as a context manager, by one event loop.
 
-    Every operation raises Unavailable where it may succeed later, and ApiRefused where it can't. Their messages have
-    the API's own words only where it `quotes`: these may name a device, which is nothing for a log. `notice` is told,
-    in words, that an attempt has failed and the next has to wait.
+    Every operation raises Unavailable if it may succeed later, and ApiRefused if it can't. Their messages have the
+    API's own words only if `quotes` is true: these may name a device, and must not be logged. `notice` is called, with
+    words, when an attempt has failed and the next one waits.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class QodClient:
             attempts_max=settings.attempts_max,
             quotes=quotes,
         )
-        self._client = httpx2.AsyncClient(timeout=None, follow_redirects=False)  # each exchange is limited as a whole
+        self._client = httpx2.AsyncClient(timeout=None, follow_redirects=False)  # each exchange has a limit as a whole
 
     async def __aenter__(self) -> Self:
         return self
@@ -169,7 +169,7 @@ class QodClient:
         await self._client.aclose()
 
     async def create(self, request: Creation) -> ApiSession:
-        """Make a session."""
+        """Create a session."""
         call = _Call("POST", self._sessions_url, _SESSION_BYTES_MAX, request)
         answer = await self._ask(call)
         if not answer.is_success:
@@ -177,7 +177,7 @@ class QodClient:
         return _session(call, answer)
 
     async def list(self) -> Listing:
-        """All sessions that the API has of ours, of all pages. A part of them is none: then it fails."""
+        """All our sessions at the API, from all pages. Fails rather than return a part."""
         reading = Reading(self._sessions_url)
         while True:
             call = _Call("GET", reading.url, reading.bytes_left)
@@ -191,7 +191,7 @@ class QodClient:
                 return reading.listing()
 
     async def get(self, session_id: str) -> ApiSession | None:
-        """A session, None where there is none of this id."""
+        """The session with this id, None if the API does not know it."""
         url = self._url(session_id)
         if url is None:
             return None
@@ -205,7 +205,7 @@ class QodClient:
         return _session(call, answer)
 
     async def delete(self, session_id: str) -> bool:
-        """End a session; False where there was none of this id, and no attempt of ours can have ended it."""
+        """End a session. False if the API does not know the id, and no attempt of ours can have ended it."""
         url = self._url(session_id)
         if url is None:
             return False
@@ -219,11 +219,11 @@ class QodClient:
         return True
 
     def _url(self, session_id: str) -> str | None:
-        """Where a session is; None for what is no id but a way to somewhere else."""
+        """A session's URL; None for an id that would make another URL."""
         return None if session_id in {"", ".", ".."} else f"{self._sessions_url}/{quote(session_id, safe='')}"
 
     async def _ask(self, call: _Call) -> _Answer:
-        """A success or a refusal. Raises Unavailable for anything else, once it was asked for often enough."""
+        """A success or a refusal, after retries. Raises Unavailable for any other outcome."""
         call.quotes = self._quotes
         outcome: _Answer | _Failure = await AsyncRetrying(
             stop=stop_after_attempt(self._attempts_max),
@@ -248,7 +248,7 @@ class QodClient:
             self._notice(f"the QoD API {why}: it is asked again in {seconds:.0f} s")
 
     async def _attempt(self, call: _Call) -> _Answer | _Failure:
-        """Ask, and once more with another token where the first is not accepted. Raises Unavailable without one."""
+        """Make one attempt, with a second request if the token is refused. Raises Unavailable without a token."""
         token = await self._tokens.token()
         outcome = await self._exchange(call, token)
         if isinstance(outcome, _Answer) and outcome.status == _UNAUTHORIZED and not call.token_renewed:
@@ -260,7 +260,7 @@ class QodClient:
         return outcome
 
     async def _exchange(self, call: _Call, token: str) -> _Answer | _Failure:
-        """One request and its answer."""
+        """Make one request and read its answer."""
         sent = False
 
         async def trace(event: str, _: dict[str, Any]) -> None:
@@ -299,7 +299,7 @@ class QodClient:
         except httpx2.TransportError as error:
             why = f"hung up: {type(error).__name__}" if sent else f"can't be reached: {_reason(error)}"
             return _Failure(why, passing=True, sent=sent)
-        except Exception as error:  # noqa: BLE001  # whatever the URL leads to; it passes as little as the URL does
+        except Exception as error:  # noqa: BLE001  # any other fault is the URL's, and lasts
             return _Failure(f"can't be asked: {type(error).__name__}", passing=False, sent=sent)
 
 
@@ -311,7 +311,7 @@ def _is_worth_another(call: _Call, outcome: _Answer | _Failure) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why there is no connection: what the system says of it, such as of a certificate."""
+    """Why there is no connection: the system's words, such as about a certificate."""
     return model.quoted(str(error), None, _MESSAGE_CHARS_MAX) or type(error).__name__
 
 
@@ -332,14 +332,14 @@ def _session_or_complaint(answer: _Answer) -> ApiSession | str:
 
 
 def _expect_word(call: _Call, answer: _Answer) -> None:
-    """Raise Unavailable where a 404 is not the API's own: what a gateway says of a path tells nothing of a session."""
+    """Raise Unavailable if a 404 is not the API's own: a gateway's answer about a path says nothing of a session."""
     if not model.is_unknown_session(answer.content):
         _, words = _explained(call, answer)
         _raise_unavailable(call, f"answers {words}, which is not the API's own word on the session")
 
 
 def _explained(call: _Call, answer: _Answer) -> tuple[str, str]:
-    """The API's code for an error, and its answer in words, as far as both can be shown."""
+    """The API's error code, and its answer in words, as far as both may be shown."""
     try:
         tree = orjson.loads(answer.content)
     except orjson.JSONDecodeError:
@@ -370,5 +370,5 @@ def _raise_unavailable(call: _Call, why: str, retry_after_seconds: float | None 
 
 
 def _traced(call: _Call) -> str:
-    """What the API's operator finds the request by (CAMARA Commonalities, X-Correlator)."""
+    """The id by which the API's operator finds the request (CAMARA Commonalities, X-Correlator)."""
     return f"x-correlator {call.correlator}"

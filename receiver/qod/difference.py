@@ -1,6 +1,6 @@
-"""The difference between the sessions of the operator's API and ours: what was never notified. Pure.
+"""The difference between the operator API's sessions and ours: what was never notified. Pure.
 
-Whether something is news is not decided here a second time: it is news if the router would find it so.
+`learn`, which the router uses too, decides what is news.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ _RECENT_MICROS = 3600 * 1_000_000
 
 
 class Difference(NamedTuple):
-    """What a session of ours, None for one that we don't remember, is behind the API."""
+    """How a session of ours is behind the API; `ours` is None for a session that is not remembered."""
 
     ours: Session | None
     telling: Telling
-    #: Whether its status is news, and not only facts.
+    #: Whether the status is news, and not only facts.
     is_news: bool
 
 
@@ -31,9 +31,9 @@ def differences(
     asked_micros: int,
     facts: Callable[[ApiSession], Facts],
 ) -> list[Difference]:
-    """Where ours are behind theirs, by session id; None is a session that the API does not know, or no more.
+    """The sessions in which ours are behind theirs. `theirs` is by session id; None is a session unknown to the API.
 
-    `asked_micros` is when the API was asked, before it answered.
+    `asked_micros` is the time just before the API was asked.
     """
     found = []
     for session_id, session in theirs.items():
@@ -53,24 +53,24 @@ def differences(
 
 
 def _is_recent(session: ApiSession, asked_micros: int) -> bool:
-    """Whether it ended lately; who remembers nothing of one that ended long ago may have forgotten it."""
+    """Whether it ended lately. A session that ended long ago may be one that the router has forgotten."""
     return session.expires_micros is not None and asked_micros - session.expires_micros < _RECENT_MICROS
 
 
 def may_be_gone(mine: Session) -> bool:
-    """Whether it is over if the API does not know it: it is not over yet, and the API did know it.
+    """Whether the session is over if the API does not know it: it has not ended yet, and the API did know it.
 
-    A session that it never told of may be another client's, whom it tells of that one.
+    A session that the API never reported may belong to another client, to whom the API reports it.
     """
     return mine.qos_status is not QosStatus.UNAVAILABLE and mine.facts != NO_FACTS
 
 
 def _gone(mine: Session, asked_micros: int) -> Telling:
-    """The end of a session that the API does not know any more. Before its time was up nobody can tell why."""
+    """The end of a session that the API does not know any more. Before its planned end the reason is unknown."""
     ends_micros = planned_end(mine)
     if ends_micros is not None and ends_micros <= asked_micros:
         expired = StatusInfo.DURATION_EXPIRED.value
         planned = Telling(mine.session_id, QosStatus.UNAVAILABLE, expired, ends_micros, NO_FACTS, is_missing=True)
-        if not was_told(mine, planned.event(RECONCILE)):  # else it was taken back, and the session outlived the plan
+        if not was_told(mine, planned.event(RECONCILE)):  # else the end was taken back: the session outlived it
             return planned
     return Telling(mine.session_id, QosStatus.UNAVAILABLE, None, asked_micros, NO_FACTS, is_missing=True)

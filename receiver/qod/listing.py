@@ -1,7 +1,7 @@
-"""The list of our sessions at the operator's QoD API: page by page, and to its end or not at all.
+"""The list of our sessions at the operator's QoD API, read page by page, to its end or not at all.
 
-Nothing follows from a part: a session that is missing on it may be on the next page. Where the next page is, the API
-tells by a link, or tells how many sessions or pages there are (Commonalities, API-design-guidelines.md, 4.1).
+A part of the list proves nothing: a session that is missing from it may be on the next page. The API gives the next
+page by a link, or gives the number of sessions or pages (Commonalities, API-design-guidelines.md, 4.1).
 """
 
 import asyncio
@@ -14,13 +14,13 @@ import orjson
 from receiver.qod import model
 from receiver.qod.model import ApiSession, Listing, Unread
 
-#: Of all pages together.
+#: Limits of all pages together.
 _BYTES_MAX = 64 * 1024 * 1024
 _PAGES_MAX = 1_000
 _SECONDS_MAX = 300.0
-#: Where so many can't be read, it is the list that is wrong.
+#: With more unreadable sessions the list itself counts as unreadable.
 _UNREAD_MAX = 10_000
-#: After this many sessions the loop's other tasks have their turn: a millisecond's work.
+#: After this many sessions, a millisecond's work, other tasks get a turn.
 _SLICE = 100
 
 _PARTIAL_CONTENT = 206
@@ -28,7 +28,7 @@ _DIGITS_MAX = 12
 
 
 class Paging(NamedTuple):
-    """What the head of an answer tells of pages; None where it does not."""
+    """What an answer's head says of pages; None where it says nothing."""
 
     is_part: bool
     next_url: str | None
@@ -37,7 +37,7 @@ class Paging(NamedTuple):
 
 
 def paging_of(answer: httpx2.Response) -> Paging:
-    """Links as in RFC 8288, and CAMARA's X-Total-Count and X-Total-Pages (4.1.4)."""
+    """Paging by links (RFC 8288), and by CAMARA's X-Total-Count and X-Total-Pages (4.1.4)."""
     return Paging(
         answer.status_code == _PARTIAL_CONTENT,
         answer.links.get("next", {}).get("url"),
@@ -60,24 +60,24 @@ class Reading:
         self._unread: dict[object, Unread] = {}
 
     def listing(self) -> Listing:
-        """What was read."""
+        """The sessions read."""
         return Listing(list(self._sessions.values()), list(self._unread.values()))
 
     async def read(self, content: bytes, paging: Paging) -> str | None:
-        """Take a page in, and see where the next is. A complaint where the list can't be read to its end."""
+        """Read a page, and find the next one's URL. Returns a complaint if the list can't be read to its end."""
         self.bytes_left -= len(content)
         self._pages += 1
         known = self._count()
         page = await self._take(content)
         if isinstance(page, str):
             return f"answers what can't be read: {page}"
-        # The latest word on each: sessions end meanwhile.
+        # The latest counts apply, as sessions end meanwhile.
         self._total = max(paging.total_count or 0, page.total_count or 0) or self._total
         self._total_pages = max(paging.total_pages or 0, page.total_pages or 0) or self._total_pages
         total, lacks = self._total, self._total > self._count() or self._total_pages > self._pages
         if not lacks and (paging.next_url is None or not page.elements_count):
             self.is_done = not paging.is_part or 0 < total <= self._count()
-            return None if self.is_done else "answers 206, with a part of the list, and not where the rest is"
+            return None if self.is_done else "answers 206, with a part of the list and without a link to the rest"
         complaint = self._go_on(paging.next_url, has_news=self._count() > known)
         return complaint and f"lists only {self._count()}{f' of {total}' if total else ''} sessions: {complaint}"
 
@@ -85,7 +85,7 @@ class Reading:
         return len(self._sessions) + len(self._unread)
 
     async def _take(self, content: bytes) -> "_Read | str":
-        """The sessions of a page. Tens of thousands take a while, so that others have their turn after each few."""
+        """Read the sessions of a page. Other tasks get turns, as tens of thousands of sessions take a while."""
         count, total_count, total_pages = 0, None, None
         try:
             for tree in model.parts(content):
@@ -108,16 +108,16 @@ class Reading:
     def _add(self, element: object) -> None:
         found = model.listed(element)
         if isinstance(found, Unread):
-            # One without an id goes by what it is, so that the same page twice is seen to be that.
+            # An element without an id is kept by its content, so that a repeated page is recognized.
             self._unread[found.session_id or _digest(element)] = found
         else:
             self._sessions[found.session_id] = found
 
     def _go_on(self, link: str | None, *, has_news: bool) -> str | None:
-        """Set out for the next page; a complaint where there is none, or it can't be asked for."""
+        """Move on to the next page; a complaint if there is none, or if it must not be asked for."""
         there = f"{self._first_url}?page={self._pages + 1}" if link is None else _joined(self.url, link)
         complaints = (
-            (not has_news, f"page {self._pages} has no others"),
+            (not has_news, f"page {self._pages} has no new sessions"),
             (there is None, "the next page is not on the API's host"),
             (self._pages == _PAGES_MAX, f"there are more than {_PAGES_MAX} pages"),
             (self.bytes_left <= 0, f"there are more than {_BYTES_MAX} bytes"),
@@ -128,7 +128,7 @@ class Reading:
 
 
 class _Read(NamedTuple):
-    """How many elements a page has, and what it tells of the whole."""
+    """The number of elements on a page, and what it says of the whole list."""
 
     elements_count: int
     total_count: int | None
@@ -143,7 +143,7 @@ def _digest(element: object) -> int:
 
 
 def _joined(url: str, link: str) -> str | None:
-    """Where a link leads from a URL; None for another origin, to which no token is carried."""
+    """The target of a link from a URL; None for another origin, which must not get the token."""
     try:
         here = httpx2.URL(url)
         there = here.join(link)

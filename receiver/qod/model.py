@@ -1,10 +1,10 @@
-"""Sessions as the API tells them, and what it is asked for when one is made. Pure.
+"""Sessions as the API returns them, and the request to create one. Pure.
 
 Answers are read leniently: later releases have more members, older ones have times as numbers. Requests are checked
-strictly, so that nothing is sent that can only be refused.
+strictly, so that none is sent that can only be refused.
 
-Nobody's phone number may get into a log by way of a message or of a traceback with its locals. So whatever holds a
-device's identifiers here has a repr without them, and no function raises while a variable of its own has them.
+No phone number may get into a log, by a message or by a traceback with local variables. So objects with a device's
+identifiers have a repr without them, and no function raises while one of its variables holds them.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ from receiver.core.errors import Malformed
 from receiver.core.event import QosStatus
 
 DURATION_SECONDS_MAX = 86_400
-URL_WANTED = "an http or https URL without user and fragment is wanted"
+URL_WANTED = "an http or https URL without user and fragment is required"
 
 _ID_CHARS_MAX = 256
 _TEXT_CHARS_MAX = 2_048
@@ -29,10 +29,10 @@ _NAI_CHARS_MAX = 256
 _URL_CHARS_MAX = 2_048
 _PORT_MAX = 65_535
 _DEVICE_BYTES_MAX = 4_096
-#: What every reader of JSON takes for the same number.
+#: Larger numbers are not the same to every reader of JSON.
 _WHOLE_MAX = 2**53
 
-#: A list is parsed so much at a time, which takes a millisecond.
+#: A list is parsed in parts of about this length, a millisecond each.
 _PART_BYTES = 32 * 1024
 _BETWEEN_OBJECTS = re.compile(rb"\}[ \t\n\r]*,(?=[ \t\n\r]*\{)")
 
@@ -41,15 +41,15 @@ _URL = re.compile(r"https?://[^\s/?#@]+([/?][^\s#]*)?")
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.]*")
 _CODE_CHARS_MAX = 64
 _NOT_FOUND = 404
-#: NOT_FOUND, or an API's own of that kind, such as QUALITY_ON_DEMAND.SESSION_NOT_FOUND.
+#: NOT_FOUND, or an API's own code of that kind, such as QUALITY_ON_DEMAND.SESSION_NOT_FOUND.
 _CODE_NOT_FOUND = re.compile(r"([A-Z][A-Z0-9_]*\.)?([A-Z0-9_]+_)?NOT_FOUND")
 
-#: What may be a device's in a message, whoever's: a number that calls somebody, and an address.
+#: Text in a message that may identify any device: an international phone number, and an address.
 _CALLABLE = re.compile(r"\+[1-9](?:[ ().-]*[0-9]){4,}")
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]*[.:][0-9A-Fa-f.:]*[0-9A-Fa-f:]")
-#: A number without its +, or only the end of it.
+#: A phone number without its +, or only the end of it.
 _DIGITS = re.compile(r"[0-9](?:[ ().-]*[0-9]){4,}")
-#: So many digits of a phone number in a row tell of it; fewer are a port, a status or a duration.
+#: This many consecutive digits of a phone number identify it; fewer are a port, a status or a duration.
 _TELLING_DIGITS = 6
 _REMOVED = "…"
 
@@ -57,7 +57,7 @@ _STATUSES: Mapping[str, QosStatus] = {str(status): status for status in QosStatu
 
 
 class QosProfile(StrEnum):
-    """Profiles that can be asked for."""
+    """Profiles that can be requested."""
 
     QOS_E = "QOS_E"
     QOS_S = "QOS_S"
@@ -66,7 +66,7 @@ class QosProfile(StrEnum):
 
 
 class _Private(Mapping[str, Any]):
-    """Members that nobody sees who only looks at the object: not by repr, and not as a dict that a printer unfolds."""
+    """Members that are not shown: the repr lacks them, and it is not a dict, which printers unfold."""
 
     __slots__ = ("_members",)
 
@@ -87,18 +87,18 @@ class _Private(Mapping[str, Any]):
 
 
 class Device(_Private):
-    """A device as the API names it: phoneNumber, networkAccessIdentifier, ipv4Address and ipv6Address, as told."""
+    """A device as the API names it: phoneNumber, networkAccessIdentifier, ipv4Address and ipv6Address, unchanged."""
 
     __slots__ = ()
 
 
 class Creation(_Private):
-    """A request to make a session: a CreateSessionRequest."""
+    """A request to create a session: a CreateSessionRequest."""
 
     __slots__ = ()
 
     def notified(self, url: str, token: SecretStr) -> "Creation":
-        """The same, whose notifications are posted to a URL with a token. Raises ValueError where none could be."""
+        """The request, with a URL for notifications and their token. Raises ValueError for a URL that can't be used."""
         if not is_url(url):
             raise ValueError(f"notifications can't be posted to {url!r}: {URL_WANTED}")
         return Creation({**self, "notificationUrl": url, "notificationAuthToken": token.get_secret_value()})
@@ -109,7 +109,7 @@ class Creation(_Private):
 
 
 class Identifiers(NamedTuple):
-    """What a device is known by; one of them at least. `ipv4` may have a port behind a colon."""
+    """A device's identifiers, at least one of them. `ipv4` may have a port behind a colon."""
 
     phone_number: SecretStr | None = None
     network_access_identifier: SecretStr | None = None
@@ -118,9 +118,9 @@ class Identifiers(NamedTuple):
 
 
 class ApiSession(NamedTuple):
-    """A session as the API tells it. Times are microseconds since 1970, None until it has begun, or where not told.
+    """A session as the API returns it. Times are microseconds since 1970, None until it has begun, or if not given.
 
-    `status_info` is the reason for the end, None unless UNAVAILABLE; releases before 1.0 don't tell it.
+    `status_info` is the reason for the end, None unless UNAVAILABLE; releases before 1.0 do not give it.
     """
 
     session_id: str
@@ -134,7 +134,7 @@ class ApiSession(NamedTuple):
 
 
 def api_session(tree: object) -> ApiSession:
-    """The session that an answer tells. Raises Malformed where it does not tell which session has what status."""
+    """The session in an answer. Raises Malformed if the answer lacks a session's id or status."""
     found = _session_or_complaint(tree)
     del tree
     if isinstance(found, str):
@@ -143,20 +143,20 @@ def api_session(tree: object) -> ApiSession:
 
 
 class Unread(NamedTuple):
-    """A session on a list that can't be read: its id, None where that can't be read either, and why."""
+    """An unreadable session on a list: its id, None if that is unreadable too, and why."""
 
     session_id: str | None
     complaint: str
 
 
 class Listing(NamedTuple):
-    """All sessions that the API has of ours: those that can be read, and the others."""
+    """All our sessions at the API: those that can be read, and the others."""
 
     sessions: Sequence[ApiSession]
     unread: Sequence[Unread]
 
     def complaint(self) -> str:
-        """What of it can't be read, in words; empty where all can."""
+        """What can't be read, in words; empty if everything can."""
         if not self.unread:
             return ""
         session_id, why = self.unread[0]
@@ -166,7 +166,7 @@ class Listing(NamedTuple):
 
 
 class Page(NamedTuple):
-    """The elements of a list, or of a part of it; how many elements and parts there are, None where not told."""
+    """The elements of a list or of a page; and the number of all elements and pages, None if not given."""
 
     elements: Sequence[object]
     total_count: int | None
@@ -188,7 +188,7 @@ def page(tree: object) -> Page | None:
 
 
 def listed(tree: object) -> ApiSession | Unread:
-    """An element of a list."""
+    """The session in an element of a list."""
     found = _session_or_complaint(tree)
     if not isinstance(found, str):
         return found
@@ -197,14 +197,14 @@ def listed(tree: object) -> ApiSession | Unread:
 
 
 def is_id(value: object) -> TypeGuard[str]:
-    """Whether a session can have this id. A UUID is not wanted: some APIs' ids are none."""
+    """Whether a value is a valid session id. It need not be a UUID, as some APIs' ids are not."""
     return isinstance(value, str) and 0 < len(value) <= _ID_CHARS_MAX and value.isprintable()
 
 
 def is_unknown_session(content: bytes) -> bool:
-    """Whether the body of a 404 is the API's word that there is no such session, and not a gateway's on a path.
+    """Whether the body of a 404 is the API's own statement that there is no such session, not a gateway's about a path.
 
-    The API's has no body (QoD 0.10.0), or is CAMARA's ErrorInfo with its code.
+    The API's own 404 has no body (QoD 0.10.0), or CAMARA's ErrorInfo with its code.
     """
     if not content.strip():
         return True
@@ -219,9 +219,9 @@ def is_unknown_session(content: bytes) -> bool:
 
 
 def parts(content: bytes, bytes_min: int = _PART_BYTES) -> Iterator[Any]:
-    """The elements of a list, some at a time; the whole where it is no list. Raises JSONDecodeError.
+    """The elements of a list, some at a time; the whole body if it is not a list. Raises JSONDecodeError.
 
-    What was parsed as elements from an end of one on is elements, so a place to cut at may be guessed and tried.
+    A possible end of an element is guessed and tried: if the text up to it parses as elements, it is one.
     """
     if not content.lstrip(b" \t\n\r").startswith(b"["):
         yield orjson.loads(content)
@@ -246,14 +246,14 @@ def creation(
     server_ipv4: str | None = None,
     server_ipv6: str | None = None,
 ) -> Creation:
-    """What to post for a session of a device. Raises ValueError with a message that quotes nothing."""
+    """The request to create a session for a device. Raises ValueError, with a message that quotes nothing."""
     complaint = _complaint(identifiers)
     if complaint is None and not 1 <= duration_seconds <= DURATION_SECONDS_MAX:
         complaint = f"a duration has 1 to {DURATION_SECONDS_MAX} seconds"
     if complaint is None and not (server_ipv4 is None or _is_ipv4_range(server_ipv4)):
-        complaint = "the server's IPv4 address is none, such as 198.51.100.7 or 198.51.100.0/24"
+        complaint = "the server's IPv4 address is invalid; use one such as 198.51.100.7 or 198.51.100.0/24"
     if complaint is None and not (server_ipv6 is None or _is_ipv6_range(server_ipv6)):
-        complaint = "the server's IPv6 address is none, such as 2001:db8::7 or 2001:db8::/64"
+        complaint = "the server's IPv6 address is invalid; use one such as 2001:db8::7 or 2001:db8::/64"
     if complaint is not None:
         raise ValueError(complaint)
     server = _given({"ipv4Address": server_ipv4, "ipv6Address": server_ipv6})
@@ -268,15 +268,15 @@ def creation(
 
 
 def is_url(text: str) -> bool:
-    """Whether notifications can be posted there."""
+    """Whether notifications can be posted to this URL."""
     return len(text) <= _URL_CHARS_MAX and text.isascii() and text.isprintable() and bool(_URL.fullmatch(text))
 
 
 def quoted(text: object, asked: Creation | None, chars_max: int) -> str:
-    """What the API said, fit to be shown: printable, short, and without the identifiers and tokens that were sent."""
+    """The API's words, fit to be shown: printable, short, and without the identifiers and tokens that were sent."""
     if not isinstance(text, str):
         return ""
-    # It is cut last: of what a cut went through the rest would not be known for what it is.
+    # The text is cut last, since the rest of an identifier that was cut would not be recognized.
     text = "".join(c if c.isprintable() else " " for c in text)
     for secret in _secrets(asked):
         text = re.sub(re.escape(secret), _REMOVED, text, flags=re.IGNORECASE)
@@ -289,7 +289,7 @@ def quoted(text: object, asked: Creation | None, chars_max: int) -> str:
 
 
 def code_told(text: object, asked: Creation | None) -> str:
-    """The API's code for an error, such as INVALID_ARGUMENT; empty where it is none."""
+    """The API's error code, such as INVALID_ARGUMENT; empty if it is not one."""
     code = quoted(text, asked, _CODE_CHARS_MAX)
     return code if _CODE.fullmatch(code) else ""
 
@@ -316,7 +316,7 @@ def _session_or_complaint(tree: object) -> ApiSession | str:
 
 
 def _is_small(device: dict[str, Any]) -> bool:
-    """Whether it can be told: what no broker takes, or nobody can write, is no device."""
+    """Whether the device can be passed on: it can be written as JSON, and is not too long for a broker."""
     try:
         return len(orjson.dumps(device)) <= _DEVICE_BYTES_MAX
     except TypeError:
@@ -328,14 +328,14 @@ def _text(value: object) -> str | None:
 
 
 def _whole(value: object) -> int | None:
-    # JSON has one kind of number: 60.0 is an integer to JSON Schema.
+    # JSON has one kind of number, and to JSON Schema 60.0 is an integer.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _WHOLE_MAX else None
 
 
 def _micros(value: object) -> int | None:
-    """A time: RFC 3339, or as QualityOnDemand v0.8 and v0.9 have it, seconds since 1970."""
+    """A time: RFC 3339, or seconds since 1970, as in QualityOnDemand v0.8 and v0.9."""
     if isinstance(value, str):
         try:
             micros = rfc3339.micros(value.upper())
@@ -350,18 +350,18 @@ def _micros(value: object) -> int | None:
 
 
 def _complaint(identifiers: Identifiers) -> str | None:
-    """What is wrong with a device's identifiers."""
+    """The fault in a device's identifiers, None if there is none."""
     phone_number, nai, ipv4, ipv6 = identifiers
     if not any(identifier is not None for identifier in identifiers):
-        return "a device is wanted: its phone number, network access identifier, IPv4 or IPv6 address"
+        return "a device is required: its phone number, network access identifier, IPv4 or IPv6 address"
     if phone_number is not None and not _PHONE_NUMBER.fullmatch(phone_number.get_secret_value()):
         return "a phone number has a + and 5 to 15 digits, of which the first is not 0"
     if nai is not None and not _is_nai(nai.get_secret_value()):
         return f"a network access identifier has 1 to {_NAI_CHARS_MAX} printable characters"
     if ipv4 is not None and not _is_ipv4_with_port(ipv4.get_secret_value()):
-        return "the device's IPv4 address is none, such as 192.0.2.7 or 192.0.2.7:50000"
+        return "the device's IPv4 address is invalid; use one such as 192.0.2.7 or 192.0.2.7:50000"
     if ipv6 is not None and not _is_ipv6(ipv6.get_secret_value()):
-        return "the device's IPv6 address is none, such as 2001:db8::7"
+        return "the device's IPv6 address is invalid; use one such as 2001:db8::7"
     return None
 
 
@@ -409,7 +409,7 @@ def _is_ipv6_range(text: str) -> bool:
 
 
 def _secrets(asked: Creation | None) -> list[str]:
-    """What was sent and must not come back in a message, the longest first: one may be a part of another."""
+    """Texts that were sent and must not be quoted, the longest first, as one may be a part of another."""
     if asked is None:
         return []
     device: Mapping[str, Any] = asked["device"]
@@ -422,7 +422,7 @@ def _secrets(asked: Creation | None) -> list[str]:
 
 
 def _is_address(text: str) -> bool:
-    """Whether it is an IP address, perhaps with a port behind it."""
+    """Whether the text is an IP address, with or without a port."""
     host = text.partition(":")[0] if text.count(":") == 1 else text
     try:
         ipaddress.ip_address(host)
@@ -436,6 +436,6 @@ def _digits(text: str) -> str:
 
 
 def _tells(digits: str, number: str) -> bool:
-    """Whether there is enough of a phone number in these digits to know it by."""
+    """Whether these digits contain enough of a phone number to identify it."""
     length = min(_TELLING_DIGITS, len(number))
     return number != "" and any(number[at : at + length] in digits for at in range(len(number) - length + 1))

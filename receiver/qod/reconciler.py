@@ -1,11 +1,11 @@
 """Compares the sessions of the operator's API with ours, and appends to the inbox what was never notified.
 
-Nobody who receives waits for it: it has a client of its own, and whatever fails is tried again at the next comparison.
-Every process that routes compares the sessions that it decides on.
+Receiving does not wait for it: it has a client of its own, and any failure is retried at the next comparison. Every
+process that routes compares the sessions that it decides on.
 
-A status is news only once it has been so for a while: a notification may be on its way. So an end that was never
-notified, of a session that the API had listed, is told within `api.reconcile_seconds` and `api.grace_seconds` of it,
-and the time that the API takes.
+A status is news only once it has lasted for a while, since its notification may be on its way. So the end of a session
+that the API had listed, if never notified, is told within `api.reconcile_seconds` plus `api.grace_seconds`, plus the
+time that the API takes.
 """
 
 import asyncio
@@ -29,20 +29,20 @@ from receiver.qod.model import ApiSession, Listing
 from receiver.qod.telling import notification, planned_end
 from receiver.telemetry import Telemetry
 
-#: Sessions that are not among the API's are asked for one by one, so many at a time, and the rest next time.
+#: Sessions that are not on the API's list are asked for one by one: at most this many in a comparison.
 _ASKED_MAX = 1_000
 _ASKED_AT_ONCE = 8
 _ASKED_SECONDS_MAX = 60.0
-#: So many that are gone before their time, and are more than half of all, are a mistake of the API's or of ours.
+#: If at least this many sessions, and more than half of all, are gone early, the API or our client id is wrong.
 _MASS_MIN = 20
-#: So many are compared before others have their turn: a millisecond's work.
+#: Sessions compared before other tasks get a turn: a millisecond's work.
 _SLICE = 25
-#: Where there are more differences, the rest is told later.
+#: If there are more differences, the rest is told later.
 _FOUND_MAX = 100_000
-#: What was told is a difference until it is routed, which may take long; should nothing come of it, it is told again.
+#: A difference that was told remains one until it is routed, which may take long. After this time it is told again.
 _TOLD_AGAIN_SECONDS = 300.0
 _PAUSE_SECONDS_MIN = 0.2
-#: However long the API wants to be left alone.
+#: The longest Retry-After of the API that is respected.
 _LEFT_ALONE_SECONDS_MAX = 900
 
 
@@ -55,42 +55,40 @@ class Ours(Protocol):
     """The sessions that this process decides on."""
 
     async def sessions_of(self, sender: str, session_ids: Collection[str]) -> Sequence[Session]:
-        """Those of a sender that are not UNAVAILABLE, and those with these ids. Raises Unavailable."""
+        """The sessions of a sender that are not UNAVAILABLE, and those with these ids. Raises Unavailable."""
         ...
 
     def owns(self, session_id: str) -> bool:
-        """Whether a session is among those that it decides on, remembered or not."""
+        """Whether this process decides on a session, remembered or not."""
         ...
 
 
 class Reconciler:
-    """The API's sessions beside ours."""
+    """Compares the API's sessions with ours."""
 
     def __init__(self, client: QodClient, ours: Ours, sender: str, facts: Callable[[ApiSession], Facts]) -> None:
         self._client = client
         self._ours = ours
         self._sender = sender
         self._facts = facts
-        #: Since when sessions that are not over have been missing on the API's list, by a monotonic clock.
+        #: Since when unfinished sessions have been missing from the API's list, by a monotonic clock.
         self.missing: Mapping[str, float] = {}
-        #: Whether some of them were not asked for yet.
+        #: Whether some missing sessions were not yet asked for.
         self.waits = False
-        #: How many of the API's sessions could not be read, and of how many that are missing it would not tell.
+        #: The API's sessions that could not be read, and the missing ones that it did not answer for.
         self.unread_count = self.unanswered_count = 0
-        #: What of the last comparison this passed over, in words; empty where it was whole.
+        #: What the last comparison skipped, in words; empty if nothing.
         self.complaint = ""
 
     async def compare(self, missing_seconds_min: float = 0.0) -> list[Difference]:
-        """Where ours are behind the API's. Raises ReceiverError where the API can't be asked.
+        """The sessions in which ours are behind the API's. Raises ReceiverError if the API can't be asked.
 
-        Sessions that are missing on its list are asked for one by one, which costs 30 times what comparing
-        costs; so only once that has been so for `missing_seconds_min`, through all comparisons since.
+        Sessions that are missing from its list are asked for one by one, which costs 30 times as much as comparing. So
+        they are asked for only once they have been missing for `missing_seconds_min`, over several comparisons.
         """
         asked_micros, listed = time.time_ns() // 1000, dict[str, ApiSession]()
         listing = await self._client.list()
-        unread = {
-            canonical(each.session_id) for each in listing.unread if each.session_id
-        }  # they are there all the same
+        unread = {canonical(each.session_id) for each in listing.unread if each.session_id}  # they exist all the same
         for some in batched(listing.sessions, _SLICE):
             named = ((canonical(each.session_id), each) for each in some)
             listed |= {session_id: each for session_id, each in named if self._ours.owns(session_id)}
@@ -106,7 +104,7 @@ class Reconciler:
         self.missing = missing
         due = [each for each, since in missing.items() if now - since >= missing_seconds_min]
         self.waits = len(due) < len(missing)
-        # By chance, so that none has to wait for ever behind others.
+        # Chosen at random, so that none waits for ever behind others.
         asked, refusals = await self._ask(random.sample(due, min(len(due), _ASKED_MAX)))
         self._complain(listing, refusals)
         self._doubt_mass_end(asked, len(due), mine, asked_micros)
@@ -117,12 +115,12 @@ class Reconciler:
         return sorted(found, key=lambda each: not each.is_news)
 
     def notifications(self, found: Sequence[Difference]) -> Iterator[Notification]:
-        """What is to be appended for them."""
+        """The notifications to append for the differences."""
         for each in found:
             yield notification(each.telling, RECONCILE, self._sender, time.time_ns() // 1000)
 
     async def _ask(self, session_ids: Sequence[str]) -> tuple[Mapping[str, ApiSession | None], Sequence[ReceiverError]]:
-        """What the API says of sessions that are not on its list; and why of others it says nothing now."""
+        """The API's answers about sessions that are not on its list (None: unknown to it), and the errors of others."""
         found: dict[str, ApiSession | None] = {}
         refusals: list[ReceiverError] = []
         waiting = iter(session_ids)
@@ -132,7 +130,7 @@ class Reconciler:
                 try:
                     found[session_id] = await self._client.get(session_id)
                 except ReceiverError as error:
-                    refusals.append(error)  # nothing follows from it for the session
+                    refusals.append(error)  # this proves nothing about the session
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ASKED_SECONDS_MAX), asyncio.TaskGroup() as tasks:
@@ -141,41 +139,41 @@ class Reconciler:
         return found, refusals
 
     def _complain(self, listing: Listing, refusals: Sequence[ReceiverError]) -> None:
-        """Note what was passed over."""
+        """Note what was skipped."""
         self.unread_count, self.unanswered_count = len(listing.unread), len(refusals)
         words = [listing.complaint()] if listing.unread else []
         if refusals:
-            what = f"{len(refusals)} session{'s' * (len(refusals) > 1)} that its list does not have"
-            words.append(f"the QoD API does not tell of {what}: {refusals[0].message}")
+            what = f"{len(refusals)} session{'s' * (len(refusals) > 1)} that its list lacks"
+            words.append(f"the QoD API does not answer for {what}: {refusals[0].message}")
         self.complaint = "; ".join(words)
 
     def _doubt_mass_end(
         self, asked: Mapping[str, ApiSession | None], due_count: int, mine: Mapping[str, Session], now: int
     ) -> None:
-        """Raise Unavailable where the API suddenly knows hardly any of our sessions: it is not they that are wrong.
+        """Raise Unavailable if the API suddenly knows hardly any of our sessions: the sessions are not at fault then.
 
-        Those that were asked for are a sample by chance of all that are due, so the share of them stands for all.
+        The sessions that were asked for are a random sample of all that are due, so their share stands for all.
         """
         early = [key for key, each in asked.items() if each is None and (planned_end(mine[key]) or now + 1) > now]
         live = sum(may_be_gone(each) for each in mine.values())
         gone_count = round(len(early) * due_count / max(len(asked), 1))
         if len(early) >= _MASS_MIN and 2 * gone_count > live:
             about = "" if gone_count == len(early) else "about "
-            what = f"{about}{gone_count} of our {live} sessions no more, before their time"
-            raise Unavailable(f"the QoD API knows {what}: is api.client_id the right one?", reason="api")
+            what = f"{about}{gone_count} of our {live} sessions, before their time"
+            raise Unavailable(f"the QoD API no longer knows {what}: is api.client_id the right one?", reason="api")
 
 
 def batched(items: Iterable[T], count: int) -> Iterator[Sequence[T]]:
-    """The items, so many at a time."""
+    """The items, `count` at a time."""
     waiting = iter(items)
     while some := list(islice(waiting, count)):
         yield some
 
 
 class Schedule:
-    """Compares again and again, and tells what has been a difference for long enough.
+    """Compares repeatedly, and tells the differences that have lasted long enough.
 
-    `behind` says why what was told already may not be routed, in words for an operator; then nothing is compared.
+    `behind` returns why notifications may not be routed now, in words for an operator; nothing is compared then.
     """
 
     def __init__(
@@ -203,7 +201,7 @@ class Schedule:
         while True:
             try:
                 ripe = await self._compare()
-            except Exception as error:  # noqa: BLE001  # nothing that the API answers may end what receives
+            except Exception as error:  # noqa: BLE001  # no answer of the API may end the receiver
                 self.trouble = _why(error)
                 self._telemetry.reconcile_failed(self.trouble, error)
                 wanted_seconds = error.retry_after_seconds or 0 if isinstance(error, ReceiverError) else 0
@@ -220,7 +218,7 @@ class Schedule:
             await asyncio.sleep(max(pause_seconds, left_alone_seconds, _PAUSE_SECONDS_MIN))
 
     async def _compare(self) -> Sequence[Difference]:
-        """Compare once, and tell; returns what was told."""
+        """Compare once, and append what is due; returns the differences that were told."""
         if why := self._behind():
             raise Unavailable(f"not compared now: {why}", reason="behind")
         ripe = self._ripe(await self._reconciler.compare(self._grace_seconds), time.monotonic())
@@ -229,7 +227,7 @@ class Schedule:
         return ripe
 
     def _ripe(self, found: Sequence[Difference], now: float) -> list[Difference]:
-        """What is to be told now. All that is a difference is remembered, and so is what of it was told already."""
+        """The differences that are due now. Remembers all differences, and which of them were told already."""
         found = found[:_FOUND_MAX]
         keys = list(map(_key, found))
         self._told = {

@@ -1,8 +1,8 @@
-"""What the operator's API told, as a notification for the inbox. Pure.
+"""The operator API's report of a session, as a notification for the inbox. Pure.
 
-It goes the way of every other notification, so that what is decided stays a function of the inbox: it is appended,
-routed, recognized when it comes again, and put before or behind what senders post. Its body is a CloudEvent of the
-type that senders use, with the facts beside the status.
+It takes the path of every other notification, so that decisions remain a function of the inbox: it is appended, routed,
+recognized if it repeats, and ordered among what senders post. Its body is a CloudEvent of the type that senders use,
+with the facts beside the status.
 """
 
 import hmac
@@ -24,29 +24,29 @@ EVENT_TYPE = "org.camaraproject.qod.v0.qos-status-changed"
 
 _CONTENT_TYPE = "application/cloudevents+json"
 
-#: Between the end that was planned and the one that is told a server may take so long, and round.
+#: The end that a server reports may differ from the planned one by this much, for delay and rounding.
 _EXPIRED_WITHIN_MICROS = 2_000_000
 
 _SENDER = re.compile(SENDER_NAME)
 
-#: A device goes by the first of these that the API tells: it may tell more of them at one time than at another.
+#: A device is identified by the first of these that the API gives: it may give more of them at times.
 _IDENTIFIERS = ("phoneNumber", "networkAccessIdentifier", "ipv4Address", "ipv6Address")
 
 
 class Telling(NamedTuple):
-    """That a session has a status since a time, and what else is known of it."""
+    """A report that a session has a status since a time, with its facts."""
 
     session_id: str
     qos_status: QosStatus
     status_info: str | None
     time_micros: int
     facts: Facts
-    #: Whether this is no word of the API's, but concluded from its not knowing the session any more.
+    #: Whether the API does not report this itself, and it is concluded from the session being unknown to it.
     is_missing: bool = False
 
     def event(self, origin: str) -> Event:
-        """The event that it is to the router."""
-        # The same telling twice is the same event.
+        """The event in this report, as the router sees it."""
+        # Equal reports are the same event.
         identifier = f"{self.session_id}/{self.qos_status}/{self.time_micros}"
         return Event(
             self.session_id,
@@ -61,10 +61,10 @@ class Telling(NamedTuple):
 
 
 def telling_of(session: ApiSession, mine: Session | None, asked_micros: int, facts: Facts) -> Telling:
-    """What the API told of a session, asked at that time; `mine` is the session as far as it was known before."""
+    """The report of a session that the API returned at `asked_micros`; `mine` is the session as known before."""
     status, status_info, time_micros = session.qos_status, None, asked_micros
     if status is QosStatus.UNAVAILABLE:
-        # QualityOnDemand r1.2, SessionInfo.expiresAt: of an ended session it is the time of its end.
+        # QualityOnDemand r1.2, SessionInfo.expiresAt: for an ended session it is the time of its end.
         if session.expires_micros is not None:
             time_micros = min(session.expires_micros, asked_micros)
         status_info = session.status_info or _reason(session, mine, time_micros)
@@ -79,7 +79,7 @@ def telling_of(session: ApiSession, mine: Session | None, asked_micros: int, fac
 
 
 def planned_end(session: Session) -> int | None:
-    """When a session of ours ends by itself, as far as that is known."""
+    """When a session of ours ends by itself, in microseconds since 1970; None if that is not known."""
     expires_micros, duration_seconds = session.facts.expires_micros, session.facts.duration_seconds
     if expires_micros is None and duration_seconds is not None and session.available_micros is not None:
         return session.available_micros + duration_seconds * 1_000_000
@@ -87,7 +87,7 @@ def planned_end(session: Session) -> int | None:
 
 
 def _reason(session: ApiSession, mine: Session | None, ended_micros: int) -> str | None:
-    """Why it ended, where that can be told from when it did: at the end that had been planned."""
+    """The reason for an end, if its time shows it: an end at the planned time is DURATION_EXPIRED."""
     planned_micros = None if mine is None else planned_end(mine)
     if planned_micros is None and session.started_micros is not None and session.duration_seconds is not None:
         planned_micros = session.started_micros + session.duration_seconds * 1_000_000
@@ -97,7 +97,7 @@ def _reason(session: ApiSession, mine: Session | None, ended_micros: int) -> str
 
 
 def facts_told(session: ApiSession, device_key: bytes, *, identifiers: bool) -> Facts:
-    """What the API knows of a session. The device's own identifiers are among it only where `identifiers` says so."""
+    """The API's facts of a session. They include the device's own identifiers only if `identifiers` is true."""
     return Facts(
         session.qos_profile,
         session.duration_seconds,
@@ -108,7 +108,7 @@ def facts_told(session: ApiSession, device_key: bytes, *, identifiers: bool) -> 
 
 
 def device_hash(device: Mapping[str, Any], key: bytes) -> str | None:
-    """What stands for a device: the HMAC-SHA256 of its first identifier; None where it has none.
+    """A keyed hash for a device: the HMAC-SHA256 of its first identifier; None if it has none.
 
     A plain hash would not do: there are few enough phone numbers to try them all.
     """
@@ -120,7 +120,7 @@ def device_hash(device: Mapping[str, Any], key: bytes) -> str | None:
 
 
 def sent(notification: Notification) -> dict[str, Any]:
-    """A notification of ours as JSON, for the process that keeps it."""
+    """A notification made from the API's report as JSON, for the process that keeps it."""
     body = orjson.loads(notification.body)
     return {"origin": notification.origin, "sender": notification.sender, "event": body}
 
@@ -130,13 +130,13 @@ def received(tree: Mapping[str, Any], now_micros: int) -> Notification:
     origin, sender, body = tree["origin"], tree["sender"], orjson.dumps(tree["event"])
     event = parse(body)
     if origin not in API_ORIGINS or not _SENDER.fullmatch(sender) or not isinstance(event, Event):
-        raise Malformed("no telling of the API's")
+        raise Malformed("this is not the API's report of a session")
     facts_of(tree["event"]["data"])
     return Notification(body, event.session_id, sender, now_micros, _CONTENT_TYPE, "", "", origin)
 
 
 def notification(telling: Telling, origin: str, sender: str, now_micros: int) -> Notification:
-    """The telling as it is appended to the inbox; `sender` is who else would tell it."""
+    """The report as appended to the inbox; `sender` is the name of the sender that notifies of such sessions."""
     event = telling.event(origin)
     data = {"sessionId": telling.session_id, "qosStatus": telling.qos_status, **members(telling.facts)}
     if telling.status_info is not None:

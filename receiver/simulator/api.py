@@ -1,7 +1,7 @@
-"""The API: four operations under /v1, the tokens for them, and the errors that CAMARA has for each.
+"""The API: four operations under /v1, their tokens, and CAMARA's errors for each.
 
-Every answer has an x-correlator: the request's where it fits (Commonalities, CAMARA_common.yaml, XCorrelator), else one
-that is made.
+Every answer has an x-correlator: the request's if it is valid (Commonalities, CAMARA_common.yaml, XCorrelator), else a
+new one.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _BODY_BYTES_MAX = 65_536
 _BODY_TIMEOUT_SECONDS = 10
 _LAST = {"connection": "close"}
 _CORRELATOR = re.compile(rb"[a-zA-Z0-9\-_:;./<>{}]{1,256}")
-#: Where CAMARA's code is not the status's own name (Commonalities r3.3, CAMARA_common.yaml), or that name has changed.
+#: CAMARA's codes that differ from the status's own name (Commonalities r3.3, CAMARA_common.yaml), now or formerly.
 _CODES: Mapping[int, str] = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -42,7 +42,7 @@ _CODES: Mapping[int, str] = {
 
 
 class ApiApp(Starlette):
-    """The application: the API, and whatever else is to be served beside it."""
+    """The application: the API, and the routes served beside it."""
 
     def __init__(self, network: Network, tokens: Tokens, more_routes: list[BaseRoute]) -> None:
         self._network = network
@@ -76,7 +76,7 @@ class ApiApp(Starlette):
     async def _create(self, request: Request) -> Response:
         client_id = self._bearer(request, oauth.WRITE)
         body = await _body(request)
-        if body:  # a creation without one is no request of another type, but an invalid one
+        if body:  # without a body a creation is invalid, whatever its type
             _expect_type(request, "application/json")
         wanted = creation.parse(body)
         sessions_url = f"{_base_url(request)}{SESSIONS_PATH}"
@@ -103,7 +103,7 @@ class ApiApp(Starlette):
 
     async def _token(self, request: Request) -> Response:
         if _media_type(request) != "application/x-www-form-urlencoded":
-            raise OAuthError("invalid_request", "the body is no form")
+            raise OAuthError("invalid_request", "the body is not a form")
         form = await _body(request)
         body, headers = self._tokens.grant(request.headers.get("authorization"), form, time.time())
         return json_response(body, headers=headers)
@@ -121,14 +121,14 @@ class ApiApp(Starlette):
 def json_response(
     content: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An answer of JSON."""
+    """A JSON answer."""
     return Response(orjson.dumps(content), status, headers, media_type="application/json")
 
 
 def _error(
     status: HTTPStatus, message: str, code: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """CAMARA's ErrorInfo."""
+    """An answer with CAMARA's ErrorInfo."""
     code = code or _CODES.get(status, status.name)
     return json_response({"status": status.value, "code": code, "message": message}, status, headers)
 
@@ -158,7 +158,7 @@ async def _oauth_error(_: Request, error: Exception) -> Response:
 
 
 async def _defect(_: Request, __: Exception) -> Response:
-    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "a defect of the simulator; its log tells more")
+    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "a defect of the simulator; see its log")
 
 
 def _media_type(request: Request) -> str:
@@ -171,7 +171,7 @@ def _expect_type(request: Request, wanted: str) -> None:
 
 
 async def _body(request: Request) -> bytes:
-    """The body, within its limits; beyond them the connection ends, for nobody reads the rest."""
+    """The body, within its limits. Beyond them the connection ends, since the rest is not read."""
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_SECONDS):
@@ -182,18 +182,18 @@ async def _body(request: Request) -> bytes:
                     raise HTTPException(413, message, _LAST)
     except TimeoutError:
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the body took too long", _LAST) from None
-    except ClientDisconnect:  # nobody is there to be answered, and nothing is wrong here
+    except ClientDisconnect:  # nobody reads the answer, and the simulator is not at fault
         raise HTTPException(HTTPStatus.BAD_REQUEST, "the body was broken off", _LAST) from None
     return bytes(body)
 
 
 def _base_url(request: Request) -> str:
-    """The URL by which the client knows this server, without a path."""
+    """The URL under which the client knows this server, without a path."""
     return f"{request.base_url.scheme}://{request.base_url.netloc}"
 
 
 class _Correlated:
-    """Gives every answer the x-correlator of its request, or one of its own."""
+    """Gives every answer the x-correlator of its request, or a new one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

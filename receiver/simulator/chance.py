@@ -1,7 +1,7 @@
-"""Chance from a seed that does not depend on who asks first. Pure.
+"""Chance from a seed, independent of the order of the draws. Pure.
 
-A draw is a hash of the seed and of what it is for. So two runs with one seed decide alike for each session, whatever
-their timing, and a fault that is added to the plan changes nothing in what the others do.
+A draw is a hash of the seed and of its purpose. So two runs with one seed decide alike for each session, whatever their
+timing, and a fault that is added to the plan changes none of the others.
 """
 
 import hashlib
@@ -10,30 +10,30 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-_BITS = 53  # those of a float's fraction
+_BITS = 53  # the bits of a float's fraction
 _BYTES = 8
 
 
 class Chance(NamedTuple):
-    """Draws for one purpose. The same name always draws the same."""
+    """Draws for one purpose. The same name always gives the same draw."""
 
     path: str
 
     def of(self, *parts: object) -> "Chance":
-        """The chance of a part of this, such as a session or a step in it."""
+        """The chance of a part, such as a session or a step in it."""
         return Chance("/".join((self.path, *map(str, parts))))
 
     def unit(self, name: str) -> float:
-        """At least 0, less than 1."""
+        """A number of at least 0 and less than 1."""
         digest = hashlib.blake2b(f"{self.path}/{name}".encode(), digest_size=_BYTES).digest()
         return (int.from_bytes(digest, "big") >> (8 * _BYTES - _BITS)) / float(1 << _BITS)
 
     def happens(self, name: str, probability: float) -> bool:
-        """Whether it happens: never at 0, always at 1."""
+        """Whether it happens: never for 0, always for 1."""
         return self.unit(name) < probability
 
     def between(self, name: str, low: float, high: float) -> float:
-        """At least `low`, at most `high`."""
+        """A number from `low` to `high`."""
         return low + (high - low) * self.unit(f"{name} between")
 
     def choice(self, name: str, options: Sequence[T]) -> T:
@@ -42,5 +42,5 @@ class Chance(NamedTuple):
 
 
 def seeded(seed: int) -> Chance:
-    """All that a seed decides."""
+    """All decisions of a seed."""
     return Chance(str(seed))

@@ -1,6 +1,6 @@
-"""What a test asks for beside the API: the ledger, and the network's end of a session.
+"""The test's interface beside the API: the ledger, and ending a session as the network does.
 
-It wants no token: it is the simulator's own back door, and nothing in it is secret but what its clients made up.
+It requires no token, as it is the simulator's own back door. Its only secrets are those that clients made up.
 """
 
 from http import HTTPStatus
@@ -33,7 +33,7 @@ GET    {"/ledger":<28} posts from a sequence on (from, limit)
 GET    {"/ledger/sessions":<28} sessions from a number on, with their true states (from, limit)
 GET    {"/ledger/summary":<28} counts, and whether any post is still to be made
 
-Devices that do one thing, whatever the plan of faults, by how their phone number begins:
+Devices that always do one thing, whatever the plan of faults, by the beginning of their phone number:
 
 """
 
@@ -80,7 +80,7 @@ def routes(network: Network, notifier: Notifier, ledger: Ledger) -> list[BaseRou
 
 
 def _page(request: Request) -> tuple[int, int]:
-    """Where to begin, and how many. Raises HTTPException where a parameter is none, or would have no effect."""
+    """The `from` and the `limit` of a request. Raises HTTPException for an invalid or unknown parameter."""
     for name in request.query_params:
         if name not in {"from", "limit"}:
             raise HTTPException(HTTPStatus.BAD_REQUEST, f"there is no parameter {name!r}; there are from, limit")

@@ -1,8 +1,8 @@
-"""What a client asks for when it creates a session: the API's CreateSessionRequest, checked. Pure.
+"""The request that creates a session: the API's CreateSessionRequest, checked. Pure.
 
-Tighter than the API where it leaves a device without an identifier, an address without a form, or a URL and a token
-that could not be posted with; `schemas/qod-api.openapi.yaml` has each of these. Members that the API does not know are
-passed over.
+The checks are tighter than the API where it allows a device without an identifier, an address of any form, or a URL and
+a token that could not be used for posts; `schemas/qod-api.openapi.yaml` has each of these. Members that the API does
+not know are ignored.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 
 DURATION_SECONDS_MAX = 86_400
 
-#: A URL that can be posted to: no user, no fragment, nothing but visible ASCII.
+#: A URL that can be posted to: no user, no fragment, visible ASCII only.
 _URL = re.compile(
     r"https?://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?)(:[0-9]{1,5})?([/?][!-\"$-~]*)?"
 )
@@ -24,7 +24,7 @@ _PORT_MAX = 65_535
 
 
 class Invalid(Exception):
-    """The request is not as the API wants it; the message names the member. `code` is CAMARA's."""
+    """The request violates the API; the message names the member. `code` is CAMARA's."""
 
     def __init__(self, message: str, code: str = "INVALID_ARGUMENT") -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class Invalid(Exception):
 
 
 class Wanted(NamedTuple):
-    """A session that is asked for. `identifiers` are the device's, each as a text that no other device has."""
+    """A request for a session. `identifiers` are the device's, each as a text that no other device has."""
 
     device: Mapping[str, Any]
     identifiers: Sequence[str]
@@ -51,7 +51,7 @@ def _given(value: object) -> object:
 
 
 def _integer(value: object) -> object:
-    # JSON has one kind of number: 60.0 is an integer to JSON Schema.
+    # JSON has one kind of number, and to JSON Schema 60.0 is an integer.
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -84,7 +84,7 @@ Ipv6 = Annotated[str, AfterValidator(_ipv6)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Port = Annotated[int, Field(ge=0, le=_PORT_MAX), Integer]
 Url = Annotated[str, Field(max_length=2048), AfterValidator(_postable)]
-#: What a header can hold: visible ASCII, with blanks within.
+#: The characters a header can hold: visible ASCII, with blanks within.
 Token = Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,4094}[!-~])?$")]
 
 
@@ -136,7 +136,7 @@ _RANGES = {"greater_than_equal", "less_than_equal"}
 
 
 def parse(body: bytes) -> Wanted:
-    """The session that a body asks for. Raises Invalid."""
+    """The session that a body requests. Raises Invalid."""
     if not body.strip():
         raise Invalid("there is no body")
     try:

@@ -1,13 +1,13 @@
-"""What each release of the API posts, written from CAMARA's texts. Pure.
+"""The posts of each release of the API, written from CAMARA's texts. Pure.
 
-    0.8         QualityOnDemand v0.8.1: bare; the path is appended; only an end is told, and not one that was asked for
+    0.8         QualityOnDemand v0.8.1: bare; the path is extended; only ends are told, except requested ones
     0.9         v0.9.0, its schema: an event in a wrapper; a deletion is not told, and has no reason of its own
     0.9-flat    v0.9.0, its example: the same without the wrapper
     0.10        v0.10.1: CloudEvents; Telefónica's own files keep its type to this day
     0.11        r1.3: the type is renamed
-    1.0, 1.1    r2.2 and r3.2: the type has another version, and `datacontenttype` is there
+    1.0, 1.1    r2.2 and r3.2: the type has another version, and `datacontenttype` is present
 
-Oddities are what real senders were seen to do: legible, and not as the texts have it.
+Oddities are habits of real senders: legible, but not as the texts specify.
 """
 
 import json
@@ -24,7 +24,7 @@ _CLOUDEVENTS = "application/cloudevents+json"
 
 
 class Release(NamedTuple):
-    """What a release posts, and what it keeps to itself. `has_correlator` is from Commonalities v0.2 on."""
+    """What a release posts and what it does not. `has_correlator` is true from Commonalities v0.2 on."""
 
     name: str
     family: Literal["bare", "event", "cloudevents"]
@@ -74,7 +74,7 @@ RELEASES: Mapping[str, Release] = {
 
 
 class Fact(NamedTuple):
-    """What is to be told. `micros` is the time by the sender's clock."""
+    """A fact to be told. `micros` is its time by the sender's clock."""
 
     event_id: str
     source: str
@@ -85,7 +85,7 @@ class Fact(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A request without its Authorization. What follows the body is what it says; None where it says none."""
+    """A request without Authorization, and the facts that its body tells; None for facts that it does not tell."""
 
     headers: Headers
     body: bytes
@@ -95,14 +95,14 @@ class Told(NamedTuple):
 
 
 def untold(release: Release, qos_status: Status, status_info: str | None) -> bool:
-    """Whether a release has no notification for this."""
+    """Whether a release has no notification for this change."""
     if qos_status is Status.AVAILABLE:
         return not release.tells_available
     return status_info == "DELETE_REQUESTED" and not release.tells_deletion
 
 
 def told(release: Release, fact: Fact, oddity: str = "") -> Told:
-    """What a release posts for a fact."""
+    """The post of a release for a fact."""
     tree = _TREES[release.family](release, fact)
     headers = {"content-type": release.content_type}
     if oddity in _HEADER_ODDITIES:
@@ -123,7 +123,7 @@ def authorization(token: str, oddity: str = "") -> str:
 
 
 def oddities(release: Release, qos_status: Status) -> Sequence[str]:
-    """The oddities that a release can have in telling of a status, by name."""
+    """The names of the oddities that a release can have for a status."""
     bodies = [
         name
         for name, odd in _BODY_ODDITIES.items()
@@ -189,7 +189,7 @@ def _odd_headers(headers: Headers, oddity: str) -> dict[str, str]:
 
 
 class _Odd(NamedTuple):
-    """An oddity of a body: whose, in telling of what (None: anything), and what is done to the tree."""
+    """An oddity of a body: its family and status (None: any), and the change to the tree."""
 
     family: str
     qos_status: Status | None
@@ -262,7 +262,7 @@ _BODY_ODDITIES: Mapping[str, _Odd] = {
     "no time": _Odd("event", None, _no_time),
 }
 
-#: What a body that is none looks like, by name.
+#: Malformed bodies, by name.
 MALFORMATIONS: Mapping[str, Callable[[bytes], bytes]] = {
     "cut off": lambda body: body[: len(body) * 2 // 3],
     "empty": lambda _: b"",

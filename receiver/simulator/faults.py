@@ -1,7 +1,7 @@
-"""What goes wrong with a notification, from the plan and the session's chance alone. Pure.
+"""The faults of a notification, from the plan and the session's chance alone. Pure.
 
-Paths of chance: a session's own, then `step/N`, then `copy/N`, then `attempt/N`. So each of these can be decided anew,
-in any order, and always alike.
+Paths of chance: a session's own, then `step/N`, then `copy/N`, then `attempt/N`. So each of these can be decided again,
+in any order, with the same result.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from receiver.simulator.sessions import Status
 
 Authorization = Literal["right", "wrong", "none"]
 
-#: A retry wait never grows past this many doublings, whatever the number of attempts.
+#: A retry's wait never grows past this many doublings, whatever the number of attempts.
 _DOUBLINGS_MAX = 20
 
 
 class Sender(NamedTuple):
-    """Who tells the changes of one session: what goes wrong with it, by what chance, and in which release."""
+    """The sender of one session's changes: its plan, its chance, and its release."""
 
     plan: Plan
     chance: Chance
@@ -27,9 +27,9 @@ class Sender(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """One of the posts that tell a change; the first is the original, and `number` is 0.
+    """One of the posts of a change; the first is the original, with `number` 0.
 
-    `delay_seconds` counts from the change, before the speed has shortened it.
+    `delay_seconds` counts from the change, before it is divided by the speed.
     """
 
     number: int
@@ -41,7 +41,7 @@ class Copy(NamedTuple):
 
 
 class Telling(NamedTuple):
-    """How a change is told. Where it is not, `unsent` says why, and there are no copies."""
+    """How a change is told. If it is not told, `unsent` says why, and there are no copies."""
 
     unsent: str
     copies: Sequence[Copy]
@@ -54,7 +54,7 @@ class Telling(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """How a copy is posted once."""
+    """How a copy is posted in one attempt."""
 
     slow_seconds: float
     breaks: Literal["", "dropped", "hung_up"]
@@ -64,7 +64,7 @@ class Attempt(NamedTuple):
 
 
 def telling(sender: Sender, step: int, qos_status: Status, status_info: str | None) -> Telling:
-    """How the step of a session is told."""
+    """How a session's step is told."""
     draw = _Draw(sender.plan)
     chance = sender.chance.of("step", step)
     unsent = _unsent(draw, sender, chance, qos_status, status_info)
@@ -80,7 +80,7 @@ def telling(sender: Sender, step: int, qos_status: Status, status_info: str | No
     if status_info is not None and draw.happens("without_reason", chance):
         status_info = None
     oddity = chance.choice("odd", oddities(sender.release, qos_status)) if draw.happens("odd", chance) else ""
-    # Nothing comes after an end.
+    # An end can't be held until a later change, since none comes.
     is_held = qos_status is not Status.UNAVAILABLE and draw.happens("reordered", chance)
     is_in_burst = draw.happens("burst", chance)
     copies = [_copy(plan, chance, 0, delay_seconds)]
@@ -93,7 +93,7 @@ def telling(sender: Sender, step: int, qos_status: Status, status_info: str | No
 
 
 class _Draw:
-    """Draws faults of the plan, and remembers which happened."""
+    """Draws faults of the plan, and records which happened."""
 
     def __init__(self, plan: Plan) -> None:
         self.faults: list[str] = []
@@ -107,7 +107,7 @@ class _Draw:
 
 
 def _unsent(draw: _Draw, sender: Sender, step: Chance, qos_status: Status, status_info: str | None) -> str:
-    """Why a step is not told; empty where it is."""
+    """Why a step is not told; empty if it is told."""
     if untold(sender.release, qos_status, status_info):
         return "release"
     if qos_status is Status.AVAILABLE and draw.happens("only_ends", sender.chance):
@@ -124,7 +124,7 @@ def _copy(plan: Plan, step: Chance, number: int, delay_seconds: float) -> Copy:
 
 
 def attempt(sender: Sender, step: int, copy: int, number: int) -> Attempt:
-    """How a copy is posted for the `number`th time, counted from 1."""
+    """How a copy is posted in attempt `number`, counted from 1."""
     plan = sender.plan
     chance = sender.chance.of("step", step, "copy", copy, "attempt", number)
     faults = [
@@ -143,9 +143,9 @@ def attempt(sender: Sender, step: int, copy: int, number: int) -> Attempt:
 
 
 def retry_seconds(sender: Sender, attempts: int, retry_after_seconds: float) -> float | None:
-    """How long to wait before the next attempt, after so many; None if there is none.
+    """The wait before the next attempt, after `attempts` attempts; None if there is none.
 
-    `retry_after_seconds` is what the answer asked for (RFC 9110, 10.2.3), obeyed up to the longest wait of the plan.
+    `retry_after_seconds` is the answer's Retry-After (RFC 9110, 10.2.3), obeyed up to the plan's longest wait.
     """
     plan = sender.plan
     kind: RetryKind = sender.chance.choice("retry", plan.retry)

@@ -1,7 +1,7 @@
-"""What really happened: every change of every session, every post and what was answered, and every post never made.
+"""The true record: every change of every session, every post and its answer, and every post never made.
 
-It is what a test compares a receiver's topics with, from outside. It is bounded: the oldest entries go first, and are
-counted. Nothing in it is a secret: it has no token, and of a URL no query.
+A test compares it with a receiver's topics, from outside. It is bounded: the oldest entries go first, and are counted.
+It holds no secret: no token, and no query of a URL.
 """
 
 from collections import Counter, deque
@@ -15,7 +15,7 @@ from receiver.simulator.sessions import Session, Status
 
 
 class Told(NamedTuple):
-    """What a post tells, and what is wrong with it: all that is known before it is made. See `Entry.fields`."""
+    """The content of a post and its faults: everything known before it is made. See `Entry.fields`."""
 
     session: int
     session_id: str
@@ -41,7 +41,7 @@ class Told(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """A post, or one that was never made."""
+    """A post, made or never made."""
 
     sequence: int
     told: Told
@@ -53,17 +53,17 @@ class Entry:
 
     @property
     def correlator(self) -> str:
-        """The x-correlator of this post, which no other has in a run."""
+        """The x-correlator of this post, unique in a run."""
         return f"simulator-{self.sequence}"
 
     def fields(self) -> dict[str, Any]:
-        """The entry as JSON has it.
+        """The entry as a JSON object.
 
         `session` is the session's number and `step` that of the change in it; `copy` 0 is the original, and `attempt`
         counts from 1. `repeats` is the sequence of the first post of the same change. `eventId`, `statusInfo` and
-        `time` are as told, null where they were not; `happenedAt` is when it was so. `sent` is whole, cut off or
-        nothing; `unsent` says why nothing. `answer` is a status, `failure` is why there is none; both are null where
-        the sender did not wait for one, and until `done`.
+        `time` are as told, null if not told; `happenedAt` is the time of the change. `sent` is whole, cut off or
+        nothing; `unsent` says why nothing. `answer` is a status, and `failure` the reason for a missing one; both are
+        null if the sender did not wait for an answer, and until `done`.
         """
         told = self.told
         return {
@@ -98,7 +98,7 @@ class Entry:
 
 
 class State(NamedTuple):
-    """A state that a session really had, and since when."""
+    """A true state of a session, and its beginning."""
 
     qos_status: Status
     status_info: str | None
@@ -115,7 +115,7 @@ class Life:
     states: list[State] = field(default_factory=list)
 
     def fields(self) -> dict[str, Any]:
-        """The session as JSON has it. `notificationUrl` is without its query, which may hold a token."""
+        """The session as a JSON object. `notificationUrl` lacks its query, which may hold a token."""
         url = self.notification_url
         return {
             "session": self.session.number,
@@ -134,7 +134,7 @@ class Life:
 
 
 class Ledger:
-    """All entries and all sessions, the newest `entries_max` of each."""
+    """All entries and sessions, the newest `entries_max` of each."""
 
     def __init__(self, entries_max: int) -> None:
         self._entries_max = entries_max
@@ -148,7 +148,7 @@ class Ledger:
         self._faults: Counter[str] = Counter()
 
     def created(self, session: Session, release: str, notification_url: str | None, micros: int) -> None:
-        """A session was asked for."""
+        """A session was created."""
         if len(self._lives) == self._entries_max:
             del self._lives[next(iter(self._lives))]
         life = Life(session, release, notification_url, [State(session.status, None, micros)])
@@ -156,7 +156,7 @@ class Ledger:
         self._lives_count += 1
 
     def stepped(self, session: Session, micros: int) -> None:
-        """A session has another state."""
+        """A session changed its state."""
         if (life := self._lives.get(session.number)) is not None:
             life.session = session
             life.states.append(State(session.status, session.status_info, micros))
@@ -173,7 +173,7 @@ class Ledger:
         return entry
 
     def posted(self, entry: Entry, answer: int | None, failure: str | None, seconds: float) -> None:
-        """A post has its answer, or has none."""
+        """A post has its answer, or failed."""
         entry.answer, entry.failure, entry.seconds, entry.is_done = answer, failure, round(seconds, 6), True
         if answer is not None:
             self._answers[str(answer)] += 1
@@ -181,27 +181,27 @@ class Ledger:
             self._failures[failure] += 1
 
     def entries(self, start: int, count: int) -> list[Entry]:
-        """At most `count` entries from the sequence `start` on, or from the oldest that is left."""
+        """At most `count` entries from the sequence `start` on, or from the oldest that is kept."""
         first = self._entries_count - len(self._entries) + 1
         skipped = max(0, start - first)
         return [self._entries[place] for place in range(skipped, min(skipped + count, len(self._entries)))]
 
     def lives(self, start: int, count: int) -> list[Life]:
-        """At most `count` sessions from the number `start` on, or from the oldest that is left."""
+        """At most `count` sessions from the number `start` on, or from the oldest that is kept."""
         first = self._lives_count - len(self._lives) + 1
         numbers = range(max(start, first), min(max(start, first) + count, self._lives_count + 1))
         return [self._lives[number] for number in numbers]
 
     @property
     def dropped(self) -> Mapping[str, int]:
-        """How many are no longer here."""
+        """The numbers of entries and sessions that are no longer kept."""
         return {
             "entries": self._entries_count - len(self._entries),
             "sessions": self._lives_count - len(self._lives),
         }
 
     def summary(self) -> dict[str, Any]:
-        """Counts of all that ever was."""
+        """Counts since the start."""
         return {
             "sessions": self._lives_count,
             "entries": self._entries_count,

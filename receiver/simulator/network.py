@@ -1,7 +1,7 @@
-"""The network: all sessions, what becomes of them, and when.
+"""The network: all sessions, their steps, and when these happen.
 
-Each session has at most one timer, for what comes next by itself. A step of it is written into the ledger, and told to
-whoever asked, at the moment at which it is taken.
+Each session has at most one timer, for its next step. A step is written into the ledger, and told to the session's
+receiver, at the moment at which it happens.
 """
 
 import time
@@ -32,11 +32,11 @@ class DeviceBusy(Exception):
 
 
 class NetworkFull(Exception):
-    """There are as many sessions as there may be."""
+    """The number of sessions has reached its limit."""
 
 
 class Behaviour(NamedTuple):
-    """What the network does with sessions; each takes the releases in turn."""
+    """How the network treats sessions, which take the releases in turn."""
 
     plan: Plan
     seed: int
@@ -48,7 +48,7 @@ class Behaviour(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Kept:
-    """A session, and what belongs to it."""
+    """A session, and everything that belongs to it."""
 
     session: Session
     identifiers: Sequence[str]
@@ -59,7 +59,7 @@ class _Kept:
 
 
 class Network:
-    """All sessions that can still be read."""
+    """All sessions that can be read."""
 
     def __init__(self, behaviour: Behaviour, notifier: Notifier, ledger: Ledger, timers: Timers) -> None:
         self._behaviour = behaviour
@@ -72,7 +72,7 @@ class Network:
         self._count = 0
 
     def create(self, wanted: Wanted, client_id: str, sessions_url: str) -> Session:
-        """A session of this client, REQUESTED. Raises DeviceBusy and NetworkFull."""
+        """Create a session of this client, REQUESTED. Raises DeviceBusy and NetworkFull."""
         if any(identifier in self._busy for identifier in wanted.identifiers):
             raise DeviceBusy
         behaviour = self._behaviour
@@ -100,11 +100,11 @@ class Network:
         return session
 
     def find(self, session_id: str, client_id: str) -> Session:
-        """A session of this client that can be read. Raises KeyError."""
+        """A session of this client. Raises KeyError if it can't be read."""
         return self._of_client(session_id, client_id).session
 
     def active(self, client_id: str) -> list[Session]:
-        """The sessions of this client that have not ended, in the order in which they were asked for."""
+        """The sessions of this client that have not ended, in the order of their creation."""
         return [
             kept.session
             for kept in self._kept.values()
@@ -112,14 +112,14 @@ class Network:
         ]
 
     def delete(self, session_id: str, client_id: str) -> None:
-        """End a session because its client wants that. Raises KeyError where there is none, or it has ended."""
+        """End a session for its client. Raises KeyError if there is none, or it has ended."""
         kept = self._of_client(session_id, client_id)
         if not kept.session.is_active:
             raise KeyError(session_id)
         self._step(kept, Cause.DELETED)
 
     def terminate(self, session_id: str) -> bool:
-        """End a session because the network does. Whether it had not ended before. Raises KeyError."""
+        """End a session by the network. Returns whether it had not ended before. Raises KeyError."""
         kept = self._kept[session_id]
         if not kept.session.is_active:
             return False
@@ -128,14 +128,14 @@ class Network:
 
     @property
     def statuses(self) -> Mapping[str, int]:
-        """How many sessions are in each status, of those that can be read."""
+        """The number of readable sessions in each status."""
         counts = dict.fromkeys(map(str, Status), 0)
         for kept in self._kept.values():
             counts[kept.session.status] += 1
         return counts
 
     def _of_client(self, session_id: str, client_id: str) -> _Kept:
-        """QualityOnDemand r1.2, deleteSession: a session is its own client's alone."""
+        """A session, for its own client only (QualityOnDemand r1.2, deleteSession). Raises KeyError."""
         kept = self._kept[session_id]
         if kept.session.client_id != client_id:
             raise KeyError(session_id)

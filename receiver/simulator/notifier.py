@@ -1,11 +1,10 @@
-"""Posts what the network does to whoever asked to be told: a few at a time, each with a limit on its time.
+"""Posts the network's changes to the sessions' receivers: a few at a time, each within a time limit.
 
-**Order.** While the original post of a session is on its way the next one of that session waits, so that a sender
-without faults never overtakes itself. Copies, retries, and what was held back do not wait: that is what makes them
-faults.
+**Order.** While the original post of a session is on its way, the next one of that session waits, so that a sender
+without faults never overtakes itself. Copies, retries and held posts do not wait: that is what makes them faults.
 
-**Limits.** So many posts at a time, so many that wait; what comes beyond is written down as not sent. An answer 410
-ends a session's feed for good (QualityOnDemand r1.2, Generic410). Redirects are answers like any other.
+**Limits.** The posts in flight and the waiting posts are limited; posts beyond are recorded as not sent. A 410 ends a
+session's feed for good (QualityOnDemand r1.2, Generic410). Redirects are answers like any other.
 """
 
 import asyncio
@@ -30,18 +29,18 @@ from receiver.simulator.ledger import Entry, Ledger, Told
 from receiver.simulator.sessions import Session
 from receiver.simulator.timers import Timers
 
-#: Far less than any answer to a notification has; what is more is not read, and the connection not used again.
+#: Far more than the answer to a notification has. The rest is not read, and the connection is not reused.
 _ANSWER_BYTES_MAX = 65_536
 _PIECES = 8
 _SUCCESSES = range(200, 300)
-#: Retry-After's, far beyond the longest wait that is obeyed.
+#: Digits of a Retry-After, far beyond the longest wait that is obeyed.
 _DIGITS_MAX = 7
 
 _log = structlog.get_logger("receiver")
 
 
 class NotifierLimits(NamedTuple):
-    """What the posts of all sessions together may take."""
+    """The limits of all sessions' posts together."""
 
     in_flight_max: int = 32
     waiting_max: int = 100_000
@@ -50,10 +49,10 @@ class NotifierLimits(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Feed:
-    """Where and how the changes of one session are told, and what waits for its turn.
+    """Where and how one session's changes are told, and the posts that wait for their turn.
 
-    `source` is the URL of the session. `gone` is that the receiver wants no more of it. `held` has with each post that
-    waits for its successor what ends its timer.
+    `source` is the session's URL. `gone` says that the receiver wants no more posts. `held` maps each post that waits
+    for its successor to the function that cancels its timer.
     """
 
     url: str
@@ -68,7 +67,7 @@ class Feed:
 
 @dataclass(eq=False, slots=True)
 class _Change:
-    """A change that is told, and what all its copies share."""
+    """A change that is told, and what its copies share."""
 
     session: Session
     feed: Feed
@@ -79,7 +78,7 @@ class _Change:
 
 @dataclass(eq=False, slots=True)
 class _Delivery:
-    """One copy on its way."""
+    """A copy on its way."""
 
     change: _Change
     copy: Copy
@@ -92,12 +91,12 @@ class _Delivery:
 
     @property
     def keeps_order(self) -> bool:
-        """Whether it waits for the post of its session that is on its way, and lets none overtake it."""
+        """Whether it waits for its session's post in flight, and is not overtaken."""
         return self.copy.number == 0 and self.attempts == 0 and not self.change.telling.is_held
 
 
 class Notifier:
-    """All posts of a simulator."""
+    """Makes all posts of a simulator."""
 
     def __init__(
         self,
@@ -121,16 +120,16 @@ class Notifier:
 
     @property
     def waiting(self) -> int:
-        """How many posts are still to be made, as far as is known, those on their way not among them."""
+        """Posts still to be made, as far as is known, without those in flight."""
         return self._waiting
 
     @property
     def in_flight(self) -> int:
-        """How many posts are on their way."""
+        """Posts in flight."""
         return self._in_flight
 
     def tell(self, session: Session, feed: Feed, happened_micros: int) -> None:
-        """Tell the state that a session has just come to, as the plan says."""
+        """Tell a session's new state, as the plan says."""
         telling = faults.telling(feed.sender, session.step, session.status, session.status_info)
         change = _Change(session, feed, happened_micros, telling)
         if telling.unsent:
@@ -148,14 +147,14 @@ class Notifier:
                 self._due(delivery)
 
     async def close(self) -> None:
-        """End what is on its way, and make no more posts."""
+        """End the posts in flight, and make no more."""
         self._closed = True
         for task in self._posting:
             task.cancel()
         await asyncio.gather(*self._posting, return_exceptions=True)
 
     def _due(self, delivery: _Delivery) -> None:
-        """A copy's time has come: it waits for its successor, or for company, where that is its fault."""
+        """A copy is due: by its faults it waits for its successor or for a burst, else it is ready."""
         telling, feed = delivery.change.telling, delivery.feed
         if telling.is_held and delivery.copy.number == 0:
             seconds = feed.sender.plan.reorder_seconds_max / self._speed
@@ -168,7 +167,7 @@ class Notifier:
             self._make_ready(delivery)
 
     def _release(self, delivery: _Delivery) -> None:
-        """Post what was held for too long."""
+        """Post a held copy whose successor did not come in time."""
         del delivery.feed.held[delivery]
         self._make_ready(delivery)
 
@@ -182,7 +181,7 @@ class Notifier:
         self._pump()
 
     def _pump(self) -> None:
-        """Start as many posts as may be on their way."""
+        """Start posts, up to the limit of those in flight."""
         while self._ready and self._in_flight < self._limits.in_flight_max and not self._closed:
             delivery = self._ready.popleft()
             if delivery.keeps_order and delivery.feed.busy:
@@ -199,7 +198,7 @@ class Notifier:
             delivery.feed.busy = delivery.feed.busy or delivery.keeps_order
 
     async def _post(self, delivery: _Delivery) -> None:
-        """Post once; then let those post that waited for it, and try again if that is wanted."""
+        """Make one attempt; then release the posts that waited for it, and schedule a retry if there is one."""
         keeps_order, feed = delivery.keeps_order, delivery.feed
         retry_seconds = None
         try:
@@ -220,12 +219,12 @@ class Notifier:
             self._pump()
 
     async def _attempt(self, delivery: _Delivery) -> float | None:
-        """Post once, write down what came of it, and return when to try again; None for not at all."""
+        """Make one attempt and record it. Returns the wait before a retry in seconds, None for no retry."""
         change, feed = delivery.change, delivery.feed
         delivery.attempts += 1
         attempt = faults.attempt(feed.sender, change.session.step, delivery.copy.number, delivery.attempts)
         if attempt.has_new_id:
-            delivery.event_number = -delivery.attempts  # another than any copy's
+            delivery.event_number = -delivery.attempts  # unlike any copy's
         told, headers, body = _rendered(delivery, attempt)
         entry = self._ledger.posting(told, time.time_ns() // 1_000)
         if change.first_sequence is None:
@@ -258,7 +257,7 @@ class Notifier:
         return faults.retry_seconds(feed.sender, delivery.attempts, 0.0 if unheard else retry_after_seconds)
 
     async def _send(self, url: str, headers: dict[str, str], body: bytes, attempt: Attempt) -> tuple[int, float]:
-        """The status of the answer, and how long it asks to wait. Raises _HungUp where the plan wants no answer."""
+        """The answer's status, and its Retry-After in seconds. Raises _HungUp if the plan ends the connection early."""
         pieces = _pieces(body, attempt)
         headers = {**headers, "content-length": str(len(body))}
         request = self._client.build_request("POST", url, headers=headers, content=pieces)
@@ -273,11 +272,11 @@ class Notifier:
 
 
 class _HungUp(Exception):
-    """The sender drops the connection, as the plan says."""
+    """The sender ends the connection, as the plan says."""
 
 
 async def _pieces(body: bytes, attempt: Attempt) -> AsyncIterator[bytes]:
-    """The body as it is to come. Raises _HungUp where it stops coming."""
+    """The body in the pieces in which it is sent. Raises _HungUp where the plan ends the connection."""
     end = len(body) // 2 if attempt.breaks == "dropped" else len(body)
     size = max(1, -(-end // _PIECES)) if attempt.slow_seconds else max(1, end)
     for start in range(0, end, size):
@@ -289,7 +288,7 @@ async def _pieces(body: bytes, attempt: Attempt) -> AsyncIterator[bytes]:
 
 
 def _url(feed: Feed) -> str:
-    """Where a release posts to: 0.8 appends to the path."""
+    """The URL that a release posts to: 0.8 appends to the path."""
     if not feed.sender.release.path_suffix:
         return feed.url
     url = urlsplit(feed.url)
@@ -297,12 +296,12 @@ def _url(feed: Feed) -> str:
 
 
 def _event_id(change: _Change, number: int) -> str:
-    """An id that no other event has, in this run or another: a receiver remembers those of the run before."""
+    """An id that no other event has, in this run or another: a receiver remembers events of earlier runs."""
     return str(uuid5(UUID(change.session.session_id), f"{change.session.step}/{number}"))
 
 
 def _rendered(delivery: _Delivery, attempt: Attempt) -> tuple[Told, dict[str, str], bytes]:
-    """What the ledger keeps of an attempt, and its headers and body."""
+    """The ledger's content for an attempt, and the attempt's headers and body."""
     change, feed, copy, telling = delivery.change, delivery.feed, delivery.copy, delivery.change.telling
     session = change.session
     fact = dialects.Fact(
@@ -345,7 +344,7 @@ def _rendered(delivery: _Delivery, attempt: Attempt) -> tuple[Told, dict[str, st
 
 
 def _unsent(change: _Change, copy: int, why: str) -> Told:
-    """What the ledger keeps of a post that is not made."""
+    """The ledger's content for a post that is not made."""
     session = change.session
     return Told(
         session=session.number,
@@ -372,7 +371,7 @@ def _unsent(change: _Change, copy: int, why: str) -> Told:
 
 
 def _retry_after_seconds(value: str) -> float:
-    """The seconds of Retry-After; 0 where it is a date or none."""
+    """The seconds of Retry-After; 0 if it is missing, invalid or a date."""
     return float(value) if value.isascii() and value.isdecimal() and len(value) < _DIGITS_MAX else 0.0
 
 
@@ -385,7 +384,7 @@ _FAILURES = (
 
 
 def _failure(error: Exception) -> str:
-    """Why there is no answer, in words that don't quote the URL."""
+    """Why there is no answer, without quoting the URL."""
     return next((words for kind, words in _FAILURES if isinstance(error, kind)), "not posted")
 
 

@@ -1,6 +1,6 @@
-"""Access tokens for clients: RFC 6749's client credentials grant, and what a bearer of one may do. Pure.
+"""Access tokens for clients: RFC 6749's client credentials grant, and the rights of a bearer. Pure.
 
-A token is signed and has all it needs in it, so that there is no table of them to grow. Clients take it for opaque.
+A token is signed and complete in itself, so that no table of tokens grows. Clients treat it as opaque.
 """
 
 import base64
@@ -23,7 +23,7 @@ _NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}
 
 
 class Client(NamedTuple):
-    """Who may have tokens."""
+    """A client that may have tokens."""
 
     client_id: str
     secret: str
@@ -36,12 +36,12 @@ def client_of(text: str) -> Client:
     secret, _, scopes_text = rest.partition(":")
     scopes = tuple(scopes_text.split(",")) if scopes_text else SCOPES
     if not client_id or not secret or not set(scopes) <= set(SCOPES):
-        raise ValueError(f"ID:SECRET or ID:SECRET:SCOPE,… is wanted, the scopes of {', '.join(SCOPES)}")
+        raise ValueError(f"ID:SECRET or ID:SECRET:SCOPE,… is required, with scopes of {', '.join(SCOPES)}")
     return Client(client_id, secret, scopes)
 
 
 class OAuthError(Exception):
-    """An answer of RFC 6749, 5.2."""
+    """An error answer of RFC 6749, 5.2."""
 
     def __init__(self, error: str, description: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(description)
@@ -53,7 +53,7 @@ class OAuthError(Exception):
 
 
 class Unauthorized(Exception):
-    """The bearer is not let in (RFC 6750, 3). `challenge` is the value of WWW-Authenticate."""
+    """The bearer is refused (RFC 6750, 3). `challenge` is the value of WWW-Authenticate."""
 
     def __init__(self, status: HTTPStatus, message: str, challenge: str) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class Unauthorized(Exception):
 
 
 class Tokens:
-    """Grants tokens and tells whose they are. Times are seconds since 1970 began."""
+    """Grants and checks tokens. Times are seconds since 1970."""
 
     def __init__(self, clients: Mapping[str, Client], key: bytes, token_seconds: int) -> None:
         self._clients = clients
@@ -95,10 +95,10 @@ class Tokens:
         return body, _NO_STORE
 
     def bearer(self, authorization: str | None, scope: str, now: float) -> str:
-        """The client whose token this is, if it may do what needs the scope. Raises Unauthorized."""
+        """The client that presents a token with this scope. Raises Unauthorized."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
-            raise Unauthorized(HTTPStatus.UNAUTHORIZED, "an access token is wanted", "Bearer")
+            raise Unauthorized(HTTPStatus.UNAUTHORIZED, "an access token is required", "Bearer")
         try:
             claims = jwt.decode(
                 token.strip(),
@@ -109,16 +109,16 @@ class Tokens:
                 options={"verify_exp": False, "verify_iat": False, "require": ["sub", "scope", "exp"]},
             )
         except jwt.InvalidTokenError:
-            raise _invalid("the access token is none of ours") from None
+            raise _invalid("the access token is unknown") from None
         if claims["exp"] <= now:
             raise _invalid("the access token has expired")
         if scope not in claims["scope"].split():
             challenge = f'Bearer error="insufficient_scope", scope="{scope}"'
-            raise Unauthorized(HTTPStatus.FORBIDDEN, f"the access token is without {scope}", challenge)
+            raise Unauthorized(HTTPStatus.FORBIDDEN, f"the access token lacks {scope}", challenge)
         return str(claims["sub"])
 
     def _authenticated(self, authorization: str | None, fields: Mapping[str, str]) -> Client:
-        """The client, by HTTP Basic or by the form (RFC 6749, 2.3.1), not by both."""
+        """The client, by HTTP Basic or by the form (RFC 6749, 2.3.1), not both. Raises OAuthError."""
         if authorization is not None:
             if "client_secret" in fields:
                 raise OAuthError("invalid_request", "the client authenticates in two ways")
@@ -133,7 +133,7 @@ class Tokens:
 
 
 def openid_configuration(issuer: str) -> dict[str, Any]:
-    """What OpenID Connect Discovery and RFC 8414 want to be told of an issuer that has one grant and no users."""
+    """The metadata that OpenID Connect Discovery and RFC 8414 require of an issuer with one grant and no users."""
     return {
         "issuer": issuer,
         "token_endpoint": f"{issuer}/token",
@@ -152,19 +152,19 @@ def _invalid(message: str) -> Unauthorized:
 
 
 def _fields(form: bytes) -> dict[str, str]:
-    """The fields of a form, each there once at most. Raises OAuthError."""
+    """The fields of a form, each at most once. Raises OAuthError."""
     try:
         pairs = parse_qsl(form.decode("ascii"), keep_blank_values=True, strict_parsing=bool(form), errors="strict")
     except ValueError:
-        raise OAuthError("invalid_request", "the body is no form") from None
+        raise OAuthError("invalid_request", "the body is not a form") from None
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise OAuthError("invalid_request", "a field is there twice")
+        raise OAuthError("invalid_request", "a field appears twice")
     return fields
 
 
 def _basic(authorization: str) -> tuple[str, str]:
-    """Client and secret, which are form-encoded within HTTP Basic. Raises OAuthError."""
+    """Client id and secret, which are form-encoded within HTTP Basic. Raises OAuthError."""
     scheme, _, encoded = authorization.partition(" ")
     try:
         text = base64.b64decode(encoded.strip(), validate=True).decode()
@@ -172,5 +172,5 @@ def _basic(authorization: str) -> tuple[str, str]:
         text = ""
     client_id, colon, secret = text.partition(":")
     if scheme.lower() != "basic" or not colon:
-        raise OAuthError("invalid_client", "HTTP Basic is wanted", HTTPStatus.UNAUTHORIZED)
+        raise OAuthError("invalid_client", "HTTP Basic is required", HTTPStatus.UNAUTHORIZED)
     return unquote_plus(client_id), unquote_plus(secret)

@@ -1,4 +1,4 @@
-"""A simulator, put together and served on a socket, with the order in which it all ends."""
+"""A simulator, assembled and served on a socket, with an orderly end."""
 
 import asyncio
 import contextlib
@@ -21,21 +21,21 @@ from receiver.simulator.oauth import Client, Tokens
 from receiver.simulator.plan import Plan
 from receiver.simulator.timers import Timers
 
-#: What scripts may rely on.
+#: A client that scripts may rely on.
 DEMO = Client("demo", "demo")
 
 _CONNECTIONS_MAX = 2_000
 _HEAD_BYTES_MAX = 16_384
 _STOP_SECONDS = 3
-#: Less than any receiver's: a connection that it closes as we post is an answer that we never get.
+#: Shorter than any receiver's: if the receiver closed the connection during a post, the answer would be lost.
 _KEEP_ALIVE_SECONDS = 4.0
 
 
 class Options(NamedTuple):
-    """All that a simulator can be told. See `plan.py` for the plan and `__init__.py` for the speed.
+    """The options of a simulator. See `plan.py` for the plan and `__init__.py` for the speed.
 
-    `trust` is for receivers that are served over TLS; None is what the system trusts. The ledger keeps `ledger_max`
-    posts and as many sessions.
+    `trust` is for receivers served over TLS; None trusts the system's authorities. The ledger keeps `ledger_max` posts,
+    and as many sessions.
     """
 
     plan: Plan = Plan()
@@ -52,7 +52,7 @@ class Options(NamedTuple):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: who simulates decides when that ends."""
+    """uvicorn's server without its signal handlers: the caller decides when the simulator ends."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -62,7 +62,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def simulating(options: Options, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve on a socket that listens. At the end requests are finished, and posts on their way are broken off."""
+    """Serve on a listening socket. At the end requests are finished, and posts in flight are cut off."""
     timers, ledger = Timers(), Ledger(options.ledger_max)
     limits = httpx2.Limits(
         max_connections=options.notifier.in_flight_max,
@@ -103,7 +103,7 @@ async def _served(app: ApiApp, listener: socket.socket) -> AsyncIterator[None]:
         uvicorn.Config(
             app,
             interface="asgi3",
-            http="h11",  # the only one with a limit to a request's head
+            http="h11",  # the only one that limits a request's head
             ws="none",
             lifespan="off",
             log_config=None,

@@ -1,4 +1,4 @@
-"""The life of a session, as the network knows it. Pure: time comes in.
+"""The life of a session in the network. Pure: time comes in.
 
 QualityOnDemand v0.9.0 to r3.2, "State Machine of qosStatus": REQUESTED to AVAILABLE to UNAVAILABLE, or at once from
 REQUESTED to UNAVAILABLE; never back.
@@ -8,7 +8,7 @@ REQUESTED to UNAVAILABLE; never back.
     AVAILABLE                                  DURATION_EXPIRED  NETWORK_TERMINATED  DELETE_REQUESTED
     UNAVAILABLE
 
-Where the table is empty there is no such step: a timer that comes after a deletion has nothing to do.
+Where the table is empty the step does not exist: a timer that fires after a deletion has no effect.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from receiver.core import rfc3339
 from receiver.simulator.chance import Chance
 from receiver.simulator.plan import Plan
 
-#: QualityOnDemand r3.2 createSession: what the network ended is told of for so long to those who poll.
+#: QualityOnDemand r3.2, createSession: a session that the network ended can be read for this long.
 READABLE_SECONDS = 360.0
 
 #: When the network ends a session early, as a part of its duration.
@@ -36,7 +36,7 @@ class Status(StrEnum):
 
 
 class Cause(StrEnum):
-    """What makes a session take a step."""
+    """The cause of a session's step."""
 
     GRANTED = "granted"
     REFUSED = "refused"
@@ -56,7 +56,7 @@ _STEPS: Mapping[tuple[Status, Cause], tuple[Status, str | None]] = {
 
 
 class Session(NamedTuple):
-    """A session. `number` counts them from 1, `step` counts what happened to this one; times are microseconds."""
+    """A session. `number` counts sessions from 1, `step` counts this session's changes; times are microseconds."""
 
     number: int
     session_id: str
@@ -72,19 +72,19 @@ class Session(NamedTuple):
 
     @property
     def is_active(self) -> bool:
-        """Whether it holds its device."""
+        """Whether the session holds its device."""
         return self.status is not Status.UNAVAILABLE
 
 
 class Due(NamedTuple):
-    """What comes next by itself, so many seconds after the step before, as the speed has left them."""
+    """The next step of the network, and the seconds from the last step until it, already divided by the speed."""
 
     seconds: float
     cause: Cause
 
 
 def stepped(session: Session, cause: Cause, now_micros: int, speed: float) -> Session | None:
-    """The session after a step; None where there is no such step."""
+    """The session after a step; None if the step does not exist."""
     reached = _STEPS.get((session.status, cause))
     if reached is None:
         return None
@@ -93,12 +93,12 @@ def stepped(session: Session, cause: Cause, now_micros: int, speed: float) -> Se
     if status is Status.AVAILABLE:
         expires_micros = now_micros + round(session.duration_seconds * 1e6 / speed)
         return session._replace(started_micros=now_micros, expires_micros=expires_micros)
-    # QualityOnDemand r1.2, SessionInfo.expiresAt: of an ended session it is the time of its end.
+    # QualityOnDemand r1.2, SessionInfo.expiresAt: for an ended session it is the time of its end.
     return session._replace(expires_micros=now_micros)
 
 
 def due(session: Session, plan: Plan, chance: Chance, available_after_seconds: float, speed: float) -> Due | None:
-    """What the network does next with a session, and when; None if nothing."""
+    """The network's next step for a session; None if there is none."""
     if session.status is Status.REQUESTED:
         if chance.happens("stuck", plan.stuck):
             return None
@@ -113,7 +113,7 @@ def due(session: Session, plan: Plan, chance: Chance, available_after_seconds: f
 
 
 def info(session: Session) -> dict[str, Any]:
-    """SessionInfo as the API has it. Of a session that was not granted yet there is no start and no end."""
+    """SessionInfo as the API has it. Until a session is granted it has no start and no end."""
     fields: dict[str, Any] = {
         "sessionId": session.session_id,
         "device": session.device,

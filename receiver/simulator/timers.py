@@ -1,18 +1,18 @@
-"""Timers of the running loop, all of which can be cancelled together: those of one simulator end with it."""
+"""Timers of the running loop, which can all be cancelled together at the end of a simulator."""
 
 import asyncio
 from collections.abc import Callable
 
 
 class Timers:
-    """What is to be called later. The loop keeps them in one heap; a session has one of them at a time."""
+    """Calls to be made later. The loop keeps them in one heap; a session has at most one at a time."""
 
     def __init__(self) -> None:
         self._handles: set[asyncio.TimerHandle] = set()
         self._closed = False
 
     def after(self, seconds: float, call: Callable[[], object]) -> Callable[[], None]:
-        """Call in so many seconds. Returns what cancels that, and does nothing once it was called."""
+        """Call in `seconds`. Returns a function that cancels the call, without effect once it was made."""
         if self._closed:
             return nothing
 
@@ -29,7 +29,7 @@ class Timers:
         return cancel
 
     def close(self) -> None:
-        """Cancel all, and take no more."""
+        """Cancel all timers, and accept no more."""
         self._closed = True
         for handle in self._handles:
             handle.cancel()
@@ -37,4 +37,4 @@ class Timers:
 
 
 def nothing() -> None:
-    """What cancels no timer."""
+    """Cancel no timer."""

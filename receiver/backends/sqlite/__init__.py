@@ -1,1 +1,1 @@
-"""One directory with one SQLite file as the place where things are kept: the inbox, the topics, the sessions."""
+"""The store in one directory with one SQLite file: the inbox, the topics, the sessions."""

@@ -1,6 +1,6 @@
-"""What is wrong in a directory: each file in it, row by row, without a change to any of them.
+"""Checks the files of a directory, row by row, and changes none of them.
 
-The files may be served meanwhile, and need not be ours to write.
+The files may be served meanwhile, and may be read-only to us.
 """
 
 import os
@@ -32,12 +32,12 @@ from receiver.backends.sqlite.schema import (
 from receiver.core.session_record import NoSession, session_from
 from receiver.core.topics import TopicNames
 
-#: SQLite tells at most so much of one file.
+#: SQLite reports at most this many faults of one file.
 _COMPLAINTS_MAX = 20
 
 
 class Finding(NamedTuple):
-    """Something wrong: the file, as its path in the directory; the place in it, such as `qod.inbox-0-17`; and what."""
+    """A fault: the file, as its path in the directory; the place in it, such as `qod.inbox-0-17`; and the fault."""
 
     file: str
     place: str
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A file that was looked at, how many rows could be read, and whether it is one that was set aside."""
+    """A file that was checked, the number of readable rows, and whether the file is one that was set aside."""
 
     file: str
     rows_count: int
@@ -53,7 +53,9 @@ class Checked(NamedTuple):
 
 
 def check(directory: Path, prefix: str) -> Iterator[Finding | Checked]:
-    """What is wrong with each file of a directory, its spools among them, and behind that the file itself.
+    """The faults of each file of a directory, spools included, each file's followed by a summary of the file.
+
+    Raises OSError if the directory can't be read.
 
     Raises OSError where the directory can't be read.
     """
@@ -72,7 +74,7 @@ def check(directory: Path, prefix: str) -> Iterator[Finding | Checked]:
 def _check(path: Path, name: str, sessions_topic: str) -> Iterator[Finding | Checked]:
     count = 0
     try:
-        # Before the file is read: what is kept meanwhile is behind the mark.
+        # Read before the file: whatever is kept meanwhile is behind the mark.
         mark = read_mark(f"{path}{MARK_NAME}")
         with _opened(path) as connection:
             for complaint, *_ in connection.execute(f"PRAGMA integrity_check({_COMPLAINTS_MAX})"):
@@ -90,7 +92,7 @@ def _check(path: Path, name: str, sessions_topic: str) -> Iterator[Finding | Che
 
 @contextmanager
 def _opened(path: Path) -> Iterator[apsw.Connection]:
-    """The file, opened to read. Where SQLite can't write what it wants to have beside it, a copy of the file."""
+    """The file, opened read-only; or a copy of it, if SQLite can't write the index that it needs beside the file."""
     log = Path(f"{path}-wal")
     if os.access(path.parent, os.W_OK) or Path(f"{path}-shm").exists():
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -113,7 +115,7 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
 
 
 def _check_rows(connection: apsw.Connection, sessions_topic: str, mark: int) -> Iterator[tuple[str, str] | None]:
-    """A place and what is wrong there, or None for a row that is well."""
+    """A place and its fault, or None for a sound row."""
     version = connection.pragma("user_version")
     if version > SCHEMA_VERSION:
         yield "", f"of schema version {version}, this release knows {SCHEMA_VERSION}"

@@ -1,20 +1,20 @@
 """The writing side of the file of an embedded node: inbox, topics and sessions in one SQLite database. No threads.
 
-One connection writes and checkpoints, and an exclusive lock beside the file keeps a second serving process out.
-Readers (`tail`, `sessions`) open connections of their own, read only, at any time.
+One connection writes and checkpoints, and an exclusive lock beside the file keeps out a second serving process. Readers
+(`tail`, `sessions`) open read-only connections of their own at any time.
 
-Durability: WAL with synchronous=FULL, so that COMMIT returns after the log was synced. Checked at every opening,
-because builds of SQLite differ in their default.
+Durability: WAL with synchronous=FULL, so that COMMIT returns after the log was synced. This is checked at every
+opening, because builds of SQLite differ in their default.
 
 Failure: after any error in a transaction its connection is not used again. SQLite on Linux can't know what a failed
-sync left on the disk: pages of the log may count as clean that never got there. A log written on behind them would end,
-after a power cut, where they are missing; and a checkpoint that a power cut interrupts would leave a database that only
-they could mend. So the file is opened anew, and before SQLite looks at it the log is written over itself and synced.
-Then a checkpoint copies it into the database, syncs that, and the log begins again from nothing.
+sync left on the disk: pages of the log may count as clean that never got there. A log continued behind them would end,
+after a power cut, where they are missing; and a power cut during a checkpoint would leave a database that only the
+missing pages could repair. So the file is reopened, and before SQLite reads it the log is written over itself and
+synced. Then a checkpoint copies the log into the database and syncs that, and the log starts empty.
 
-A full disk: what opens the file, commits or removes may use the reserve, appends may not. The log is at most half the
-reserve, and an opening gives back what it took: the log is empty then. Retention gives free pages back to the disk
-while the reserve is not whole.
+A full disk: opening the file, commits and removals may use the reserve, appends may not. The log is at most half the
+reserve, and after an opening that half is free again, since the log is empty then. Retention gives free pages back to
+the disk while the reserve is not whole.
 """
 
 import os
@@ -61,30 +61,30 @@ from receiver.reader import PassedOver, nobody
 #: commits that touched it.
 _CHECKPOINT_BYTES_MAX = 16 * 1024 * 1024
 _PAGE_BYTES = 4_096
-#: What one append writes at most, and what part of the reserve: a row of a megabyte takes a few milliseconds.
+#: The most that one append writes, also as a part of the reserve: a row of a megabyte takes a few milliseconds.
 _APPEND_BYTES_MAX = 1024 * 1024
 _APPEND_PART = 8
-#: Free pages are given back to the disk a part of the reserve at a time, as others move in their place through the log,
-#: and so often after each retention.
+#: Free pages are given back to the disk in steps of this part of the reserve, as pages are moved through the log, and
+#: at most this many times after each retention.
 _GIVEN_BACK_PART = 16
 _GIVEN_BACK_TIMES_MAX = 16
-#: What is removed of a kind at once: SQLite looks at each page that a row takes.
+#: Bytes of each kind removed at once: SQLite reads every page that a row takes.
 _REMOVED_BYTES_MAX = 16 * 1024 * 1024
-#: SQLite's file system cuts what is longer than 128 KiB, for it never asks for so much.
+#: SQLite's file system cuts pieces longer than 128 KiB, since SQLite itself never writes so much.
 _PIECE_BYTES = 65_536
 
 
-#: The file is looked for at its place at most so often; each look costs some microseconds.
+#: Least time between two checks that the file is in its place; each costs some microseconds.
 _LOOK_SECONDS = 0.1
-#: A file that is damaged again so soon is left to people.
+#: A file that is damaged again this soon is left to the operator.
 _SALVAGE_SECONDS_MIN = 60.0
 
 
 class Effects(NamedTuple):
-    """What a batch caused, as it is written: made ready beforehand, because the thread that writes should not have to
-    ask for the interpreter more often than it must. Each time it does, a busy loop lets it wait for milliseconds.
+    """The effects of a batch in the form in which they are written. They are prepared beforehand, so that the writing
+    thread asks for the interpreter as rarely as possible: each time a busy loop may keep it waiting for milliseconds.
 
-    `packs` are by topic; `replaced` are the positions of the records that `states` take the place of.
+    `packs` are by topic; `replaced` are the positions of the records that `states` replace.
     """
 
     packs: Sequence[tuple[str, Pack]]
@@ -98,10 +98,10 @@ T = TypeVar("T")
 class SqliteFile:
     """The writing side. Use it from one thread at a time. Every method raises Unavailable when the file fails.
 
-    `end` is the position of the next notification. `append_bytes_max` is what the bodies of one append should have at
-    most, beside the last. The log has about `log_bytes_max` bytes at most, and no more than half the reserve.
-    `is_suspect` may be set by whoever found that SQLite can't read the file: then it is made anew from what can be
-    read. `passed_over` is told of what is lost.
+    `end` is the position of the next notification. `append_bytes_max` is the most bytes that the bodies of one append
+    should have, apart from the last body. The log has about `log_bytes_max` bytes at most, and no more than half the
+    reserve. A reader that finds the file unreadable to SQLite may set `is_suspect`; the file is then rebuilt from what
+    can be read. `passed_over` is called for each loss.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class SqliteFile:
         vfs: str = "",
         log_bytes_max: int = _CHECKPOINT_BYTES_MAX,
     ) -> None:
-        self._reserve = None if vfs else Reserve(directory)  # which is a file of the machine's
+        self._reserve = None if vfs else Reserve(directory)  # only for the machine's own file system
         self.append_bytes_max = _APPEND_BYTES_MAX
         self._checkpoint_bytes = log_bytes_max
         if self._reserve is not None:
@@ -121,7 +121,7 @@ class SqliteFile:
             self._checkpoint_bytes = min(log_bytes_max, self._reserve.size_bytes // 2)
         self._directory = directory
         self._path = os.fspath(directory / FILE_NAME)
-        self._vfs = vfs  # SQLite's name for a file system; the empty one is the machine's
+        self._vfs = vfs  # SQLite's name of a file system; "" is the machine's own
         self._sessions_topic = sessions_topic
         self._passed_over = passed_over
         self._connection: apsw.Connection | None = None
@@ -136,13 +136,13 @@ class SqliteFile:
         self._topics_begin = 0
 
     def open(self) -> None:
-        """Open the file, or create it, and make what it holds durable. Done by every method where it is needed."""
+        """Open or create the file, and make its content durable. Every other method does this if needed."""
         self._with_reserve(self._try_to_open)
         if self._reserve is not None:
             self._reserve.make()
 
     def close(self) -> None:
-        """Close the connection; what was committed stays."""
+        """Close the connection; committed data stays."""
         if self._connection is not None:
             # Nothing failed on it, so the log may be copied into the database and removed.
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
@@ -152,7 +152,7 @@ class SqliteFile:
             self._mark = None
 
     def expect(self, topics: Sequence[str]) -> None:
-        """Have these topics be there, before the first record on them."""
+        """Make these topics exist before their first records."""
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             for topic in topics:
@@ -160,9 +160,9 @@ class SqliteFile:
             connection.execute("COMMIT")
 
     def look(self) -> None:
-        """Raise Unavailable where the file is not at its place any more: nobody would find what is kept in it.
+        """Raise Unavailable if the file is not at its place any more, since readers would not find what is kept in it.
 
-        A log that is missing alone is made anew: what is in it is copied into the file before.
+        If only the log is missing, its content is copied into the file, and a new log is made.
         """
         with failing("the file can't be looked for"):
             if self.is_suspect:
@@ -186,10 +186,10 @@ class SqliteFile:
             self._insert(pack, now_micros)
         except Unavailable as error:
             if self._reserve is not None:
-                self._reserve.is_safe = False  # look again before the next
+                self._reserve.is_safe = False  # check again before the next append
             if not self.is_suspect:
                 raise self._told(error) from error.__cause__
-            self._insert(pack, now_micros)  # into a file that is made anew
+            self._insert(pack, now_micros)  # into the rebuilt file
         self.end += pack.size
         if self._mark is not None:
             self._mark.write(self.end)
@@ -198,17 +198,17 @@ class SqliteFile:
     def commit(self, position: int, next_position: int, effects: Effects, clock_micros: int) -> int:
         """Write everything that the notifications from `position` to `next_position` caused, or nothing.
 
-        Returns the position of the first of the states. Raises LaneLost where the lane does not stand at `position`:
-        somebody else committed.
+        Returns the position of the first of the states. Raises LaneLost if the lane is not at `position`, because of
+        another commit.
         """
         return self._with_reserve(lambda: self._commit(position, next_position, effects, clock_micros))
 
     def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
         """Remove committed notifications, messages and tombstones written before the times given.
 
-        From the oldest on, at most `rows_max` rows of each kind and so many bytes, so that nobody waits long; returns
-        how many were removed, and `rows_max` at least where there may be more. What was written by a clock that ran
-        ahead holds up all behind it until its time comes, so that no topic ever has a gap.
+        The oldest go first, at most `rows_max` rows and some bytes of each kind, to keep it short. Returns how many
+        were removed; it is at least `rows_max` if there may be more. A row written by a clock that ran ahead holds up
+        all rows behind it until its time comes, so that no topic ever has a gap.
         """
         removed = self._with_reserve(lambda: self._retain(inbox_micros, topics_micros, rows_max))
         if self._reserve is not None:
@@ -219,24 +219,24 @@ class SqliteFile:
 
     @property
     def full(self) -> str:
-        """Why nothing is appended: the disk has no room for that and the reserve. Empty where it has."""
+        """Why nothing is appended: the disk lacks room for it beside the reserve. Empty if there is room."""
         if self._reserve is None or self._reserve.is_safe or self._reserve.make():
             return ""
         return _full(self._reserve)
 
     def shrink(self) -> None:
-        """Give all that is free in the file back to the disk: for a file that has next to nothing in it."""
+        """Give all free pages of the file back to the disk, for a file with next to nothing in it."""
         self._with_reserve(self._shrink)
 
     def taken_bytes(self) -> int:
-        """What the file takes on the disk, without the pages that are free in it; its log and index included."""
+        """The bytes that the file takes on the disk, without its free pages, but with its log and index."""
         with self._connected() as connection:
             pages_count = connection.pragma("page_count") - connection.pragma("freelist_count")
         beside = [self._directory / f"{FILE_NAME}{suffix}" for suffix in ("-wal", "-shm")]
         return int(pages_count) * _PAGE_BYTES + sum(path.stat().st_size for path in beside if path.exists())
 
     def file_bytes(self) -> int:
-        """How long the file itself is."""
+        """The length of the file itself, in bytes."""
         with failing("the file can't be found"):
             return (self._directory / FILE_NAME).stat().st_size
 
@@ -308,12 +308,12 @@ class SqliteFile:
         return max(removed, there_is_more)
 
     def _give_back(self) -> bool:
-        """Give some free pages back to the disk; whether there were any."""
+        """Give some free pages back to the disk. Returns whether there were any."""
         size_bytes = 0 if self._reserve is None else self._reserve.size_bytes
         with self._connected() as connection:
             pages_count: int = connection.pragma("page_count")
             for _ in connection.execute(f"PRAGMA incremental_vacuum({size_bytes // _GIVEN_BACK_PART // _PAGE_BYTES})"):
-                pass  # each step gives a page
+                pass  # each step frees one page
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return bool(pages_count > connection.pragma("page_count"))
 
@@ -323,7 +323,7 @@ class SqliteFile:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _with_reserve(self, call: Callable[[], T]) -> T:
-        """Do something, with the room of the reserve where the disk has no other."""
+        """The outcome of a call, retried with the reserve freed if the disk is full."""
         try:
             return call()
         except Unavailable as error:
@@ -337,7 +337,7 @@ class SqliteFile:
             raise self._told(error) from error.__cause__
 
     def _told(self, error: Unavailable) -> Unavailable:
-        """The error, which says what is to be done where that is to make room."""
+        """The error; if the disk is full, one that says so."""
         if self._reserve is None or not isinstance(error.__cause__, _NO_ROOM):
             return error
         is_full = isinstance(error.__cause__, apsw.FullError) or not self._reserve.make()
@@ -403,7 +403,7 @@ class SqliteFile:
             raise Unavailable(f"the file was {what} while it was served: put it back, or start anew", reason="store")
 
     def _salvage(self) -> None:
-        """Make the file anew from what can be read of it, and set the old one aside."""
+        """Rebuild the file from what can be read of it, and set the old one aside."""
         if self._vfs or time.monotonic() < self._salvage_at:
             raise apsw.CorruptError("damaged")
         self._salvage_at = time.monotonic() + _SALVAGE_SECONDS_MIN
@@ -415,23 +415,25 @@ class SqliteFile:
         self.is_suspect = False
 
     def _refuse_other_prefix(self, connection: apsw.Connection) -> None:
-        """The sessions kept are those of one sessions topic, which goes on where it was."""
+        """Raise Unavailable if the sessions kept belong to another sessions topic."""
         (sessions_count,) = only_row(connection, "SELECT EXISTS (SELECT 1 FROM sessions)")
         if sessions_count and self._sessions_topic not in self._topics:
             names = ", ".join(sorted(self._topics))
-            message = f"there is no topic {self._sessions_topic} in this directory, but {names}: is the prefix another?"
+            message = (
+                f"there is no topic {self._sessions_topic} in this directory, but {names}: is the prefix different?"
+            )
             raise Unavailable(message, reason="store")
 
     def _rewrite_log(self) -> None:
-        """Bring the log to the disk, whatever became of earlier syncs: a page written again is not clean.
+        """Bring the log to the disk, whatever earlier syncs did: rewritten pages are not clean, so they get synced.
 
-        SQLite reads it with the first statement, so this comes before that.
+        SQLite reads the log with its first statement, so this must come before.
         """
         try:
             flags = [apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE, 0]
             log = apsw.VFSFile(self._vfs, f"{self._path}-wal", flags)
         except apsw.CantOpenError:
-            return  # there is none
+            return  # there is no log
         try:
             size = log.xFileSize()
             for offset in range(0, size, _PIECE_BYTES):
@@ -466,7 +468,7 @@ class SqliteFile:
 
     @contextmanager
     def _connected(self) -> Iterator[apsw.Connection]:
-        """The connection, which is not used again if anything fails."""
+        """The connection, which is given up if the block fails."""
         with failing("the file can't be written"):
             try:
                 if self.is_suspect:
@@ -478,7 +480,7 @@ class SqliteFile:
                 raise
 
     def _advance(self, connection: apsw.Connection, topic: str, count: int) -> tuple[int, int]:
-        """The number of a topic, and the position of the first of `count` messages that go there now."""
+        """The number of a topic, and the position of the first of `count` new messages on it."""
         number = self._topics.get(topic)
         if number is None:
             connection.execute("INSERT INTO topics (name, position) VALUES (?, ?)", (topic, self._topics_begin))
@@ -489,9 +491,9 @@ class SqliteFile:
         return number, end - count
 
 
-#: What SQLite, and Python, may call it that there is no room.
+#: Errors that may mean a full disk.
 _NO_ROOM = (apsw.FullError, apsw.IOError, apsw.CantOpenError, OSError)
 
 
 def _full(reserve: Reserve) -> str:
-    return f"the disk of the data directory is full: {reserve.wanted_bytes // 1024} KiB of room are wanted"
+    return f"the disk of the data directory is full: {reserve.wanted_bytes // 1024} KiB of room are needed"

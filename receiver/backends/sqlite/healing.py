@@ -1,4 +1,4 @@
-"""What a file is mended by when it is opened: what it lacks and once had, and what would stop all that follows."""
+"""Repairs a file when it is opened: fills in what it lost, and corrects what would stop everything that follows."""
 
 import time
 from typing import NamedTuple
@@ -10,19 +10,19 @@ from receiver.backends.sqlite.salvage import fill, leap, tell_lost
 from receiver.backends.sqlite.schema import PARTITION, inbox_name, only_row, row_end, topic_numbers
 from receiver.reader import PassedOver
 
-#: No clock that is right runs so far ahead of ours: twenty years.
+#: No sound clock is this far ahead of ours: twenty years.
 _CLOCK_AHEAD_MICROS_MAX = 20 * 366 * 86_400 * 1_000_000
 
 
 class End(NamedTuple):
-    """Where the inbox ends, and how many notifications may have been routed in what the file has lost of its end."""
+    """The end of the inbox, and how many notifications may have been routed in the lost end of the file."""
 
     position: int
     lost_count: int
 
 
 def heal(connection: apsw.Connection, sessions_topic: str, mark: int, tell: PassedOver) -> End:
-    """Mend what would stop all that follows. `mark` is where the inbox ended at least."""
+    """Correct what would stop everything that follows. The inbox once reached `mark` at least."""
     with connection:
         end = _inbox_end(connection, inbox_name(sessions_topic), mark, tell)
         _extend(connection, sessions_topic)
@@ -32,7 +32,7 @@ def heal(connection: apsw.Connection, sessions_topic: str, mark: int, tell: Pass
 
 
 def _inbox_end(connection: apsw.Connection, inbox: str, mark: int, tell: PassedOver) -> End:
-    """Where the inbox ends, at `mark` at least. What is missing before that, and was kept, gets a row that tells so."""
+    """The end of the inbox, at least `mark`. Kept notifications that are missing get a row that marks them as lost."""
     position, clock_micros, inbox_position = only_row(
         connection, "SELECT position, clock_micros, inbox_position FROM lane"
     )
@@ -51,7 +51,7 @@ def _inbox_end(connection: apsw.Connection, inbox: str, mark: int, tell: PassedO
 
 
 def _extend(connection: apsw.Connection, sessions_topic: str) -> None:
-    """Have no topic end before its records do: new ones would be refused for ever."""
+    """Make no topic end before its records, as new ones would be refused for ever."""
     for name, number in topic_numbers(connection).items():
         sql = "SELECT position + max(1, count) FROM messages WHERE topic = ? ORDER BY position DESC LIMIT 1"
         if name == sessions_topic:

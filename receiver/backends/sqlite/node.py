@@ -1,8 +1,7 @@
-"""The embedded backend: one directory, one process that serves, nothing else installed.
+"""The embedded backend: one directory, one serving process, nothing else to install.
 
-`file.py` and `view.py` are the file; here is what makes them asynchronous. One thread writes, in the
-order in which it is asked, so appends and commits take turns. Appends that arrive while it writes wait together and
-share the next sync.
+`file.py` and `view.py` access the file; this module makes them asynchronous. One thread writes, in the order of the
+requests, so appends and commits take turns. Appends that arrive while it writes wait together and share the next sync.
 """
 
 import asyncio
@@ -32,36 +31,35 @@ from receiver.reader import PAGE_BYTES_MAX, Cursor, PassedOver, Reader, nobody
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-#: One append writes at most this many notifications: a row of some 300 KB, and a few milliseconds for whoever waits
-#: behind it.
+#: One append writes at most this many notifications: a row of some 300 KB, and a few milliseconds for those behind it.
 GROUP_MAX = 512
 
 
-#: So many turns of the loop without another append end the wait for company; each takes some microseconds. A sender's
-#: connections all wait for the same sync, and when it is done, they all come back within a few turns.
+#: The wait for more appends ends after this many turns of the loop without a new one; a turn takes some microseconds. A
+#: sender's connections all wait for the same sync, and when it is done they all post again within a few turns.
 _QUIET_TURNS = 4
 _GATHER_SECONDS_MAX = 0.002
 
 
-#: What a router that keeps up may find in memory: half a second of full load, and at most so many bytes of bodies.
+#: Notifications kept in memory for a router that keeps up: half a second of full load, with at most this many bytes.
 _TAIL_MAX = 10_000
 _TAIL_BYTES_MAX = 16 * 1024 * 1024
 
 #: Sessions whose state is kept in memory, about a kilobyte each: most events of a session come soon after another.
-#: Their records, of which a state takes some three times the room, have at most so many bytes.
+#: Their records have at most this many bytes; a state takes some three times its record.
 _RECENT_MAX = 20_000
 _RECENT_BYTES_MAX = 16 * 1024 * 1024
 
-#: What is read at once, but for the rest of a row, and what of messages one commit has: twice as much of each is in
-#: memory, for one batch is decided on while the one before it is committed.
+#: Bytes read at once, apart from the rest of a row, and bytes of messages in one commit. Twice as much of each is in
+#: memory, as one batch is decided on while the one before it is committed.
 _READ_BYTES_MAX = 4 * 1024 * 1024
 _COMMIT_BYTES_MAX = 8 * 1024 * 1024
 
 
 class Tail:
-    """The notifications appended last, so that a router which keeps up need not read them from the file.
+    """The notifications appended last, so that a router that keeps up need not read them from the file.
 
-    What is taken, or is too much, is gone from here: it is in the file.
+    Those that were taken, or exceed the limits, are dropped here; they are in the file.
     """
 
     def __init__(self) -> None:
@@ -69,14 +67,14 @@ class Tail:
         self._count = self._bytes = 0
 
     def add(self, position: int, notifications: Sequence[Notification]) -> None:
-        """Keep what stands in the file from `position` on."""
+        """Keep the notifications that are in the file from `position` on."""
         self._rows.append((position, notifications))
         self._weigh(notifications, 1)
         while self._count > _TAIL_MAX or self._bytes > _TAIL_BYTES_MAX:
             self._drop()
 
     def take(self, position: int, count_max: int) -> list[Notification]:
-        """The notifications from `position` on, whole rows of them; none where they are not here."""
+        """The notifications from `position` on, in whole rows; none if they are not here."""
         while self._rows and self._rows[0][0] < position:
             self._drop()
         taken: list[Notification] = []
@@ -141,7 +139,7 @@ class SqliteInbox:
             self._gather(loop, 0, 0)
 
     def _gather(self, loop: asyncio.AbstractEventLoop, seen: int, quiet_turns: int) -> None:
-        """Write once no more company comes: each write costs a sync and two changes of thread, whatever its size."""
+        """Write once no more appends arrive: each write costs a sync and two changes of thread, whatever its size."""
         count = len(self._waiting)
         quiet_turns = 0 if count > seen else quiet_turns + 1
         if quiet_turns == _QUIET_TURNS or count >= GROUP_MAX or loop.time() - self._began > _GATHER_SECONDS_MAX:
@@ -198,8 +196,8 @@ class SqliteInbox:
 class SqliteLane:
     """The only lane of an embedded node. `receiver.inbox.Lane` is the contract.
 
-    It keeps where each session's record stands, some 200 bytes a session, and the states that were wanted last. The
-    others are read as they are wanted.
+    It keeps the position of each session's record, some 200 bytes a session, and the states used last. Other states are
+    read when needed.
     """
 
     partition = PARTITION
@@ -246,7 +244,7 @@ class SqliteLane:
             await self._inbox.appended.wait()
         sessions = await self._states({each.key for each in notifications})
         self._read_up_to = next_position
-        # From behind: what is missing in the file, it lies before them.
+        # Counted from the end: a gap in the file comes before these notifications.
         positions = range(next_position - len(notifications), next_position) if len(notifications) > 1 else [position]
         return Batch(position, next_position, positions, notifications, sessions, clock_micros)
 
@@ -270,7 +268,7 @@ class SqliteLane:
                 self._writer, self._file.commit, batch.position, batch.next_position, effects, clock_micros
             )
         except LaneLost as error:
-            # The lock keeps everybody else out, so it was this process: a commit that failed was kept all the same.
+            # The lock keeps all others out, so it was this process: a commit that failed was kept all the same.
             await self._look(self._find_out)
             raise Unavailable("an earlier commit turned out to be kept", reason="store") from error
         for position, (key, state) in enumerate(zip(keys, effects.states, strict=True), first):
@@ -305,7 +303,7 @@ class SqliteLane:
             by_topic[message.topic].append(message)
         newest: dict[str, Message] = {}
         for message in by_topic.pop(self._sessions_topic, ()):
-            newest.pop(message.key, None)  # to stand where the last record of its key stands, not the first
+            newest.pop(message.key, None)  # to be at the place of the last record of its key, not the first
             newest[message.key] = message
         return (
             Effects(
@@ -331,7 +329,7 @@ def _state(message: Message) -> State:
 
 
 class SqliteReader(Reader):
-    """Looks on from any process. `receiver.reader.Reader` is the contract."""
+    """Reads from any process. `receiver.reader.Reader` is the contract."""
 
     def __init__(
         self,
@@ -433,15 +431,15 @@ class ServedDirectory:
             return opened()
 
     def expect(self, topics: Sequence[str]) -> None:
-        """Have these topics be there for readers, before the first record on them. Before anything else is asked."""
+        """Make these topics exist for readers before their first records. Call it before anything else."""
         self._file.expect(topics)
 
     def suspect(self) -> None:
-        """Have the file made anew from what can be read of it, with the next thing that is written."""
+        """Have the file rebuilt from what can be read of it, at the next write."""
         self._file.is_suspect = True
 
     async def look(self) -> None:
-        """Find out whether the file is where it should be. Raises Unavailable."""
+        """Check that the file is in its place. Raises Unavailable."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, self._file.look)
         except Unavailable as error:
@@ -451,8 +449,8 @@ class ServedDirectory:
     async def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
         """Remove what is older than the times given; see SqliteFile.retain.
 
-        It writes even where there is nothing to remove, so it also finds out, without any traffic, whether the file
-        can be written.
+        It writes even if there is nothing to remove, so it also finds out, without any traffic, whether the file can be
+        written.
         """
         try:
             removed = await asyncio.get_running_loop().run_in_executor(
@@ -465,5 +463,5 @@ class ServedDirectory:
         return removed
 
     def close(self) -> None:
-        """Finish what is being written, close the file, and let another process serve the directory."""
+        """Finish writing, close the file, and let another process serve the directory."""
         self._opened.close()

@@ -1,7 +1,7 @@
-"""What is left of a damaged file: every row that can be read, and what can't, with its place.
+"""Salvage of a damaged file: every readable row, and the places of the unreadable ones.
 
-SQLite stops at the first page that it can't make sense of, and refuses to write near it. So what can be read is copied
-into a new file, which takes the old one's place; the old one is set aside.
+SQLite stops at the first page that it can't interpret, and refuses to write near it. So readable rows are copied into a
+new file, which takes the old one's place; the old one is set aside.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,13 +28,13 @@ from receiver.backends.sqlite.schema import (
 )
 from receiver.reader import PassedOver
 
-#: At most this many damaged files are set aside; the latest takes the last one's place.
+#: At most this many damaged files are set aside; beyond that the latest replaces the last one.
 _SET_ASIDE_MAX = 3
-#: Behind a row that can't be read this many positions are tried one by one, then in longer and longer steps.
+#: Behind an unreadable row this many positions are tried one by one, then in longer and longer steps.
 _STEPS_OF_ONE = 4_096
 _POSITION_MAX = (1 << 63) - 1
 
-#: The columns of each table, with the one that orders it first; texts as they are, valid or not.
+#: The columns of each table, beginning with the one that orders it; texts as bytes, since they may be invalid.
 _TABLES = {
     "inbox": "position, count, written_micros, crc, pack",
     "messages": "rowid, topic, position, count, written_micros, crc, pack",
@@ -43,14 +43,14 @@ _TABLES = {
 
 
 class Hole(NamedTuple):
-    """Rows that can't be read: they stood at `first` or behind it, and before `behind`."""
+    """Unreadable rows at `first` or behind it, and before `behind`."""
 
     first: int
     behind: int
 
 
 def rows(connection: apsw.Connection, table: str) -> Iterator[tuple[Any, ...] | Hole]:
-    """All rows of a table, in order, and what is between them that can't be read."""
+    """All rows of a table, in order, with a Hole for unreadable ones."""
     has_crc = connection.pragma("user_version") == SCHEMA_VERSION
     columns = _TABLES[table].format(crc="crc" if has_crc else "NULL")
     by = columns.partition(",")[0]
@@ -72,7 +72,7 @@ def rows(connection: apsw.Connection, table: str) -> Iterator[tuple[Any, ...] | 
 
 
 def _behind(connection: apsw.Connection, table: str, by: str, at: int) -> int | None:
-    """From where on rows can be read again, None for nowhere."""
+    """The position from which rows can be read again, None if there is none."""
 
     def found(position: int) -> int | None:
         try:
@@ -85,7 +85,7 @@ def _behind(connection: apsw.Connection, table: str, by: str, at: int) -> int | 
         return _POSITION_MAX if row is None else int(row[0])
 
     first = found(at)
-    if first is not None:  # a row whose content alone can't be read
+    if first is not None:  # only the content of a row is unreadable
         return None if first == _POSITION_MAX else first + 1
     low, step = at, 1
     while found(high := min(low + step, _POSITION_MAX)) is None:
@@ -116,9 +116,9 @@ def standing(connection: apsw.Connection) -> Standing | None:
 
 
 def salvage(path: str, sessions_topic: str, end: int, tell: PassedOver) -> None:
-    """Make a file anew from what can be read of it, set the old one aside, and tell of each loss.
+    """Rebuild a file from what can be read of it, set the old one aside, and report each loss.
 
-    `end` is where the inbox ends at least. Raises apsw.Error where next to nothing can be read; the file is as it was.
+    `end` is a lower bound of the inbox's end. Raises apsw.Error if next to nothing can be read; the file is unchanged.
     """
     made = f"{path}-salvage"
     for leftover in (made, f"{made}-journal"):
@@ -137,16 +137,16 @@ def salvage(path: str, sessions_topic: str, end: int, tell: PassedOver) -> None:
             close(new)
     finally:
         close(old)
-    tell(_set_aside(path, made), "the file was damaged: it is set aside, and what can be read goes on")
+    tell(_set_aside(path, made), "the file was damaged: it is set aside, and readable rows are in a new one")
 
 
 def _set_aside(path: str, made: str) -> str:
-    """Put the new file into the old one's place; at every moment one of them is there. The old one's name."""
+    """Put the new file into the old one's place, which is never empty meanwhile. Returns the old one's new name."""
     names = [f"{path}-damaged-{number}" for number in range(1, _SET_ASIDE_MAX + 1)]
     aside = next((name for name in names if not Path(name).exists()), names[-1])
     Path(aside).unlink(missing_ok=True)
     Path(aside).hardlink_to(path)
-    for companion in ("-wal", "-shm"):  # of the old file, which looks into its own no more
+    for companion in ("-wal", "-shm"):  # the old file does not need them any more
         Path(path + companion).unlink(missing_ok=True)
     Path(made).replace(path)
     sync_directory(Path(path).parent)
@@ -154,10 +154,10 @@ def _set_aside(path: str, made: str) -> str:
 
 
 def _copy(old: apsw.Connection, new: apsw.Connection, sessions_topic: str, end: int, tell: PassedOver) -> None:
-    """Make `new`, which is empty, what can be read of `old`.
+    """Fill the empty `new` with what can be read of `old`.
 
-    `end` is where the inbox ends at least. Each loss is told, with its place. Raises apsw.CorruptError where not even
-    the names of the topics can be read.
+    `end` is a lower bound of the inbox's end. Each loss is reported with its place. Raises apsw.CorruptError if not
+    even the topics' names can be read.
     """
     topics: list[Any] = old.execute("SELECT topic, CAST(name AS BLOB), position FROM topics").fetchall()
     names = {number: name.decode(errors="replace") for number, name, _ in topics}
@@ -182,23 +182,23 @@ def _copy(old: apsw.Connection, new: apsw.Connection, sessions_topic: str, end: 
 
 
 def fill(connection: apsw.Connection, begin: int, end: int, written_micros: int) -> None:
-    """Put a row in the place of notifications that are lost: it is read as damaged, and so becomes a dead letter."""
+    """Put a row in the place of lost notifications: it is read as damaged, and so becomes a dead letter."""
     connection.execute(
         "INSERT OR IGNORE INTO inbox VALUES (?, ?, ?, ?, x'')", (begin, end - begin, written_micros, LOST_CRC)
     )
 
 
 def tell_lost(tell: PassedOver, inbox: str, begin: int, end: int) -> None:
-    """Tell of notifications that were kept, and are not there."""
+    """Report notifications that were kept and are missing."""
     lost = end - begin
     tell(f"{inbox}-{PARTITION}-{begin}", f"lost: {lost} notification{'' if lost == 1 else 's'} that had been kept")
 
 
 def leap(connection: apsw.Connection, lost_count: int, sessions_topic: str, tell: PassedOver) -> None:
-    """Have topics go on behind all positions that their lost records may have had.
+    """Move the ends of all topics behind every position that a lost record may have had.
 
-    Consumers keep such positions, and would take new records there for old ones. A notification has at most one record
-    on a topic, and a session one more, when it is forgotten.
+    Consumers remember such positions, and would take new records there for old ones. A notification has at most one
+    record on a topic. A session has one more when it is forgotten.
     """
     (sessions_count,) = only_row(connection, "SELECT count(*) FROM sessions")
     topics: list[Any] = connection.execute("SELECT topic, name, position FROM topics").fetchall()
@@ -209,10 +209,10 @@ def leap(connection: apsw.Connection, lost_count: int, sessions_topic: str, tell
     tell(places, f"records from here on may be lost; new ones have positions {lost_count} further on at least")
 
 
-def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and whom to tell
+def _copy_inbox(  # noqa: PLR0917  # both files, what is known, and the callback
     old: apsw.Connection, new: apsw.Connection, lane: Standing | None, end: int, inbox: str, tell: PassedOver
 ) -> tuple[int, int]:
-    """The rows of the inbox, those that are damaged too; returns where routing stands, and where the inbox ends."""
+    """Copy the rows of the inbox, damaged ones included. Returns the position of routing and the end of the inbox."""
     at: int | None = None if lane is None else lane.position
     routed = 0 if lane is None else lane.position
     written_micros = 0
@@ -251,7 +251,9 @@ def _copy_messages(
     positions: Mapping[str, int],
     tell: PassedOver,
 ) -> dict[str, int]:
-    """The rows of all topics but the sessions'; returns where each topic ends. `positions` are where each should."""
+    """Copy the rows of all topics but the sessions topic. Returns where each topic ends. `positions` are the ends that
+    the topics should have.
+    """
     ends: dict[str, int] = {}
     has_hole = False
     for row in rows(old, "messages"):
@@ -280,7 +282,7 @@ def _copy_messages(
 
 
 def _copy_states(old: apsw.Connection, new: apsw.Connection, sessions_topic: str, tell: PassedOver) -> int:
-    """The records of the sessions; returns where their topic ends."""
+    """Copy the records of sessions. Returns where their topic ends."""
     end = 0
     for row in rows(old, "sessions"):
         if isinstance(row, Hole):

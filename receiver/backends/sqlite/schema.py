@@ -1,4 +1,4 @@
-"""What both sides of the file of an embedded node agree on: its name, its tables, and what is made of its failures."""
+"""The shared parts of reading and writing an embedded node's file: its name, its tables, and the form of its errors."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from receiver.core.errors import Unavailable
 from receiver.core.topics import INBOX, SESSIONS
 
 FILE_NAME = "qod.sqlite"
-#: What is behind that in the name of the mark, see mark.py.
+#: The suffix of FILE_NAME in the name of the mark's file, see mark.py.
 MARK_NAME = "-mark"
 #: A single node has one partition, so that its records read like a cluster's.
 PARTITION = 0
@@ -61,13 +61,13 @@ CREATE TABLE sessions (
     crc INTEGER                        -- NULL where an earlier release wrote the row
 );
 """
-#: By the version that a file has, what makes the next one of it.
+#: The statement that upgrades a file of each older version to the present one.
 UPGRADES = {1: "ALTER TABLE sessions ADD COLUMN crc INTEGER"}
 
-#: The count of a damaged row is believed up to this: in one that stands for lost notifications they may be many.
+#: Highest credible count of a damaged row: a row that stands for lost notifications may stand for many.
 LOST_COUNT_MAX = 1 << 40
 
-#: The checksum in a row that stands for lost notifications: not that of nothing, which it holds.
+#: The checksum of a row that stands for lost notifications. It does not match the row's empty pack.
 LOST_CRC = 1
 
 _ROWS_AT_ONCE = (128, 16, 1)
@@ -78,11 +78,11 @@ BUSY_TIMEOUT_MILLIS = 5_000
 
 
 Identity = tuple[int, int]
-"""Which file it is, whatever its name: its device and its number there."""
+"""The identity of a file, whatever its name: its device and inode."""
 
 
 def identity(path: str | Path) -> Identity | None:
-    """Which file lies at a path, None for none."""
+    """The identity of the file at a path, None if there is none."""
     try:
         found = os.stat(path)  # noqa: PTH116  # a path object costs as much as the look
     except (FileNotFoundError, NotADirectoryError):
@@ -97,7 +97,7 @@ def state_crc(key: bytes, timestamp_millis: int, headers: bytes, value: bytes | 
 
 
 def inbox_name(sessions_topic: str) -> str:
-    """What the inbox is called in the place of a record that is told."""
+    """The inbox's name in reported places of records."""
     return sessions_topic.removesuffix(SESSIONS) + INBOX
 
 
@@ -108,7 +108,7 @@ the checksum of these."""
 
 @contextmanager
 def failing(what: str, damaged: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Raise Unavailable where the block fails, with `what` for its sender and the log; `damaged` hears of damage."""
+    """Raise Unavailable if the block fails; `what` begins the message. `damaged` is called if the file is damaged."""
     try:
         yield
     except (apsw.CorruptError, UnicodeDecodeError) as error:
@@ -139,7 +139,7 @@ def row_end(connection: apsw.Connection, first: int, count: object) -> int:
 
 
 def topic_numbers(connection: apsw.Connection) -> dict[str, int]:
-    """The number of each topic, by name; a name that is damaged is shown as it can be."""
+    """The number of each topic, by name; bytes of a damaged name that can't be decoded are replaced."""
     rows = connection.execute("SELECT CAST(name AS BLOB), topic FROM topics")
     return {name.decode(errors="replace"): topic for name, topic in rows}
 
@@ -152,13 +152,13 @@ def checkpoint(connection: apsw.Connection) -> None:
 
 
 def close(connection: apsw.Connection) -> None:
-    """Close it, whatever becomes of it."""
+    """Close the connection, and ignore errors."""
     with suppress(apsw.Error):  # what was committed is in the log, if not in the database
         connection.close(force=True)
 
 
 def insert_states(connection: apsw.Connection, first: int, states: Sequence[State]) -> None:
-    """Insert rows many at a time, for the reason that `Effects` in file.py gives."""
+    """Insert rows in groups, for the reason that `Effects` in file.py gives."""
     at = 0
     for count in _ROWS_AT_ONCE:
         statement = f"INSERT INTO sessions VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * count)}"  # noqa: S608  # question marks
@@ -172,15 +172,15 @@ def insert_states(connection: apsw.Connection, first: int, states: Sequence[Stat
 
 
 def refuse_read_only(connection: apsw.Connection) -> None:
-    """Raise Unavailable where nothing can be written."""
-    # SQLite opens a file all the same that it may not write to, and leaves a log beside it that nobody may.
+    """Raise Unavailable if the file can't be written."""
+    # SQLite opens a read-only file all the same, and leaves a log beside it that nobody may write to.
     if connection.readonly("main"):
         raise Unavailable("the file may not be written to", reason="store")
 
 
 def make_durable(connection: apsw.Connection) -> None:
-    """Have everything that is committed synced, from what is in the log already on."""
-    # The mode is told before it is changed: only at the statement's end is it known whether that succeeded.
+    """Make every commit synced, and bring what is in the log already to the disk."""
+    # The statement returns the mode before it is changed: whether that succeeds is known only at its end.
     (mode,) = only_row(connection, "PRAGMA journal_mode = wal")
     connection.execute("PRAGMA synchronous = full")
     if mode != "wal" or connection.pragma("synchronous") != _SYNCHRONOUS_FULL:

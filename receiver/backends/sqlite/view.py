@@ -35,19 +35,19 @@ from receiver.core.session import Session
 from receiver.core.session_record import NoSession, session_from
 from receiver.reader import PassedOver, nobody, within
 
-#: The status of a session's row, null where the row is damaged: SQLite fails on what is no JSON.
+#: The status of a session's row, null if the row is damaged: SQLite fails on invalid JSON.
 _STATUS = "CASE WHEN json_valid(value) THEN value ->> 'qosStatus' END"
 _TOLD_MAX = 10_000
-#: The records of the sessions that are shown at once.
+#: Bytes of records of sessions shown at once.
 _SESSIONS_BYTES_MAX = 16 * 1024 * 1024
 
 
 class SqliteView:
     """The reading side: a connection of its own that writes nothing. Use it from one thread at a time.
 
-    Each method sees the file as it was at one moment, and holds nothing afterwards; the file is the one that lies at
-    its place then. Raises Unavailable where it is missing or can't be read. What is damaged in it is passed over and
-    told, once; where the file itself is, so that SQLite can't read it, `damaged` hears of that.
+    Each method sees the file that is in its place then, as of one moment, and holds nothing afterwards. Raises
+    Unavailable if the file is missing or can't be read. Damaged rows are skipped, and each is reported once. If the
+    file itself is damaged, so that SQLite can't read it, `damaged` is called.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class SqliteView:
         with ExitStack() as stack:
             stack.callback(self.close)
             with self._connected(f"no readable {FILE_NAME} in {directory}") as connection:
-                only_row(connection, "SELECT count(*) FROM lane")  # fails here rather than later
+                only_row(connection, "SELECT count(*) FROM lane")  # fail here rather than later
             stack.pop_all()
 
     @contextmanager
     def _connected(self, failed: str) -> Iterator[apsw.Connection]:
-        """A connection to the file that lies at its place now."""
+        """A connection to the file that is in its place now."""
         with failing(failed, self._damaged):
             if self._open_connection is None or self._find() != self._found:
                 self.close()
@@ -84,7 +84,7 @@ class SqliteView:
             yield self._open_connection
 
     def _find(self) -> Sequence[Identity | None]:
-        """Which file lies at its place, and which log: a log that is made anew is not the one that is open here."""
+        """The identities of the file in its place and of its log. A connection does not see a new log."""
         return identity(self._path), identity(f"{self._path}-wal")
 
     def close(self) -> None:
@@ -104,8 +104,8 @@ class SqliteView:
     def inbox(self, position: int, count_max: int, bytes_max: int = sys.maxsize) -> tuple[list[Notification], int]:
         """The notifications from `position` on, and the position behind them.
 
-        Rows to their ends, so a few more than `count_max` and `bytes_max` at times. A row that is damaged comes alone,
-        as one notification that has the damaged bytes for its body.
+        They are whole rows, so there may be a few more than `count_max` and `bytes_max`. A damaged row comes alone, as
+        one notification with the damaged bytes as its body.
         """
         notifications: list[Notification] = []
         at, read_bytes = position, 0
@@ -141,18 +141,18 @@ class SqliteView:
         return notifications, at
 
     def sessions(self, positions: Iterable[int]) -> dict[str, Session]:
-        """The states of the sessions whose records stand at these positions, by key."""
+        """The states of the sessions with records at these positions, by key."""
         with self._connected("the sessions can't be read") as connection:
             where = "WHERE value IS NOT NULL AND position IN (SELECT value FROM json_each(?))"
             found = self._read(connection, where, (orjson.dumps(list(positions)).decode(),))
             return {key: session for key, session, _ in found}
 
     def standing(self) -> dict[str, int]:
-        """Where the record of each session that is remembered stands on the sessions topic."""
+        """The position of each remembered session's record on the sessions topic, by key."""
         with self._connected("the sessions can't be read") as connection:
             try:
                 return dict(connection.execute("SELECT key, position FROM sessions WHERE value IS NOT NULL"))
-            except UnicodeDecodeError:  # of a damaged row, which its checksum tells when it is read
+            except UnicodeDecodeError:  # a damaged row, which its checksum shows when it is read
                 rows = connection.execute("SELECT CAST(key AS BLOB), position FROM sessions WHERE value IS NOT NULL")
                 return {key.decode(errors="replace"): position for key, position in rows if isinstance(key, bytes)}
 
@@ -161,7 +161,7 @@ class SqliteView:
         return self._sessions("WHERE value IS NOT NULL ORDER BY position", (), count_max)
 
     def newest_sessions(self, qos_status: QosStatus | None, count_max: int) -> list[Session]:
-        """The sessions that were touched last, last first."""
+        """The sessions that were touched last, latest first."""
         if qos_status is None:
             return self._sessions("WHERE value IS NOT NULL ORDER BY position DESC", (), count_max)
         return self._sessions(f"WHERE {_STATUS} = ? ORDER BY position DESC", (qos_status.value,), count_max)
@@ -176,7 +176,7 @@ class SqliteView:
         )
 
     def session_counts(self) -> dict[QosStatus, int]:
-        """How many sessions are remembered in each status."""
+        """The number of remembered sessions in each status."""
         with self._connected("the sessions can't be read") as connection:
             counts = dict(
                 connection.execute(
@@ -192,7 +192,7 @@ class SqliteView:
             return sorted(topic_numbers(connection))
 
     def beginning(self, topic: str) -> int:
-        """The position of the oldest record kept, or the end where there is none. Raises KeyError."""
+        """The position of the oldest record kept, or the end if there is none. Raises KeyError."""
         end = self.end(topic)
         if topic == self._sessions_topic:
             return self._one("SELECT coalesce((SELECT min(position) FROM sessions), ?)", end)
@@ -207,7 +207,7 @@ class SqliteView:
         return found
 
     def records(self, topic: str, position: int, count_max: int, bytes_max: int = sys.maxsize) -> list[Record]:
-        """At most `count_max` records from `position` on; of more than `bytes_max` bytes only where it is one."""
+        """At most `count_max` records from `position` on, with at most `bytes_max` bytes unless it is a single one."""
         with self._connected("the topic can't be read") as connection:
             some = self._states if topic == self._sessions_topic else self._messages
             return list(within(some(connection, topic, position), count_max, bytes_max))
@@ -257,7 +257,7 @@ class SqliteView:
     def _read(
         self, connection: apsw.Connection, where: str, bindings: tuple[str | int, ...]
     ) -> Iterator[tuple[str, Session, int]]:
-        """The keys and sessions of rows, and how long the rows are; what is none is told and passed over."""
+        """The keys and sessions of rows, and the lengths of the rows. Invalid rows are reported and skipped."""
         for row in connection.execute(self._rows(where), bindings):
             try:
                 _, key, _, headers, value = self._whole(row)
@@ -274,7 +274,7 @@ class SqliteView:
 
     @staticmethod
     def _whole(row: tuple[Any, ...]) -> tuple[int, bytes, int, bytes, bytes | None]:
-        """A row of sessions without its checksum. Raises NoSession where that is wrong."""
+        """A row of sessions without its checksum. Raises NoSession if the checksum is wrong."""
         position, key, millis, headers, value, crc = row
         if not (type(key) is type(headers) is bytes and type(millis) is int):
             raise NoSession("damaged: its columns are of other types")
@@ -283,7 +283,7 @@ class SqliteView:
         return position, key, millis, headers, value
 
     def _tell(self, topic: str, position: int, why: str) -> None:
-        """Tell of a record that is passed over, once: it may be met with every look."""
+        """Report a skipped record, once, since every read may meet it again."""
         place = f"{topic}-{PARTITION}-{position}"
         if place not in self._told and len(self._told) < _TOLD_MAX:
             self._told.add(place)
