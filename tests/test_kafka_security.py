@@ -286,7 +286,7 @@ REFUSALS: dict[str, tuple[Callable[[Site], Path], str]] = {
     "expired certificate": (_expired, f"{FAILED}, the broker wants another kafka.tls_certificate_file: "),
     "login that nobody wants": (
         lambda site: site.config("TLS", security_protocol="SASL_SSL", sasl_username=USER, sasl_password=PASSWORD),
-        f"{FAILED}: nobody logs in there, see kafka.security_protocol",
+        f"{FAILED}: the listener has no SASL, see kafka.security_protocol",
     ),
     "no login": (lambda site: site.config("SASL", security_protocol="SSL"), "does kafka.security_protocol fit?"),
     "TLS where there is none": (lambda site: site.config("CLIENT"), "does kafka.security_protocol fit?"),
