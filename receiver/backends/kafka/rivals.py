@@ -1,7 +1,7 @@
-"""Routers that are members of another group than ours, and decide on the same inbox.
+"""Rival groups: routers of another consumer group that decide on the same inbox.
 
-The fence is the partition's own, so no notification has its effect twice for that; but the groups take the lanes from
-each other all the time.
+The fence is the partition's own, so no notification has its effect twice. But the groups take the lanes from each other
+all the time.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ _WATCH_SECONDS = 30.0
 
 
 async def rivals(connection: KafkaConnection, group: str, inbox: str) -> Sequence[str]:
-    """The other groups of this prefix that have members, and positions in the inbox such as routers commit.
+    """The other groups of this prefix that have members, and positions in the inbox that routers committed.
 
-    Groups that we may not ask about are left out. Raises Unavailable.
+    Groups that this process has no right to ask about are left out. Raises Unavailable.
     """
     topics = await known(connection, [inbox])
     prefix, _, _ = inbox.rpartition(".")
@@ -40,9 +40,9 @@ async def rivals(connection: KafkaConnection, group: str, inbox: str) -> Sequenc
 async def watch_rivals(
     connection: KafkaConnection, group: str, inbox: str, tell: Callable[[Sequence[str]], None]
 ) -> None:
-    """Ask again and again, for ever, and tell the answer where there is one."""
+    """Ask every 30 seconds, for ever, and tell each answer."""
     while True:
-        with suppress(Unavailable):  # whether Kafka is there is told by others
+        with suppress(Unavailable):  # another task reports that Kafka is away
             tell(await rivals(connection, group, inbox))
         await asyncio.sleep(_WATCH_SECONDS)
 
