@@ -42,8 +42,7 @@ def until(done: Callable[[], object], what: str, pause_seconds: float = _POLL_SE
 
 
 class Ports:
-    """Consecutive ports that no other program gets while this process lives, whether a process of ours listens or not.
-    """
+    """Consecutive ports that no other program gets while this process lives, whether our process listens or not."""
 
     def __init__(self, count: int) -> None:
         self._held: list[socket.socket] = []
