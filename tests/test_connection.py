@@ -411,7 +411,7 @@ async def test_nothing_after_a_refusal_is_read(patient: Served) -> None:
 
 
 async def test_trailers_are_no_headers(patient: Served) -> None:
-    """A token in the trailer of a chunked body authenticates nobody."""
+    """A token in the trailer of a chunked body does not authenticate its request."""
     request = post(b"", framing="Transfer-Encoding: chunked").replace(b"Authorization", b"X-Nothing")
     trailer = f"0\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
     client = await patient.connect()

@@ -223,7 +223,7 @@ def door(
         issuers=[Issuer(ISSUER, "us", ["HS256"])],
         anonymous=anonymous,
     )
-    # Nobody listens on port 1.
+    # Port 1 refuses connections.
     keys = KeySource("http://127.0.0.1:1/", refresh_min_seconds=30, refresh_max_seconds=3600, timeout_seconds=1)
     admission = Admission(
         in_flight_max=IN_FLIGHT_MAX,
@@ -710,7 +710,7 @@ async def test_what_is_posted_beside_is_kept_for_a_right_token(  # noqa: PLR0917
 
 
 async def test_what_is_posted_beside_has_no_effect_until_it_is_replayed(edge: Door, router: Router) -> None:
-    """It is a dead letter that names the path, whatever its body; replayed it has its effect."""
+    """A post to another path is a dead letter that names the path, whatever its body; replayed it has its effect."""
     assert (await edge.answer(path="/Notifications")).status == 404
     (decision,) = await route(edge.node, router)
     assert decision.verdict is Verdict.UNRECOGNIZED

@@ -16,7 +16,7 @@ from tests.samples import body, told
 
 @pytest.fixture(params=[0o000, 0o022, 0o777], ids=oct)
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Umasks: one that lets others in, the usual one, and one that lets nobody in."""
+    """A umask that lets others in, the usual one, and one that gives no rights."""
     before = os.umask(request.param)
     yield request.param
     os.umask(before)

@@ -99,7 +99,7 @@ def test_what_is_merged_is_what_is_remembered(
 
 @given(LIVES, LIVES)
 def test_no_side_of_a_merge_is_told_of_again(ours: list[tuple[str, Facts]], theirs: list[tuple[str, Facts]]) -> None:
-    """After the end, whichever side knew it and whoever told it, no status is accepted any more."""
+    """After an end that either side knew, by whatever source, no status is accepted any more."""
     here, there = lived(ours), lived([*theirs, ("~U50", NO_FACTS)])
     both = restored(merged(here, there))
     assert both is not None

@@ -328,7 +328,7 @@ class Maker:
     def _bearer(sender: str, token: str) -> Shown:
         return Shown([("Authorization", f"Bearer {token}")], sender, frozenset(), "token: Bearer")
 
-    # What traces it.
+    # The trace of a request.
 
     def _trace(self, index: int) -> _Traced:
         chance = self._chance
