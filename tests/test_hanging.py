@@ -50,14 +50,20 @@ class Stage:
         way = cluster.way()
         self.bootstrap = way.bootstrap
         self.proxies = [KafkaProxy(listen, target) for listen, target in way.proxies]
-        settings = {"KAFKA__PARTITIONS": str(PARTITIONS), "KAFKA__REPLICATION_FACTOR": "1"}
-        self.router = KafkaReceiver(directory, way.bootstrap, prefix, "--role", "router", **settings)
+        self._directory = directory
+        self.router = self._router()
         self._connection = KafkaConnection(cluster.bootstrap.split(","), Security().options())
 
     async def start(self) -> None:
         """Start the router, and wait until it routes all partitions."""
         await asyncio.to_thread(self.router.start)
         await until(lambda: len(self.router.lanes()) == PARTITIONS, "all lanes are open")
+
+    async def start_in_group(self, group: str) -> None:
+        """Let a router of another group take over."""
+        self.router.close()
+        self.router = self._router(KAFKA__GROUP=group)
+        await self.start()
 
     async def append(self, spelled: str) -> None:
         """Append an event of each session to the inbox."""
@@ -106,6 +112,10 @@ class Stage:
     async def all_have_written(self, count: int = PARTITIONS) -> None:
         """Wait until this many writers want to end a transaction."""
         await until(lambda: sum(each.held[END_TXN] for each in self.proxies) >= count, "all of them commit")
+
+    def _router(self, **settings: str) -> KafkaReceiver:
+        settings |= {"KAFKA__PARTITIONS": str(PARTITIONS), "KAFKA__REPLICATION_FACTOR": "1"}
+        return KafkaReceiver(self._directory, self.bootstrap, self.prefix, "--role", "router", **settings)
 
     def _writes_count(self) -> int:
         return sum(each.passed[PRODUCE] for each in self.proxies)
@@ -204,6 +214,29 @@ async def test_what_hangs_of_a_dead_owner_is_not_committed(cluster: Cluster, tmp
         await stage.start()
         await stage.all_routed()
         assert await stage.told("status") == await stage.told("unavailable") == {1: len(SESSIONS)}
+
+
+async def test_what_hangs_is_judged_by_the_positions_of_all_groups(
+    cluster: Cluster, tmp_path: Path, topic_prefix: str
+) -> None:
+    """Records that a router of another group committed do not make a hanging transaction look committed."""
+    async with staged(cluster, tmp_path, topic_prefix) as stage:
+        await stage.append("R1")
+        await stage.all_routed()
+        await stage.start_in_group("second")
+        await stage.append("A2")
+        await stage.all_routed()
+        stage.hold_back()
+        await stage.append("U3:N")
+        await stage.all_have_written()
+        stage.router.kill()
+        await stage.end_without_a_broker()
+        assert await stage.open_partitions(), "nothing hangs, so nothing was tried"
+        stage.let_through(lost=True)
+        await stage.start_in_group("router")
+        await stage.all_routed()
+        assert await stage.told("status") == {3: len(SESSIONS)}
+        assert await stage.told("unavailable") == {1: len(SESSIONS)}
 
 
 async def test_what_was_committed_is_not_aborted_with_the_next(

@@ -172,7 +172,7 @@ def test_a_limit_is_lowered_while_batches_are_on_their_way(narrow: Cluster, pref
 
 
 def test_one_too_long_for_the_inbox_is_set_aside(narrow: Cluster, prefix: str, tmp_path: Path) -> None:
-    """It is on the disk, counted and reported; all others go on; and once the topic takes it, it is routed."""
+    """A refused notification is on the disk, counted and reported; it is routed once the topic takes it."""
     with _serving(narrow, prefix, tmp_path, EDGE__BODY_BYTES_MAX="300000") as receiver:
         contents = [_sized("A1#a", "a", 4_000), _sized("A1#long", "long", 200_000), _sized("U2#b", "a", 4_000)]
         assert [answer.status for answer in receiver.post(*contents)] == [204, 204, 204]

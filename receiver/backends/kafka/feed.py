@@ -42,6 +42,7 @@ class Feed:
         self.end = self.reached = 0
         self.broker: int | None = None
         self._consumer, self._producer, self._inbox, self._lessons = consumer, producer, inbox, lessons
+        self._client = consumer._client  # noqa: SLF001
         self._looked_at = self._stalled_since = self._outside_since = 0.0
 
     @classmethod
@@ -102,7 +103,7 @@ class Feed:
             consumer.seek(self._inbox, begin)
         consumer.resume(self._inbox)
         records = await self._fetched(count_max)
-        self.broker = consumer._client.cluster.leader_for_partition(self._inbox)  # noqa: SLF001
+        self.broker = self._client.cluster.leader_for_partition(self._inbox)
         self.reached = await self._soon(consumer.position(self._inbox))
         if records and len(records) < count_max:
             # The client would fetch the few records of now at once, and hold them until the next batch. That would be
@@ -128,7 +129,7 @@ class Feed:
             self._outside_since = self._outside_since or time.monotonic()
             if time.monotonic() - self._outside_since > _OUTSIDE_SECONDS_MAX:  # the next opening finds out why
                 raise LaneLost(f"{self._inbox.topic} has nothing at {self.reached}") from error
-            self._consumer._client.force_metadata_update()  # noqa: SLF001
+            self._client.force_metadata_update()
             await asyncio.sleep(_POLL_MILLIS / 1000)
             return ()
         return records

@@ -44,6 +44,7 @@ from receiver.backends.kafka.records import (
     trace_of,
 )
 from receiver.backends.kafka.repeats import Repeats, recalled
+from receiver.backends.kafka.rivals import places_of_rivals
 from receiver.backends.kafka.scan import beginning_of, between, reading, tails
 from receiver.backends.kafka.session_table import SessionTable
 from receiver.backends.kafka.settlement import Settlement, settlement
@@ -328,7 +329,7 @@ class KafkaLane:
         decided = Settlement(commits=False, position=0)
         offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
         if any(each.hangs for each in ends.values()):
-            committed = self._place if self._place is not None and self._place.is_ours else None
+            committed = await self._furthest()
             # A lane commits a position before it decides: so the id there is that of the inbox that was decided on.
             inbox_id = (self._place_at(0, 0) if committed is None else committed).inbox_id
             seen = await tails(self._connection, ends, partial(self._behind, inbox_id))
@@ -343,6 +344,18 @@ class KafkaLane:
             self.settled = "committed" if decided.commits else "aborted"
         ending = producer.end(markers, offsets, self._topics.group, commits=decided.commits)
         self._ends = await self._soon(ending, "settled")
+
+    async def _furthest(self) -> Place | None:
+        """The furthest position that a router of any group committed; None if no group has one.
+
+        Without the other groups' positions, a record that one of their routers committed would seem to belong to the
+        hanging transaction.
+        """
+        inbox_id = self._known[self._topics.inbox].topic_id
+        own = self._place if self._place is not None and self._place.is_ours else None
+        others = await places_of_rivals(self._connection, self._topics.group, self._inbox)
+        same = [each for each in others if each.inbox_id == (inbox_id if own is None else own.inbox_id)]
+        return max([own, *same] if own is not None else same, key=lambda each: each.position, default=None)
 
     async def _attest(self, partitions: Sequence[TopicPartition]) -> Attested:
         """Prove where partitions end, and the group's position, after the right was taken from the previous owner."""
