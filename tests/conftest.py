@@ -17,30 +17,30 @@ __all__ = ["kafka", "kafka_cluster", "topic_prefix"]
 
 guarded()
 
-#: What a run takes at most, most of it logs of brokers. A receiver whose disk is full refuses what it is asked to keep,
-#: and half the tests would fail for that without naming it.
+#: The room that a run needs at most, mostly for logs of brokers. On a full disk a receiver refuses notifications, and
+#: half the tests would fail without naming the cause.
 _FREE_BYTES_MIN = 1 << 30
 
-# How long an example takes depends on what else the machine does.
+# The time of an example depends on the machine's other work.
 settings.register_profile("receiver", deadline=None, database=None, print_blob=True)
 settings.load_profile("receiver")
 
 
 def pytest_sessionstart() -> None:
-    """Refuse to run where the disk is too full for it."""
+    """Refuse to run when the disk is too full for it."""
     directory = tempfile.gettempdir()
     if (free := shutil.disk_usage(directory).free) < _FREE_BYTES_MIN:
         pytest.exit(f"{directory} has {free >> 20} MiB free; the tests need {_FREE_BYTES_MIN >> 20}", returncode=2)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Name a case after its bytes only where they are text: compressed ones differ by when they were made."""
+    """Name a case after its bytes if they are text. Compressed bytes contain the time at which they were made."""
     return argname if isinstance(val, bytes) and not val.isascii() else None
 
 
 @pytest.fixture
 def backend(tmp_path: Path) -> SqliteBackend:
-    """A backend that is empty."""
+    """An empty backend."""
     return SqliteBackend(tmp_path)
 
 
@@ -59,5 +59,5 @@ def router() -> Router:
 
 @pytest.fixture
 def telemetry() -> Telemetry:
-    """Metrics of their own, and a log that nobody reads."""
+    """Telemetry with its own metrics, and a log that is not kept."""
     return Telemetry(StringIO())

@@ -1,6 +1,6 @@
-"""A QoD API whose answers, good and bad, are a test's own, and the authorization server beside it on the same port.
+"""A QoD API whose answers, right or wrong, are scripted by a test, and its authorization server on the same port.
 
-It is a socket that reads HTTP by itself: what is wrong with an answer need not be anything that a server would send.
+It reads and writes HTTP on a bare socket, so an answer can be wrong in ways that no server library allows.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ SESSION = {"sessionId": SESSION_ID, "qosStatus": "REQUESTED", "qosProfile": "QOS
 
 
 class Asked(NamedTuple):
-    """A request as it came."""
+    """A request as it was received."""
 
     method: str
     path: str
@@ -32,7 +32,7 @@ Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 def answer(status: int, told: object = None, **headers: str) -> Reply:
-    """A whole answer; `told` is its JSON, or as bytes what is there in place of it. `retry_after` is a header."""
+    """A whole answer. `told` is its JSON, or bytes in place of JSON. `retry_after` is a header."""
     content = told if isinstance(told, bytes) else b"" if told is None else json.dumps(told).encode()
     return _written(_head(status, len(content), headers) + content)
 
@@ -43,7 +43,7 @@ def error(status: int, code: str, message: str, **headers: str) -> Reply:
 
 
 def encoded(status: int, told: object, encoding: str, content: bytes | None = None, **headers: str) -> Reply:
-    """An answer in an encoding, whatever was asked for; `content` is what is sent in place of its JSON's."""
+    """An answer with a content coding, whatever was asked for. `content` is sent in place of the coded JSON."""
     text = json.dumps(told).encode()
     if content is None:
         content = zlib.compress(text) if encoding == "deflate" else gzip.compress(text)
@@ -51,23 +51,23 @@ def encoded(status: int, told: object, encoding: str, content: bytes | None = No
 
 
 def cut(status: int, told: object) -> Reply:
-    """An answer that ends in its middle."""
+    """An answer that breaks off in its middle."""
     content = json.dumps(told).encode()
     return _written(_head(status, len(content), {}) + content[: len(content) // 2])
 
 
 def hung_up() -> Reply:
-    """No answer: the connection ends."""
+    """No answer: the connection is closed."""
     return _written(b"")
 
 
 def garbage() -> Reply:
-    """Something that is not HTTP."""
+    """Bytes that are not HTTP."""
     return _written(b"\x16\x03\x01 no HTTP\r\n\r\n")
 
 
 def huge(status: int) -> Reply:
-    """An answer that has no end."""
+    """An answer without an end."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
         writer.write(f"HTTP/1.1 {status} -\r\nconnection: close\r\n\r\n[".encode())
@@ -79,7 +79,7 @@ def huge(status: int) -> Reply:
 
 
 def silent() -> Reply:
-    """Nothing, until the client gives up."""
+    """No byte until the client gives up."""
 
     async def wait(_: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
@@ -88,7 +88,7 @@ def silent() -> Reply:
 
 
 def trickling() -> Reply:
-    """An answer that comes byte for byte, and so slowly that its end is never seen."""
+    """An answer sent byte by byte, so slowly that its end never arrives."""
 
     async def write(writer: asyncio.StreamWriter) -> None:
         for byte in _head(200, 10_000, {}) + b" " * 10_000:
@@ -100,9 +100,9 @@ def trickling() -> Reply:
 
 
 class FaultyApi:
-    """Answers each request with the next of `replies`, and all further ones with the last. Tokens count from 1.
+    """Answers each request with the next of `replies`, and all further ones with the last. Tokens are numbered from 1.
 
-    `routes` has what is always answered to a method and a path, such as `GET /v1/qod/sessions`.
+    `routes` has constant answers by method and path, such as `GET /v1/qod/sessions`.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class FaultyApi:
 
     @contextlib.asynccontextmanager
     async def listening(self, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator["FaultyApi"]:
-        """Listen there, or on a free port."""
+        """Listen on this port, or on a free one."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", port, ssl=tls, limit=1024 * 1024)
         self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
@@ -130,8 +130,8 @@ class FaultyApi:
                 task.cancel()
             await asyncio.gather(*self._serving, return_exceptions=True)
 
-    def settings(self, **changes: Any) -> ApiSettings:  # noqa: ANN401  # what settings take
-        """How to reach it."""
+    def settings(self, **changes: Any) -> ApiSettings:  # noqa: ANN401  # any setting's type
+        """Settings of a client of this API."""
         api = {
             "base_url": f"{self.url}/v1",
             "token_url": f"{self.url}/token",
@@ -143,11 +143,11 @@ class FaultyApi:
         return ApiSettings(**{**api, **changes})
 
     def script(self, *replies: Reply) -> None:
-        """What to answer from now on."""
+        """Replace the scripted answers from now on."""
         self.replies = list(replies)
 
     def posts(self) -> Sequence[Asked]:
-        """The creations that came."""
+        """The requests to create a session."""
         return [each for each in self.asked if each.method == "POST"]
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A disk that is really full: a small file system of its own."""
+"""A disk that is really full: a small file system."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ _PIECE_BYTES = 4096
 
 @contextlib.contextmanager
 def small_disk(directory: Path, size_bytes: int) -> Iterator[Path]:
-    """A file system of so many bytes. The test is skipped where none may be mounted; under CI that is a failure."""
+    """A file system of `size_bytes`. The test is skipped where none may be mounted; under CI that is a failure."""
     directory.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(directory)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -23,11 +23,11 @@ def small_disk(directory: Path, size_bytes: int) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)  # noqa: S607  # wherever it is
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)  # noqa: S607  # also when it is busy
 
 
 def fill(directory: Path) -> Path:
-    """Write a file beside all else until there is no room for a byte more; returns the file."""
+    """Fill the disk to its last byte with a file of its own; returns the file."""
     filler = directory / "filler"
     with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -36,5 +36,5 @@ def fill(directory: Path) -> Path:
 
 
 def taken_bytes(directory: Path) -> int:
-    """What the files below a directory take on the disk."""
+    """The bytes on the disk of all files below a directory."""
     return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())

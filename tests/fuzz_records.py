@@ -1,10 +1,10 @@
-"""What other programs may write into our topics, on a real broker: `python -m tests.fuzz_records --count 100000`.
+"""Records of other programs in our topics, on a real broker: `python -m tests.fuzz_records --count 100000`.
 
 Valid records and mutations of them go into the inbox, the sessions, the status and the dead letters, in batches of
-every codec. Then a router's lanes decide, and readers read all of it. In the end no lane and no reader was stopped,
+every codec. Then a router's lanes decide, and readers read everything. In the end no lane and no reader has stopped,
 every valid notification is on the status topic once, and every valid session is remembered as its last valid record
-tells. Beside that, raw batches that no broker would take are read as if one had. The exit status is 1 where anything is
-wrong.
+tells. In addition, raw batches that no broker would take are read as if from a broker. The exit status is 1 if anything
+is wrong.
 """
 
 import argparse
@@ -45,13 +45,13 @@ from tests.samples import SECOND, START, body, posted, told
 _PARTITIONS = 2
 _BATCH = 100
 _RECORD_BYTES_MAX = 1_000_000
-#: Nothing gets on for so long: then it is stuck.
+#: A run without progress for this long is stuck.
 _STUCK_SECONDS = 120.0
 _HUGE = 400_000
 
 
 class Written(NamedTuple):
-    """A record for a topic. `told`: it is valid still, and what it tells must be there. `name` is its mutation's."""
+    """A record for a topic. `told`: it is still valid, so its content must be found there. `name` is its mutation's."""
 
     raw: Raw
     told: bool
@@ -59,7 +59,7 @@ class Written(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What happened, and what is wrong."""
+    """The counts of a run, and what is wrong."""
 
     happened: Counter[str]
     wrong: Sequence[str]
@@ -91,7 +91,7 @@ def _garbage(chance: random.Random) -> bytes:
 
 
 def _junk(chance: random.Random) -> bytes:
-    """What is JSON, and what is none, and never a notification or a session."""
+    """Bytes that are JSON or not, and never a notification or a session."""
     deep = chance.choice((200, 300, 900))
     return chance.choice(
         (
@@ -110,7 +110,7 @@ def _huge(chance: random.Random) -> bytes:
     return b"x" * chance.randrange(_HUGE, 2 * _HUGE)
 
 
-#: After these a record tells what it told.
+#: Mutations that leave a record valid.
 HARMLESS: dict[str, Mutation] = {
     "none": lambda raw, _: raw,
     "name not UTF-8": lambda raw, chance: _with(chance.choice((b"\xff", b"a\xc3", b"\xed\xa0\x80")), b"1")(raw, chance),
@@ -120,12 +120,12 @@ HARMLESS: dict[str, Mutation] = {
     "many headers": lambda raw, _: raw._replace(headers=[*raw.headers, *[(b"more", b"1")] * 300]),
     "other order": lambda raw, _: raw._replace(headers=list(reversed(raw.headers))),
 }
-#: These too, and seldom: they are large.
+#: Mutations that leave a record valid too; they are seldom used, as they are large.
 HARMLESS_HUGE: dict[str, Mutation] = {
     "huge header": lambda raw, chance: _with(b"more", _huge(chance))(raw, chance),
     "huge name": lambda raw, chance: _with(_huge(chance), b"1")(raw, chance),
 }
-#: After these it may tell anything, or nothing.
+#: Mutations after which a record may be valid or not.
 HARMFUL: dict[str, Mutation] = {
     "key null": lambda raw, _: raw._replace(key=None),
     "key garbage": lambda raw, chance: raw._replace(key=_garbage(chance)),
@@ -158,7 +158,7 @@ HARMFUL_HUGE: dict[str, Mutation] = {
 
 
 class Fuzz:
-    """Topics of their own on a cluster, what is written to them, and what must come of it."""
+    """Topics of a run on a cluster, the records written to them, and the expected results."""
 
     def __init__(self, bootstrap: str, prefix: str, count: int, seed: int) -> None:
         self.happened: Counter[str] = Counter()
@@ -177,7 +177,7 @@ class Fuzz:
         self._posted: dict[str, str] = {}
 
     async def run(self) -> Outcome:
-        """All of it."""
+        """Write, route and read all records."""
         self._read_raw(self._count // 10)
         await self._create()
         await self._write()
@@ -188,7 +188,7 @@ class Fuzz:
     async def _create(self) -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
         await admin.start()
-        # A compacted topic takes no record without a key; but nobody keeps a cluster from being set up otherwise.
+        # A compacted topic takes no record without a key, but a cluster may be set up otherwise.
         await admin.create_topics([NewTopic(self._topics.sessions, _PARTITIONS, 1)])
         await admin.close()
         await create(self._connection, self._plan)
@@ -255,7 +255,7 @@ class Fuzz:
         return self._mutated(Raw(key, value, [(name.encode(), text) for name, text in headers], millis), "inbox")
 
     def _session(self) -> Written:
-        # Few keys, so that what is no session lies behind what is one.
+        # Few keys, so that invalid records lie behind valid ones of the same session.
         message = self._message("sessions", self._id(10))
         written = self._mutated(self._raw(message), "session")
         if not written.told:
@@ -267,12 +267,12 @@ class Fuzz:
                 )
             except NoSession:
                 return written
-            # It is one still, or the end of one: then not of those that are asked for afterwards.
+            # The mutation is still a session, or a tombstone: it gets a key that is not looked up afterwards.
             return written._replace(raw=written.raw._replace(key=b"x"))
         return written
 
     def _id(self, bits: int) -> str:
-        """A session's id that belongs into the partition that is written."""
+        """A session's id whose partition is the one that is written."""
         while True:
             session_id = f"{self._chance.getrandbits(bits):x}"
             if partition_of(session_id, _PARTITIONS) == self._partition:
@@ -300,7 +300,7 @@ class Fuzz:
         return Raw(key, value, [(name.encode(), text) for name, text in headers], millis)
 
     async def _route(self) -> None:
-        """Let a router's process decide on all of it. Every session that was written is restored."""
+        """Have a router's process decide on all records. Every session that was written must be restored."""
 
         def dispatcher(lane: object) -> Dispatcher:
             return Dispatcher(lane, self._router, self._telemetry, batch_max=500)  # type: ignore[arg-type]
@@ -336,7 +336,7 @@ class Fuzz:
                 self.wrong.append(f"lane {sample.labels} failed {sample.value:g} times")
 
     async def _look(self) -> None:
-        """Read all topics, and show what is in them. Every valid notification is there once."""
+        """Read all topics and count their records. Every valid notification must be there once."""
         reader = KafkaReader(self._connection, self._plan.prefix)
         seen: Counter[str] = Counter()
         for topic in await reader.topics():
@@ -361,7 +361,7 @@ class Fuzz:
                 self.wrong.append(f"a reader sees {session_id} as {sessions.get(session_id)}, wanted {session}")
 
     def _read_raw(self, count: int) -> None:
-        """Batches, most of which no broker would take, read as a consumer reads them, each between two whole ones."""
+        """Read batches that mostly no broker would take as a consumer reads them, each between two whole ones."""
         for number in range(count):
             first, odd, last = (batch([self._notification().raw for _ in range(3)], 0, offset) for offset in (0, 3, 6))
             intact = self._chance.random() < 0.5
@@ -379,9 +379,9 @@ class Fuzz:
         position = 0
         offsets: list[int] = []
         for _ in range(20):
-            # As a broker does: the batch that the position is in, and those behind it.
+            # A broker sends the batch that has the position, and those behind it.
             data = b"".join(batches[min(position, 8) // 3 :])
-            records = Records(where, Batches(data), (), position, None, None, True, 0)  # aiokafka's
+            records = Records(where, Batches(data), (), position, None, None, True, 0)  # aiokafka's arguments
             try:
                 for record in records:
                     offsets.append(record.offset)
@@ -414,7 +414,7 @@ def _texts(raw: Raw) -> list[tuple[str, str]]:
 
 
 async def fuzz(bootstrap: str, prefix: str, count: int, seed: int) -> Outcome:
-    """Write `count` records to topics of that prefix, and find out what comes of them."""
+    """Write `count` records to the topics of a prefix, and check what becomes of them."""
     return await Fuzz(bootstrap, prefix, count, seed).run()
 
 

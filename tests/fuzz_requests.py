@@ -1,10 +1,10 @@
-"""Requests at random to a running receiver, and a model of what is right: `python -m tests.fuzz_requests`.
+"""Random requests to a running receiver, with a model of the right answers: `python -m tests.fuzz_requests`.
 
-Posted over real sockets, kept alive, pipelined and cut anywhere: notifications of every release with every oddity,
-bodies that are cut off, changed, coded and packed, tokens in every spelling and forged ones, heads that are odd, too
-long or made to smuggle, lives of sessions with repetitions. How a request was made tells what must be answered, and
-what must be on which topic; in the end every answer and every record is compared with that. The exit status is 1 where
-anything is wrong, and what is printed says how to see it again.
+They are posted over real sockets, kept alive, pipelined and cut anywhere: notifications of every release with every
+oddity, bodies that are cut off, changed, coded and batched, tokens in every spelling and forged ones, heads that are
+odd, too long or meant to smuggle, sessions with repetitions. The way a request was made determines its answer and its
+records; in the end every answer and every record is compared with that. The exit status is 1 if anything is wrong, and
+the output says how to repeat it.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from tests.receiver_process import ReceiverProcess
 
 _TALKERS = 16
 _PAGE = 5_000
-#: README, "Memory": what a process with a file takes, and of each session that it remembers.
+#: README, "Memory": the bytes of a process with a file, and of each remembered session.
 _MEMORY_BYTES_MAX = 320 * 1024 * 1024
 _SESSION_BYTES_MAX = 220
-#: Files that come and go: the database's, and those of a look at the operations port.
+#: Files that come and go: the database's, and those of a request to the operations port.
 _DESCRIPTORS_MORE = 24
 _LOOK_SECONDS = 0.5
 
 
 class Outcome(NamedTuple):
-    """How a run went: what was asked, answered and kept, by kind, and all that is wrong."""
+    """The result of a run: requests, answers and kept notifications by kind, and all that is wrong."""
 
     asked: Counter[str]
     wrong: Counter[str]
@@ -56,30 +56,30 @@ class Outcome(NamedTuple):
 
 
 class _Cost:
-    """What a process takes: the most descriptors that were seen, and the peak of its memory."""
+    """The cost of a process: the most descriptors that were seen, and its peak memory."""
 
     def __init__(self, process_id: int) -> None:
         self._proc = Path(f"/proc/{process_id}")
         self.first = self.most = self.descriptors()
 
     def descriptors(self) -> int:
-        """How many files it has open now."""
-        return len(os.listdir(self._proc / "fd"))  # noqa: PTH208  # the names alone
+        """The number of files that the process has open now."""
+        return len(os.listdir(self._proc / "fd"))  # noqa: PTH208  # names only
 
     def memory_bytes(self) -> int:
-        """The most that it had in memory."""
+        """The peak of its memory."""
         lines = (self._proc / "status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
     async def watch(self) -> None:
-        """Look again and again, for ever."""
+        """Count its descriptors again and again, for ever."""
         while True:
             self.most = max(self.most, self.descriptors())
             await asyncio.sleep(_LOOK_SECONDS)
 
 
 class Fuzz:
-    """A receiver, what is posted to it, and what must come of that."""
+    """A receiver, the requests to it, and the expected results."""
 
     def __init__(self, receiver: ReceiverProcess, tokens: Tokens, seed: int) -> None:
         tokens.use_secret((receiver.directory / "token-secret").read_text().strip().encode())
@@ -115,7 +115,7 @@ class Fuzz:
             print(f"\r{self._count} requests, {len(self.judge.found)} wrong", end="", flush=True)
 
     def compare(self) -> None:
-        """Wait until all is routed, and compare the topics with what must be on them."""
+        """Wait until all notifications are routed, and compare the topics with the expected records."""
         self.receiver.wait_until_routed(0)
         for topic in TOPICS:
             for record in self._records(topic):
@@ -139,7 +139,7 @@ class Fuzz:
             start = told["next"]
 
     def look(self) -> tuple[int, tuple[int, int, int]]:
-        """Find what is wrong with the process itself; its memory, and its descriptors before, at most and now."""
+        """Check the process itself; returns its memory, and its descriptors before, at most and now."""
         found = self.judge.found
         ready = httpx2.get(f"{self.receiver.ops_url}/readyz", timeout=SECONDS_MAX)
         if ready.status_code != 200:
@@ -171,14 +171,14 @@ class Fuzz:
 
 
 def started(directory: Path, tokens: Tokens, jwks_url: str) -> ReceiverProcess:
-    """A receiver of its own that takes these tokens."""
+    """A receiver that accepts these tokens."""
     configuration = directory / "receiver.toml"
     configuration.write_text(tokens.configuration(jwks_url))
     return ReceiverProcess(directory / "data", "--config", str(configuration), "--log-level", "warning")
 
 
 def fuzz(directory: Path, count: int, seed: int, only: int | None = None) -> Outcome:
-    """Make `count` requests of a seed, or those of one conversation, and find out what comes of them."""
+    """Make `count` requests of a seed, or those of one conversation, and check their results."""
     tokens = Tokens(random.Random(seed))
     with key_server(tokens.keys) as jwks_url:
         run = Fuzz(started(directory, tokens, jwks_url), tokens, seed)
@@ -196,7 +196,7 @@ def fuzz(directory: Path, count: int, seed: int, only: int | None = None) -> Out
 
 
 def shown(outcome: Outcome) -> None:
-    """Print it as a table: how many requests had what about them, and how many of these were wrong."""
+    """Print a table: for each feature of requests, how many had it and how many of these were wrong."""
     print()
     for tag, count in sorted(outcome.asked.items()):
         print(f"{count:9} {outcome.wrong[tag] or '':>9}  {tag}")

@@ -1,8 +1,8 @@
-"""Ends what was started, however the process that started it ends: in order, by a signal, by SIGKILL.
+"""Ends all started processes, however the starting process ends: in order, by a signal, or by SIGKILL.
 
-What a guarded process starts, and what that starts in turn, inherits a mark in its environment, whatever process groups
-and sessions it makes for itself. Beside it runs a guard, which reads a pipe that is closed when the guarded process
-ends. Then the guard kills all that has the mark. It needs Linux's /proc; elsewhere nothing is guarded.
+All descendants of a guarded process inherit a mark in its environment, whatever process groups and sessions they make.
+A guard process reads a pipe that is closed when the guarded process ends; then it kills all processes with the mark. It
+needs Linux's /proc; elsewhere nothing is guarded.
 """
 
 import functools
@@ -16,20 +16,20 @@ from contextlib import suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
-#: A process that was being started when its parent was killed has the mark only a moment later.
+#: A process that was being started when its parent was killed gets the mark only a moment later.
 _EMPTY_ROUNDS = 20
 _ROUND_SECONDS = 0.1
 
 
 @functools.cache
 def guarded() -> None:
-    """Let nothing outlive this process that is started from now on. Asked for again it changes nothing."""
+    """End every process that is started from now on when this process ends. A second call changes nothing."""
     if not (_PROC / "self/environ").exists():
         return
     mark = f"STARTED_BY_TESTS_{secrets.token_hex(8)}"
-    reading, _writing = os.pipe()  # the other end stays open for as long as we live; nobody inherits it
+    reading, _writing = os.pipe()  # the writing end stays open while this process lives; no child inherits it
     nowhere = os.open(os.devnull, os.O_RDWR)
-    # Not by `subprocess`, which would miss its end; and in a session of its own, away from the terminal's Ctrl-C.
+    # `subprocess` would miss its end. A session of its own keeps the terminal's Ctrl-C away.
     os.posix_spawn(
         sys.executable,
         [sys.executable, "-I", "-S", __file__, mark],
@@ -43,10 +43,10 @@ def guarded() -> None:
 
 
 def marked(mark: str) -> Iterator[int]:
-    """The processes that have a mark."""
+    """The ids of the processes that have a mark."""
     wanted = f"{mark}=".encode()
     for found in _PROC.glob("[0-9]*/environ"):
-        with suppress(OSError):  # another user's, or ended meanwhile
+        with suppress(OSError):  # another user's, or it has ended
             if any(each.startswith(wanted) for each in found.read_bytes().split(b"\0")):
                 yield int(found.parent.name)
 

@@ -1,7 +1,7 @@
-"""Real Apache Kafka for the tests: brokers as processes of their own, on free ports of this machine.
+"""Real Apache Kafka for the tests: brokers as processes on free ports of this machine.
 
-The broker's jars are fetched once with the Maven client. Where `KAFKA_BOOTSTRAP_SERVERS` names a running cluster, that
-is used instead, and nothing is started or stopped. No broker outlives the process that started it, however it ends.
+The Maven client fetches the broker's jars once. If `KAFKA_BOOTSTRAP_SERVERS` names a running cluster, that one is used,
+and nothing is started or stopped. Each broker ends with the process that started it, however that ends.
 """
 
 import base64
@@ -35,17 +35,18 @@ from cryptography.x509.oid import NameOID
 from tests.limits import SECONDS_MAX
 
 KAFKA_VERSION = "4.3.1"
-LOG4J_VERSION = "2.25.4"  # the one that this Kafka brings, so that its log can be bound to a file
+LOG4J_VERSION = "2.25.4"  # this Kafka's own version, so that its log can be set to a file
 JACKSON_VERSION = "2.21.2"  # likewise
 JAVA_VERSION_MIN = 17
 HOST = "127.0.0.1"
 USER, PASSWORD = "app", "app-secret"
-# An orderly stop moves leaders away first, which the last brokers of a quorum cannot do: they are killed after this.
+# An orderly stop moves leaders away first, which the last brokers of a quorum can't do: they are killed after this
+# time.
 STOP_SECONDS_MAX = 15
 
-#: Starts fast and takes little, which is what a test wants of Java.
+#: Java options for tests: a fast start and little memory.
 _LIGHT = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-#: What Kafka's own start script gives a broker, which is what a benchmark wants: the light one's pauses are 30 ms long.
+#: Java options of Kafka's own start script, for benchmarks: the light options make pauses of 30 ms.
 AS_KAFKA_STARTS = (
     "-server",
     "-Xms1g",
@@ -104,12 +105,12 @@ _LOG4J = """\
 </Configuration>
 """
 
-# Between the fields, the headers and the records that the Java client prints: control characters no test sends.
+# Separators of fields, headers and records in the Java client's output: control characters that no test sends.
 _FIELD, _HEADER, _END, _NULL = "\x1f", "\x1e", "\x1d", "\x1a"
 
 
 def unavailable_reason() -> str:
-    """Why no Kafka can be had on this machine; empty when one can."""
+    """Why Kafka can't be run on this machine; empty if it can."""
     if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         return ""
     java = _java()
@@ -141,7 +142,7 @@ def _jars_directory() -> Path:
 
 
 def _archive() -> Path:
-    """Where the classes stand that a broker loads, ready for this Java to map: it halves the time of a start."""
+    """The archive of a broker's classes, ready for this Java to map: it halves the time of a start."""
     java = _java()
     assert java, unavailable_reason()
     directory = _jars_directory()
@@ -149,7 +150,7 @@ def _archive() -> Path:
 
 
 def _make_archive() -> None:
-    """Run a broker once that writes down which classes it loaded, if none has on this machine."""
+    """Make the archive, by a run of a broker that records its classes, if this machine has none."""
     archive = _archive()
     with _locked(archive):
         if archive.exists():
@@ -158,13 +159,13 @@ def _make_archive() -> None:
             recorded = Path(directory) / "archive"
             with Cluster(Path(directory) / "kafka", _record=recorded) as cluster:
                 cluster.stop()
-            if recorded.exists():  # else this Java cannot, and starts slowly
+            if recorded.exists():  # else this Java can't record classes, and starts slowly
                 recorded.rename(archive)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Nobody else on this machine makes the path meanwhile."""
+    """Keep other processes of this machine from making the path meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -172,7 +173,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def jars() -> Path:
-    """The directory with Kafka's jars, fetched if this machine has none: whole or absent, also when two fetch."""
+    """The directory of Kafka's jars, fetched if necessary. It is whole or absent, also when two processes fetch."""
     return _fetched(_jars_directory(), _POM)
 
 
@@ -188,12 +189,12 @@ def _fetched(directory: Path, pom: str) -> Path:
 
 
 def streams_jars() -> Path:
-    """The directory with the jars of Kafka Streams, fetched likewise."""
+    """The directory of the jars of Kafka Streams, fetched likewise."""
     return _fetched(_jars_directory().with_name(f"kafka-streams-{KAFKA_VERSION}"), _STREAMS_POM)
 
 
 def java_source(classes: Path, source: Path, *arguments: str) -> list[str]:
-    """The command that compiles and runs a program of one file, with a server's Java and without a log."""
+    """The command that compiles and runs a Java program of one file, with the options of a server and without a log."""
     java = _java()
     assert java, unavailable_reason()
     return [java, "-server", "-Xmx1g", "-cp", f"{classes}/*", str(source), *arguments]
@@ -212,12 +213,12 @@ def _java_command(*options: str, record: Path | None = None) -> list[str]:
     java = _java()
     assert java, unavailable_reason()
     classes = f"-XX:ArchiveClassesAtExit={record}" if record else f"-XX:SharedArchiveFile={_archive()}"
-    # An archive that is missing or does not fit is passed over. What Java says of it would be among what is printed.
+    # Java ignores an archive that is missing or does not fit; its warning would be part of the output.
     return [java, "-Xlog:disable", classes, *options, "-cp", f"{jars()}/*"]
 
 
 def _run_java(main: str, *arguments: str, stdin: bytes = b"") -> bytes:
-    """Standard output of a command of Kafka's, which is over soon."""
+    """Standard output of a Kafka command that ends soon."""
     command = [*_java_command("-Xmx256m", *_LIGHT, "-Dlog4j2.level=OFF"), main, *arguments]
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=SECONDS_MAX, check=False)
     assert done.returncode == 0, f"{main}: {(done.stdout + done.stderr).decode(errors='replace')}"
@@ -225,7 +226,7 @@ def _run_java(main: str, *arguments: str, stdin: bytes = b"") -> bytes:
 
 
 class Address(NamedTuple):
-    """Where something listens."""
+    """The host and port of a listener."""
 
     host: str
     port: int
@@ -246,7 +247,7 @@ class JavaRecord(NamedTuple):
 
 
 class Brokers:
-    """A running cluster, which may be anyone's: nothing here starts or stops it."""
+    """A running cluster that belongs to others: nothing here starts or stops it."""
 
     def __init__(self, bootstrap: str) -> None:
         self.bootstrap = bootstrap
@@ -254,7 +255,7 @@ class Brokers:
     def read_with_java(self, topic: str, *, count: int, isolation: str = "read_committed") -> list[JavaRecord]:
         """The records of a topic from its beginning, read by the Java console consumer.
 
-        It waits until there are `count` records, but not for ever.
+        It waits until there are `count` records, for a limited time.
         """
         wanted = ("timestamp", "partition", "offset", "headers", "key", "value")
         properties = [f"print.{name}=true" for name in wanted]
@@ -281,7 +282,7 @@ class Brokers:
         )
 
     def java_partitions(self, topic: str, keys: Sequence[str]) -> dict[str, int]:
-        """The partition that the Java client gives each key, found in a topic that is empty before and not after."""
+        """The partition that the Java client chooses for each key, found by a topic that is empty before."""
         self.write_with_java(topic, [(key, "") for key in keys])
         read = self.read_with_java(topic, count=len(keys))
         return {record.key.decode(): record.partition for record in read if record.key is not None}
@@ -302,7 +303,7 @@ def _java_record(line: bytes) -> JavaRecord:
 
 
 class Metadata(NamedTuple):
-    """What a broker tells of its cluster."""
+    """A broker's view of its cluster."""
 
     brokers: frozenset[int]
     leaders: Mapping[tuple[str, int], int]
@@ -311,7 +312,7 @@ class Metadata(NamedTuple):
 
 
 class Way(NamedTuple):
-    """A listener that clients reach through proxies: what they connect to, and where each broker's proxy leads."""
+    """A listener behind proxies: the address that clients connect to, and where each broker's proxy leads."""
 
     bootstrap: str
     proxies: tuple[tuple[Address, Address], ...]
@@ -323,7 +324,7 @@ _PROTOCOLS = {"TLS": "SSL", "MUTUAL": "SSL", "SASL": "SASL_SSL"}
 
 
 class Credentials:
-    """The certificates, keys and passwords of a secure cluster, in a directory of their own; all are thrown away."""
+    """The certificates, keys and passwords of a secure cluster, made for it alone, in a directory."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(exist_ok=True)
@@ -335,7 +336,7 @@ class Credentials:
         jwk = jwt.algorithms.RSAAlgorithm.to_jwk(self._signing.public_key(), as_dict=True)
         (directory / "jwks.json").write_text(json.dumps({"keys": [{**jwk, "kid": "tests", "alg": "RS256"}]}))
         self.jwks_url = (directory / "jwks.json").as_uri()
-        # Each authority has a name of its own: what another one signed is unknown, not forged.
+        # Each authority has its own name, so that another one's signature is unknown, not forged.
         self._authority, self._authority_key = secrets.token_hex(4), ec.generate_private_key(ec.SECP256R1())
         authority = _certificate(
             self._authority, self._authority_key, self._authority, self._authority_key, authority=True
@@ -346,7 +347,7 @@ class Credentials:
         (directory / "keystore.pem").write_bytes(b"".join(each.read_bytes() for each in broker))
 
     def issue(self, file: str, name: str, *, host: str = HOST, days: int = 1) -> tuple[Path, Path]:
-        """A certificate of this authority and its key, in files of their own; for less than no days it is over."""
+        """A certificate of this authority and its key, in files. With a negative number of days it has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(
             name, key, self._authority, self._authority_key, authority=False, host=host, days=days
@@ -357,13 +358,13 @@ class Credentials:
         return paths
 
     def token(self, *, subject: str = USER, audience: str = "kafka", lifetime_seconds: int = 3600) -> str:
-        """A bearer token that the SASL listener takes."""
+        """A bearer token that the SASL listener accepts."""
         now = int(time.time())
         claims = {"sub": subject, "iss": "tests", "aud": audience, "iat": now, "exp": now + lifetime_seconds}
         return jwt.encode(claims, self._signing, algorithm="RS256", headers={"kid": "tests"})
 
     def broker_properties(self) -> dict[str, str]:
-        """What a broker is told of them."""
+        """The settings of a broker with these credentials."""
         security = "org.apache.kafka.common.security"
         user = f'username="broker" password="{secrets.token_hex(8)}" user_{USER}="{PASSWORD}"'
         return {
@@ -398,7 +399,7 @@ def _certificate(
     host: str = HOST,
     days: int = 1,
 ) -> x509.Certificate:
-    """A certificate for an address, valid until so many days from now."""
+    """A certificate for an address, valid for `days` days."""
     now = dt.datetime.now(dt.UTC)
     day = dt.timedelta(days=1)
     builder = x509.CertificateBuilder(
@@ -420,7 +421,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """In the only form that Java reads."""
+    """The key in the only format that Java reads."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -429,11 +430,11 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 class Cluster(Brokers):
     """Brokers of our own, which can be stopped, killed and paused; they are numbered from 0.
 
-    Each is a controller too, and their quorum needs more than half of them. The data and the logs are in `directory`,
-    and survive: a cluster made on the same directory with the same number of brokers has them, on other ports.
-    Besides the listener of `bootstrap` there is one that advertises ports where nothing listens, until a test puts a
-    proxy there: see `way`. Brokers talk with each other on a third one. With `linked=True` they reach each other's
-    controllers only by what a test puts between them: see `links`.
+    Each broker is a controller too, and their quorum needs more than half of them. Data and logs are in `directory` and
+    survive: a cluster made on the same directory with the same number of brokers has them, on other ports. Besides the
+    listener of `bootstrap` there is one whose advertised ports are closed until a test puts a proxy there: see `way`.
+    Brokers talk to each other on a third listener. With `linked=True` they reach each other's controllers only through
+    what a test puts between them: see `links`.
     """
 
     def __init__(
@@ -482,14 +483,14 @@ class Cluster(Brokers):
 
     @property
     def addresses(self) -> list[Address]:
-        """Where each broker listens to clients."""
+        """The address of each broker's listener for clients."""
         return [Address(HOST, port) for port in self._ports["CLIENT"]]
 
     def way(self, number: int = 0) -> Way:
-        """A way to the brokers on which each of them can have a proxy.
+        """A way to the brokers on which each can have a proxy.
 
         Clients that begin at its `bootstrap` stay on it: the brokers advertise the proxies' addresses there. `proxies`
-        has, for each broker, where its proxy has to listen and where it has to connect to.
+        has, for each broker, the address where its proxy listens and the address that it connects to.
         """
         advertised = [Address(HOST, port) for port in self._ports[self._advertised_names()[number]]]
         behind = [Address(HOST, port) for port in self._ports[self._way_names()[number]]]
@@ -497,18 +498,20 @@ class Cluster(Brokers):
 
     @property
     def links(self) -> tuple[tuple[Address, Address], ...]:
-        """For each controller of a cluster with `linked=True`, where others look for it and where it listens."""
+        """For each controller of a cluster with `linked=True`, the address that others connect to and the one where it
+        listens.
+        """
         looked_for = [Address(HOST, port) for port in self._linked_ports]
         return tuple(zip(looked_for, (Address(HOST, port) for port in self._ports["CONTROLLER"]), strict=True))
 
     @property
     def credentials(self) -> "Credentials":
-        """What a client of a cluster with `secure=True` needs."""
+        """The credentials of clients of a cluster with `secure=True`."""
         assert self._credentials, "not a secure cluster"
         return self._credentials
 
     def secured(self, listener: str) -> str:
-        """What clients connect to: `TLS`, `MUTUAL` (TLS with a client's certificate) or `SASL` (over TLS).
+        """The address of a secure listener: `TLS`, `MUTUAL` (TLS with a client's certificate) or `SASL` (over TLS).
 
         SASL takes PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 and OAUTHBEARER.
         """
@@ -516,7 +519,7 @@ class Cluster(Brokers):
         return _joined(Address(HOST, port) for port in self._ports[listener])
 
     def start(self) -> None:
-        """Start all brokers that do not run, and wait until they are ready."""
+        """Start all brokers that don't run, and wait until they are ready."""
         if self._record is None:
             _make_archive()
         self._format()
@@ -526,7 +529,7 @@ class Cluster(Brokers):
         self.wait_until_ready(SECONDS_MAX)
 
     def stop(self) -> None:
-        """Ask all brokers to end in good order, and kill those that have not after a while. Data and ports stay."""
+        """Stop all brokers in order, and kill those that take too long. Data and ports stay."""
         for broker in list(self._processes):
             self.resume(broker)
             self._processes[broker].terminate()
@@ -539,25 +542,25 @@ class Cluster(Brokers):
             self._reap(broker)
 
     def kill(self, broker: int = 0) -> None:
-        """End a broker with SIGKILL: it can do nothing about it."""
+        """End a broker with SIGKILL."""
         self._processes[broker].kill()
         self._reap(broker)
 
     def pause(self, broker: int = 0) -> None:
-        """Let a broker stand still with SIGSTOP: its connections stay open, and nothing is answered."""
+        """Pause a broker with SIGSTOP: its connections stay open, and no request is answered."""
         process = self._processes[broker]
         process.send_signal(signal.SIGSTOP)
         self._paused.add(broker)
-        # Its threads stop one after the other, and the last one may still answer meanwhile.
+        # Its threads stop one after the other, and the last one may still answer for a moment.
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self, broker: int = 0) -> None:
-        """Let a broker that was paused go on."""
+        """Let a paused broker go on."""
         self._processes[broker].send_signal(signal.SIGCONT)
         self._paused.discard(broker)
 
     def restart(self, broker: int = 0) -> None:
-        """Stop a broker in good order if it runs, start it again, and wait until the cluster is ready."""
+        """Stop a broker in order if it runs, start it again, and wait until the cluster is ready."""
         if broker in self._processes:
             self.resume(broker)
             process = self._processes[broker]
@@ -575,9 +578,9 @@ class Cluster(Brokers):
         return [broker for broker in self._processes if broker not in self._paused]
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Wait until every running broker sees all of them, and they are in sync in every partition that they have.
+        """Wait until every running broker sees all running ones, and all replicas on them are in sync.
 
-        A partition all of whose replicas are down is not waited for.
+        A partition whose replicas are all down is not waited for.
         """
         deadline = time.monotonic() + seconds
         missing = ""
@@ -593,20 +596,20 @@ class Cluster(Brokers):
         raise AssertionError(f"the cluster was not ready in {seconds} s: {missing or 'no broker runs'}")
 
     def metadata(self, broker: int | None = None) -> Metadata:
-        """What a broker knows of the cluster: of all the topics and of the brokers that are not fenced."""
+        """A broker's view of the cluster: all topics, and the brokers that are not fenced."""
         asked = self.running()[0] if broker is None else broker
         return _metadata(self.addresses[asked])
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        """The broker that leads a partition; -1 when there is none."""
+        """The broker that leads a partition; -1 if there is none."""
         return self.metadata().leaders[topic, partition]
 
     def close(self) -> None:
-        """Kill what runs and give the ports back. The data stays where it is."""
+        """Kill all brokers and give the ports back. The data stays."""
         for broker in list(self._processes):
             self.kill(broker)
         if self._guard is not None:
-            self._guard.communicate()  # closes what it waits on: it kills all that is left, itself too
+            self._guard.communicate()  # closes the guard's pipe: it kills all brokers that are left, and itself
             self._guard = None
         for reserved in self._reserved:
             reserved.close()
@@ -622,14 +625,14 @@ class Cluster(Brokers):
         return [f"ADVERTISED{number}" for number in range(self._ways)]
 
     def _reserve(self) -> int:
-        """A port that no other program gets while we live, whether our broker listens on it or not.
+        """A port that no other program gets while this process lives, whether our broker listens on it or not.
 
-        A client that retries a port that is free but for that may be given the very port for its own end, and be
-        connected to itself.
+        On a port that is simply free, a client that retries may get the same port for its own end, and be connected to
+        itself.
         """
         reserved = socket.socket()
         reserved.bind((HOST, 0))
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # lets the broker, which sets it too, bind it
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # lets the broker bind it, which sets it too
         self._reserved.append(reserved)
         port: int = reserved.getsockname()[1]
         return port
@@ -638,11 +641,11 @@ class Cluster(Brokers):
         return self.directory / f"broker-{broker}"
 
     def _format(self) -> None:
-        """Write each broker's properties, and make the directories that have no data."""
+        """Write each broker's properties, and format the directories that have no data."""
         (self.directory / "log4j2.xml").write_text(_LOG4J)
         identity = self.directory / "cluster-id"
         if not identity.exists():
-            # An identity that began with a dash would be taken for an option.
+            # Kafka's tool would take an id that begins with a dash for an option.
             identity.write_text(base64.urlsafe_b64encode(b"\1" + secrets.token_bytes(15)).decode().rstrip("="))
         formatting = []
         for broker in range(self.count):
@@ -695,8 +698,8 @@ class Cluster(Brokers):
             "transaction.state.log.num.partitions": "5",
             "group.initial.rebalance.delay.ms": "0",
             "controlled.shutdown.enable": "true",
-            # How long a dead broker keeps its partitions: 9 s by default, which the tests would spend waiting.
-            # One that is started again, after an orderly stop too, has to wait until its old session is over.
+            # How long a dead broker keeps its partitions: 9 s by default, for which the tests would wait. A restarted
+            # broker must wait until its old session is over, even after an orderly stop.
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
             "num.network.threads": "2",
@@ -707,8 +710,8 @@ class Cluster(Brokers):
 
     def _start(self, broker: int) -> None:
         if self._guard is None:
-            # It leads a process group which the brokers join, away from the terminal's Ctrl-C. The pipe that it reads
-            # is closed when we end, in whatever way: then it kills the group.
+            # It leads a process group which the brokers join, away from the terminal's Ctrl-C. It reads a pipe that is
+            # closed when this process ends in any way; then it kills the group.
             shell = shutil.which("sh")
             assert shell
             command = [shell, "-c", "read -r _; kill -KILL 0"]
@@ -734,7 +737,7 @@ class Cluster(Brokers):
         self._paused.discard(broker)
 
     def _missing(self, broker: int, running: frozenset[int]) -> str:
-        """What a broker still waits for; empty when it is ready."""
+        """What a broker still lacks to be ready; empty if it is."""
         try:
             told = self.metadata(broker)
         except OSError as error:
@@ -758,7 +761,7 @@ def _joined(addresses: Iterable[Address]) -> str:
 
 
 def _metadata(address: Address) -> Metadata:
-    """Ask one broker, in Kafka's own protocol (Metadata, version 1): no client of ours, which would ask any broker."""
+    """Ask one broker for metadata (Metadata, version 1) without a client of ours, which would ask any broker."""
     client_id = b"tests"
     body = struct.pack(f">hhih{len(client_id)}si", 3, 1, 0, len(client_id), client_id, -1)
     with socket.create_connection(address, timeout=SECONDS_MAX) as connection, connection.makefile("rb") as answer:

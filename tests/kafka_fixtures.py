@@ -1,4 +1,4 @@
-"""The Kafka that tests share, started for the first that asks. They keep apart by the names of their topics."""
+"""The Kafka that tests share, started by the first that asks. Tests are separated by the names of their topics."""
 
 import os
 import secrets
@@ -10,7 +10,7 @@ from tests.kafka_cluster import Brokers, Cluster, unavailable_reason
 
 
 def need_kafka() -> None:
-    """Skip the test where no Kafka can be had; under CI that is a failure."""
+    """Skip the test where Kafka can't be run; under CI that is a failure."""
     reason = unavailable_reason()
     if reason and os.environ.get("CI") == "true":
         pytest.fail(f"THE KAFKA TESTS CANNOT RUN: {reason}")
@@ -31,7 +31,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
 
 @pytest.fixture
 def kafka_cluster(kafka: Brokers) -> Cluster:
-    """The shared cluster where it is our own: for tests that go through a proxy, or stop it and start it again."""
+    """The shared cluster if it is our own: for tests that use a proxy, or restart it."""
     if not isinstance(kafka, Cluster):
         pytest.skip("the cluster of KAFKA_BOOTSTRAP_SERVERS is not ours to disturb")
     return kafka

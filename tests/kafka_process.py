@@ -1,4 +1,4 @@
-"""`serve --kafka` in processes of their own, senders that post to them, and the topics as a consumer finds them."""
+"""`serve --kafka` in processes, senders that post to them, and the topics as a consumer reads them."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from tests.receiver_process import COMMAND
 from tests.samples import body, told
 
 PARTITIONS = 4
-#: Behind the id of an event that was routed as a late one.
+#: The suffix of an event's id that was routed as late.
 LATE = " late"
 
 _POLL_SECONDS = 0.05
@@ -33,7 +33,7 @@ _HEADERS = {"content-type": "application/cloudevents+json"}
 
 
 def until(done: Callable[[], object], what: str, pause_seconds: float = _POLL_SECONDS) -> float:
-    """Wait for what nobody tells of; returns how many seconds that took."""
+    """Wait for a condition by asking again and again; returns the seconds that took."""
     began = time.monotonic()
     while not done():
         assert time.monotonic() - began < SECONDS_MAX, f"after {SECONDS_MAX:g} s still not: {what}"
@@ -42,7 +42,7 @@ def until(done: Callable[[], object], what: str, pause_seconds: float = _POLL_SE
 
 
 class Ports:
-    """Ports that follow each other and that no other program gets while we live, whether ours listens there or not."""
+    """Consecutive ports that no other program gets while this process lives, whether our process listens or not."""
 
     def __init__(self, count: int) -> None:
         self._held: list[socket.socket] = []
@@ -52,12 +52,12 @@ class Ports:
 
     @property
     def first(self) -> int:
-        """The least of them."""
+        """The lowest port."""
         port: int = self._held[0].getsockname()[1]
         return port
 
     def close(self) -> None:
-        """Give them back."""
+        """Give the ports back."""
         for held in self._held:
             held.close()
         self._held.clear()
@@ -68,14 +68,14 @@ class Ports:
                 held = socket.socket()
                 self._held.append(held)
                 held.bind((HOST, self.first + index if index else 0))
-                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # lets the server, which sets it too, bind
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # lets the server bind it, which sets it too
         except BaseException:
             self.close()
             raise
 
 
 def refused(directory: Path, bootstrap: str, prefix: str, *options: str, **settings: str) -> tuple[int, list[str]]:
-    """Start what can't be served; returns its exit status and the lines of what it said."""
+    """Start a receiver that must fail; returns its exit status and the lines of its output."""
     receiver = KafkaReceiver(directory, bootstrap, prefix, *options, **settings)
     try:
         receiver.launch()
@@ -87,10 +87,10 @@ def refused(directory: Path, bootstrap: str, prefix: str, *options: str, **setti
 
 
 class KafkaReceiver:
-    """`qod-receiver serve --kafka`, in a process group of its own, which can be started again on its directory.
+    """`qod-receiver serve --kafka` in a process group, which can be started again on its directory.
 
     `settings` are spelled as in the environment, without QOD_RECEIVER_. Its port for notifications stays the same, and
-    so do the operations ports: as many as there are processes. A later start may have other `options`.
+    so do the operations ports, one for each process. A later start may have other `options`.
     """
 
     def __init__(self, directory: Path, bootstrap: str, prefix: str, *options: str, **settings: str) -> None:
@@ -125,16 +125,16 @@ class KafkaReceiver:
 
     @property
     def ops_url(self) -> str:
-        """Its operations port, the first where there are several."""
+        """The URL of its operations port, the first if there are several."""
         return self.ops_urls[0]
 
     def start(self) -> float:
-        """Start it, and wait until its ports listen; returns how many seconds that took."""
+        """Start it, and wait until its ports listen; returns the seconds that took."""
         self.launch()
         return until(self._is_serving, "serving")
 
     def launch(self) -> None:
-        """Start it."""
+        """Start it without waiting."""
         with self.log.open("ab") as log, self._out.open("wb") as out:
             self.process = subprocess.Popen(
                 [*self._command, *self.options],
@@ -146,13 +146,13 @@ class KafkaReceiver:
             )
 
     def kill(self) -> None:
-        """End the process that was started as a power cut of it would."""
+        """Kill the process that was started, as a power cut would."""
         process = self.running()
         process.kill()
         process.wait()
 
     def end(self, number: signal.Signals = signal.SIGTERM, *, group: bool = False) -> float:
-        """Ask it to end, or all of its processes; it does with status 0. Returns how many seconds that took."""
+        """Ask it, or all of its processes, to end; the exit status must be 0. Returns the seconds that took."""
         process = self.running()
         began = time.monotonic()
         (os.killpg if group else os.kill)(process.pid, number)
@@ -161,7 +161,7 @@ class KafkaReceiver:
         return time.monotonic() - began
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Kill all of its processes."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -169,13 +169,13 @@ class KafkaReceiver:
         self._ports.close()
 
     def running(self) -> subprocess.Popen[bytes]:
-        """Its process, which has not ended."""
+        """Its process, which runs."""
         assert self.process is not None
         assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.complaints()}"
         return self.process
 
     def printed(self) -> str:
-        """All that it printed on standard output."""
+        """Its whole standard output."""
         return self._out.read_text()
 
     def complaints(self) -> str:
@@ -183,23 +183,23 @@ class KafkaReceiver:
         lines = self.log.read_text(errors="replace").splitlines()
         return "\n".join([each for each in lines if not re.search(r'"event":"(request|batch)"', each)][-40:])
 
-    def get(self, path: str, worker: int = 0) -> Any:  # noqa: ANN401  # JSON is anything
-        """What its operations port answers, whatever the status."""
+    def get(self, path: str, worker: int = 0) -> Any:  # noqa: ANN401  # any JSON
+        """The answer of its operations port, whatever the status."""
         return httpx2.get(f"{self.ops_urls[worker]}{path}", timeout=SECONDS_MAX).json()
 
     def checks(self, worker: int = 0) -> Mapping[str, str]:
-        """What /readyz says of each part."""
+        """The checks of /readyz, by part."""
         checks: Mapping[str, str] = self.get("/readyz", worker)["checks"]
         return checks
 
     def samples(self, name: str, worker: int = 0) -> Mapping[str, float]:
-        """The samples of a metric, by their labels as they are written."""
+        """The samples of a metric, by their labels as text."""
         text = httpx2.get(f"{self.ops_urls[worker]}/metrics", timeout=SECONDS_MAX).text
         found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
         return {labels: float(value) for labels, value in found}
 
     def spooled(self, worker: int = 0) -> float:
-        """How many notifications wait on its disk."""
+        """The number of notifications that wait on its disk."""
         return sum(self.samples("qod_receiver_spool_notifications", worker).values())
 
     def lanes(self, worker: int = 0) -> set[str]:
@@ -226,7 +226,7 @@ class KafkaReceiver:
 
 
 class Answer(NamedTuple):
-    """What a notification was answered; the status is 0 where it was not."""
+    """The answer to a notification; the status is 0 if there was none."""
 
     at: float
     seconds: float
@@ -235,11 +235,11 @@ class Answer(NamedTuple):
 
 
 class Load:
-    """Senders that tell their sessions' events, one after the other, each again and again until it is kept.
+    """Senders that post their sessions' events in order, each event until it is kept.
 
-    Each begins a new session after a while, so that sessions are in every partition; all of these have the load's
-    name. Where they are `scattered` each request has a connection of its own, and may come to another worker than the
-    one before. Runs in a thread of its own.
+    Each sender begins a new session after a while, so that sessions are in every partition; their ids have the load's
+    name. If they are `scattered`, each request has its own connection, and may come to another worker than the one
+    before. Runs in a thread.
     """
 
     def __init__(
@@ -278,24 +278,24 @@ class Load:
 
     @property
     def count(self) -> int:
-        """How many events were kept."""
+        """The number of events that were kept."""
         return sum(map(len, self.kept.values()))
 
     def more(self, count: int = 20) -> None:
-        """Wait until so many more events were kept."""
+        """Wait until `count` more events were kept."""
         wanted = self.count + count
         until(lambda: self.count >= wanted, f"{count} more events kept")
 
     def statuses(self) -> Counter[int]:
-        """How many answers there were of each status."""
+        """The number of answers of each status."""
         return Counter(answer.status for answer in self.answers)
 
     def between(self, begin: float, end: float) -> list[float]:
-        """The seconds that the answers took to what was posted between two times, sorted."""
+        """The seconds that the answers took to posts between two times, sorted."""
         return sorted(answer.seconds for answer in self.answers if begin <= answer.at <= end)
 
     def check(self, bootstrap: str, prefix: str) -> float:
-        """Wait until all is routed, each event once and in order; returns how many seconds that took."""
+        """Wait until all events are routed, each once and in order; returns the seconds that took."""
         assert not self._thread.is_alive(), "a load that goes on is never routed"
         kept = {session_id: ids for session_id, ids in self.kept.items() if ids}
         found: dict[str, list[str]] = {}
@@ -314,7 +314,7 @@ class Load:
     def _run(self) -> None:
         try:
             asyncio.run(self._tell_all())
-        except BaseException as error:  # noqa: BLE001  # told to whoever waits for the end
+        except BaseException as error:  # noqa: BLE001  # raised again where the end is awaited
             self._error = error
 
     async def _tell_all(self) -> None:
@@ -332,7 +332,7 @@ class Load:
             for second in range(self._events):
                 event, _ = told(f"{'AU'[second % 2]}{second}", session_id)
                 assert event.id
-                while await self._post(client, url, body(event)) != 204:  # noqa: ASYNC110  # it is no poll
+                while await self._post(client, url, body(event)) != 204:  # noqa: ASYNC110  # a repeated post, not a poll
                     await asyncio.sleep(0.1)
                 self.kept[session_id].append(event.id)
                 await asyncio.sleep(self._pause_seconds)
@@ -349,7 +349,7 @@ class Load:
 
 
 def records(bootstrap: str, topic: str, partitions_count: int = PARTITIONS) -> Sequence[ConsumerRecord]:
-    """All that is committed on a topic, in the order of each partition, once no transaction is open any more."""
+    """All committed records of a topic, in the order of each partition, once no transaction is open any more."""
     return asyncio.run(_records(bootstrap, topic, partitions_count))
 
 
@@ -370,7 +370,7 @@ async def _records(bootstrap: str, topic: str, partitions_count: int) -> Sequenc
 
 
 def told_on(bootstrap: str, topic: str, partitions_count: int = PARTITIONS) -> dict[str, list[str]]:
-    """The ids of the events on a topic, by session, in the order in which they stand there."""
+    """The ids of the events on a topic, by session, in the order of the topic."""
     found: dict[str, list[str]] = defaultdict(list)
     for record in records(bootstrap, topic, partitions_count):
         headers = dict(record.headers)
@@ -381,7 +381,7 @@ def told_on(bootstrap: str, topic: str, partitions_count: int = PARTITIONS) -> d
 
 @contextlib.contextmanager
 def paused(cluster: Cluster, broker: int = 0) -> Iterator[None]:
-    """While this lasts, a broker stands still."""
+    """Pause a broker for as long as the block lasts."""
     cluster.pause(broker)
     try:
         yield
@@ -390,12 +390,12 @@ def paused(cluster: Cluster, broker: int = 0) -> Iterator[None]:
 
 
 def children(process_id: int) -> list[int]:
-    """The processes that a process has started and not waited for."""
+    """The children of a process that it has not waited for."""
     return [int(each) for each in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
 
 
 def lives(process_id: int) -> bool:
-    """Whether a process has not ended; whoever started it may not have waited for it yet."""
+    """Whether a process has not ended. A process that its parent has not waited for has ended."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

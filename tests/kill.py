@@ -1,8 +1,9 @@
 """SIGKILL under load, checked from outside: `python -m tests.kill --rounds 100`.
 
-Senders post, and post again what was not answered, while the receiver is killed and started again. A journal keeps what
-was answered 204. In the end the topics are read by the command line and compared with the journal: nothing lost,
-nothing twice, nothing that was never sent, in order per session, all topics of an event or none, the right final state.
+Senders post, and post again what was not answered, while the receiver is killed and started again. A journal keeps the
+notifications that were answered 204. In the end the command line reads the topics, and they are compared with the
+journal: no loss, no repetition, no record that was never sent, in order per session, all topics of an event or none,
+the right final state.
 """
 
 import argparse
@@ -21,14 +22,14 @@ from tests.limits import SECONDS_MAX
 from tests.receiver_process import ReceiverProcess, run, tail
 
 _SENDERS = 24
-#: Each round lasts until so many more were kept, and a moment longer.
+#: Each round lasts until this many more notifications were kept, and a moment longer.
 _KEPT_MIN = 20
 _TYPE = "org.camaraproject.quality-on-demand.v1.qos-status-changed"
 _ENDS = ("DURATION_EXPIRED", "DELETE_REQUESTED", "NETWORK_TERMINATED", None)
 
 
 class Load:
-    """Senders that play sessions through their life, whatever happens to the receiver."""
+    """Senders that play sessions from beginning to end, whatever happens to the receiver."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -45,7 +46,7 @@ class Load:
                 tasks.create_task(self._send(client))
 
     async def more(self, count: int) -> None:
-        """Wait until so many more were kept."""
+        """Wait until `count` more notifications were kept."""
         wanted = len(self.kept) + count
         async with asyncio.timeout(SECONDS_MAX):
             while len(self.kept) < wanted:  # noqa: ASYNC110  # there is no event to wait for
@@ -132,7 +133,7 @@ async def kill_rounds(directory: Path, rounds: int, seed: int) -> Load:
 
 
 def check(directory: Path, load: Load) -> Counter[str]:
-    """What is wrong, by kind; empty when all is well."""
+    """The faults, by kind; empty if there are none."""
     wrong: Counter[str] = Counter()
     status, unavailable = tail(directory, "status"), tail(directory, "unavailable")
     seen = Counter(record["headers"]["ce_id"] for record in status)

@@ -1,9 +1,9 @@
 """Kills on a real Kafka, checked from outside: `python -m tests.kill_kafka --seconds 600 --seed 1`.
 
-Two edges, two routers and a third that comes and goes are killed, paused and restarted, and cut off from a broker that
-is killed, paused and restarted too, while senders post. In the end ledger, inbox and topics are compared: see
-`tests/killing/`. The exit status is 1 where anything is wrong, or where a long run lacked one of the misfortunes; the
-directory of a run in which anything is wrong stays, with all logs, the ledger, and every record.
+While senders post, two edges, two routers and a third that comes and goes are killed, paused, restarted, and cut off
+from a broker, which is killed, paused and restarted too. In the end ledger, inbox and topics are compared: see
+`tests/killing/`. The exit status is 1 if anything is wrong, or if a long run lacked one of the faults. The directory of
+a run with a fault found stays, with all logs, the ledger, and every record.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from tests.killing.chaos import HAPPENED, HAPPENED_TO_BROKERS
 from tests.killing.findings import WRONGS
 from tests.killing.run import Outcome, Plan, run
 
-#: A run so long has to see all misfortunes.
+#: A run of this length must have had every kind of fault.
 LONG_SECONDS = 480
 _DETAILS_MAX = 20
 
 
 def report(plan: Plan, outcome: Outcome) -> str:
-    """What happened, and the table of what is wrong."""
+    """Print what happened, and the table of what is wrong."""
     tally = outcome.tally
     by_inbox = outcome.judged["by the inbox"].told
     lines = [

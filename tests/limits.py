@@ -1,4 +1,4 @@
-"""The one limit of what tests wait for: until it is so, or until no machine would still be at it."""
+"""The one time limit of all waits in tests: a condition that takes longer will not come true on any machine."""
 
-#: A machine that is five times slower than two cores of today, and busy with other work, needs a tenth of it at most.
+#: A machine that is five times slower than two cores of today, and busy, needs at most a tenth of this.
 SECONDS_MAX = 300.0

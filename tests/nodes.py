@@ -1,4 +1,4 @@
-"""The backends as the contract tests open them. What differs from one backend to another stands here alone."""
+"""The backends as the contract tests open them. All differences between backends are here."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -30,11 +30,11 @@ COUNT_MAX = 10_000
 
 
 async def _nothing() -> None:
-    """What was appended is known."""
+    """Appends can be read at once."""
 
 
 class Node(NamedTuple):
-    """The three sides of an open backend."""
+    """The inbox, the lane and the reader of an open backend."""
 
     inbox: Inbox
     lane: Lane
@@ -49,16 +49,16 @@ class Node(NamedTuple):
 
 
 class Backend(Protocol):
-    """What the contract tests ask of a backend: to be opened, again and again, and to be made to stand still."""
+    """A backend for the contract tests: it can be opened again and again, and made to stand still."""
 
     prefix: str
 
     def opened(self, *, append_timeout_seconds: float = 30) -> AbstractAsyncContextManager[Node]:
-        """Open it. What was kept is there again."""
+        """Open the backend. All that was kept is there again."""
         ...
 
     def stalled(self) -> AbstractContextManager[None]:
-        """While this lasts, nothing is kept."""
+        """Keep nothing for as long as the block lasts."""
         ...
 
 
@@ -72,7 +72,7 @@ class SqliteBackend:
 
     @asynccontextmanager
     async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
-        """Serve the directory, with a reader beside."""
+        """Serve the directory, with a reader beside it."""
         node = ServedDirectory(
             self.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=append_timeout_seconds
         )
@@ -87,10 +87,10 @@ class SqliteBackend:
 
     @contextmanager
     def stalled(self) -> Iterator[None]:
-        """While this lasts, nothing gets to the disk: another program has the file to itself."""
+        """Let another program lock the file for as long as the block lasts, so that no append gets to the disk."""
         other = apsw.Connection(str(self.directory / FILE_NAME))
         try:
-            other.set_busy_timeout(60_000)  # A commit that is under way ends first.
+            other.set_busy_timeout(60_000)  # a commit under way ends first
             other.execute("BEGIN EXCLUSIVE")
             yield
         finally:
@@ -130,9 +130,9 @@ class KafkaBackend:
 
     @asynccontextmanager
     async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
-        """Take the lane, with an inbox and a reader beside."""
+        """Take the lane, with an inbox and a reader beside it."""
         names = [f"{self.prefix}.{name}" for name in ("dead-letter", "sessions", "status", "unavailable")]
-        # Records of our samples, which are from 2026, keep their times for ten years.
+        # The samples are from 2026: their records keep their times for ten years.
         plan = TopicPlan(self.prefix, names, 1, None, 168, 10 * 365 * 24)
         if not self._made:
             await create(self._connection, plan)
@@ -155,7 +155,7 @@ class KafkaBackend:
 
     @contextmanager
     def stalled(self) -> Iterator[None]:
-        """While this lasts, the broker stands still."""
+        """Pause the broker for as long as the block lasts."""
         if not isinstance(self._cluster, Cluster):
             pytest.skip("the cluster of KAFKA_BOOTSTRAP_SERVERS is not ours to disturb")
         self._cluster.pause(0)
@@ -166,21 +166,21 @@ class KafkaBackend:
 
 
 async def until(done: Callable[[], bool]) -> None:
-    """Wait for what nobody tells of: not for ever."""
+    """Wait for a condition by asking again and again, for a limited time."""
     async with asyncio.timeout(SECONDS_MAX):
         while not done():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.002)
 
 
 async def append(node: Node, *notifications: Notification) -> None:
-    """Append one after the other, so that their order is known."""
+    """Append notifications one after the other, so that their order is known."""
     for notification in notifications:
         await node.inbox.append(notification)
     await node.settle()
 
 
 def decide(router: Router, batch: Batch) -> list[Decision]:
-    """What a router comes to on a batch."""
+    """A router's decisions on a batch."""
     made: list[Decision] = []
     sessions, clock_micros = dict(batch.sessions), batch.clock_micros
     for position, notification in zip(batch.positions, batch.notifications, strict=True):
@@ -203,14 +203,14 @@ async def commit(lane: Lane, router: Router, batch: Batch) -> list[Decision]:
 
 
 async def forget(lane: Lane, router: Router, batch: Batch, session: Session) -> None:
-    """End the life of a session."""
+    """Forget a session, as retention does."""
     await lane.commit(
         batch, [router.forget(session, batch.clock_micros)], {session.session_id: None}, batch.clock_micros
     )
 
 
 async def route(node: Node, router: Router) -> list[Decision]:
-    """Decide on all that is in the inbox."""
+    """Decide on all that is in the inbox, and commit it."""
     made: list[Decision] = []
     await node.settle()
     while node.lane.lag:
@@ -219,7 +219,7 @@ async def route(node: Node, router: Router) -> list[Decision]:
 
 
 async def everything(reader: Reader, topic: str) -> Sequence[Record]:
-    """All records of a topic; none where it does not exist."""
+    """All records of a topic; none if it does not exist."""
     if topic not in await reader.topics():
         return []
     cursor, found = await reader.beginning(topic), list[Record]()

@@ -1,8 +1,7 @@
 """An operator, its client and a receiver, each a process: many sessions are played, and then both sides are compared.
 
-What should have come out follows from the simulator's ledger by rules that know nothing of the receiver's own: they are
-about what was answered, not about how it is decided. Everything is read through ports, so it is the same for a
-directory and for Kafka.
+The expected records follow from the simulator's ledger by rules that share nothing with the receiver's: they are about
+answers, not about decisions. Everything is read through ports, so a directory and Kafka are read alike.
 """
 
 import asyncio
@@ -18,9 +17,10 @@ from tests.limits import SECONDS_MAX
 
 _CREATORS = 16
 _DELETED_AFTER_SECONDS = 2, 10
-#: At every speed of these tests a session of so many seconds lasts until it is ended.
+#: At every speed of these tests a session of this duration lasts until it is ended.
 _LASTING_SECONDS = 86_400
-#: Where more than half of all were gone at once before their time, that would be taken for the API's mistake.
+#: If more than half of all sessions ended at once before their time, the receiver would take that for a fault of the
+#: API.
 _ENDED_PART = 1 / 3
 _PAGE = 5_000
 
@@ -33,7 +33,9 @@ class Operator:
         self._headers: dict[str, str] = {}
 
     async def play(self, edge_url: str, token: str, sessions_count: int, seed: int, lasting: float = 0) -> None:
-        """Create sessions, of which a part is `lasting`, and delete some of the others in the middle of their lives."""
+        """Create sessions, of which the share `lasting` lasts, and delete some of the others in the middle of their
+        lives.
+        """
         chance = random.Random(seed)
         numbers = iter(range(sessions_count))
         async with httpx2.AsyncClient(timeout=SECONDS_MAX) as client:
@@ -70,7 +72,7 @@ class Operator:
         return {each["sessionId"] for each in self.lives() if _lasts(each) and _last_status(each) != "UNAVAILABLE"}
 
     def end_some(self) -> int:
-        """End some of the lasting sessions, half of them as their client and half as the network; returns how many."""
+        """End some lasting sessions, half of them as their client and half as the network; returns their number."""
         living = sorted(self.living())
         ended = living[: round(len(living) * _ENDED_PART)]
         with httpx2.Client(timeout=SECONDS_MAX, headers=self._headers) as client:
@@ -82,7 +84,7 @@ class Operator:
         return len(ended)
 
     def is_over(self, requested_seconds: float) -> bool:
-        """Whether nothing will happen any more: what is REQUESTED for so long is stuck, and no post is to come."""
+        """Whether nothing will happen any more: sessions that stay REQUESTED are stuck, and no post is to come."""
         before = self._summary()
         time.sleep(requested_seconds)
         after = self._summary()
@@ -95,7 +97,7 @@ class Operator:
         return self._pages("ledger", "entries")
 
     def lives(self) -> list[dict[str, Any]]:
-        """All sessions, with the states that they had."""
+        """All sessions, with their past states."""
         return self._pages("ledger/sessions", "sessions")
 
     def _summary(self) -> dict[str, Any]:
@@ -122,13 +124,13 @@ def _last_status(life: Mapping[str, Any]) -> str:
 
 
 class Topics:
-    """What came out, through an operations port."""
+    """The topics of a receiver, read through its operations port."""
 
     def __init__(self, ops_url: str) -> None:
         self._url = ops_url
 
     def records(self, topic: str) -> list[dict[str, Any]]:
-        """All records of a topic; none where there is no such topic yet."""
+        """All records of a topic; none if there is no such topic yet."""
         found: list[dict[str, Any]] = []
         cursor = "beginning"
         while True:
@@ -149,11 +151,11 @@ class Topics:
         return {each["sessionId"]: each for each in found}
 
     def enriched(self) -> set[str]:
-        """The sessions of which the API told."""
+        """The sessions that the API has told of."""
         return {session_id for session_id, each in self.sessions().items() if _is_enriched(each)}
 
     def lag(self) -> float:
-        """How many notifications wait to be routed."""
+        """The number of notifications that wait to be routed."""
         lines = httpx2.get(f"{self._url}/metrics", timeout=SECONDS_MAX).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith("qod_receiver_inbox_lag{"))
 
@@ -163,7 +165,7 @@ def _is_enriched(session: Mapping[str, Any]) -> bool:
 
 
 class _Change(NamedTuple):
-    """What the ledger tells of a change of a session's status: how many posts of it were kept, and how many may be."""
+    """A change of a session's status in the ledger: how many of its posts were kept, and how many may have been."""
 
     kept: int
     perhaps: int
@@ -172,7 +174,7 @@ class _Change(NamedTuple):
 
 
 def faults(entries: Sequence[Mapping[str, Any]], topics: Topics) -> Iterator[str]:
-    """What is wrong on the topics, in words: what was kept has its effect once, be it told by a post or by the API."""
+    """The faults on the topics, in words: each change has its effect once, whether a post or the API told it."""
     changes = _changes(entries)
     records = topics.records("status")
     status = Counter((each["key"], each["value"]["qosStatus"]) for each in records)
@@ -189,7 +191,7 @@ def faults(entries: Sequence[Mapping[str, Any]], topics: Topics) -> Iterator[str
         if found and not kept + perhaps and change not in asked:
             yield f"{change} was told and never kept"
         if change[1] == "UNAVAILABLE" and found:
-            # An oddly spelled time may be cut to the minute, and so lie before the beginning.
+            # An oddly spelled time may be cut to the minute, and so lie before the session's beginning.
             if ends[change[0]] != 1 and not (is_odd and change in late):
                 yield f"the end of {change[0]} is {ends[change[0]]} times on unavailable"
             if sessions[change[0]]["qosStatus"] != "UNAVAILABLE" and not (is_odd and change in late):
@@ -208,7 +210,7 @@ def _changes(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], _Cha
             sum(map(_is_kept, some)),
             sum(map(_is_kept_perhaps, some)),
             any(each["odd"] for each in some),
-            # 0.8 tells only that it is over.
+            # Release 0.8 only tells that the session is over.
             frozenset(each["statusInfo"] for each in some if _is_kept(each) and each["release"] != "0.8"),
         )
         for change, some in grouped.items()
@@ -220,13 +222,15 @@ def _is_kept(entry: Mapping[str, Any]) -> bool:
 
 
 def _is_kept_perhaps(entry: Mapping[str, Any]) -> bool:
-    """Whether it came whole and the sender does not know what became of it."""
+    """Whether a post came whole but its sender does not know the outcome."""
     unknown = entry["answer"] is None or entry["answer"] >= 500
     return bool(entry["sent"] == "whole" and entry["authorization"] == "right" and unknown)
 
 
 def _dead(entries: Sequence[Mapping[str, Any]], topics: Topics) -> Iterator[str]:
-    """Each body that is none, once for each time that it was kept; and nothing else."""
+    """The faults among the dead letters: each unreadable body is there once for each time that it was kept, and no
+    other.
+    """
     malformed = [each for each in entries if each["malformed"]]
     kept, perhaps = sum(map(_is_kept, malformed)), sum(map(_is_kept_perhaps, malformed))
     letters = topics.records("dead-letter")
@@ -239,9 +243,9 @@ def _dead(entries: Sequence[Mapping[str, Any]], topics: Topics) -> Iterator[str]
 def differences(
     entries: Sequence[Mapping[str, Any]], lives: Sequence[Mapping[str, Any]], topics: Topics
 ) -> Iterator[str]:
-    """Where the sessions table is not the operator's, once all was compared with the API.
+    """The differences between the sessions table and the operator's sessions, after a comparison with the API.
 
-    One that was over by itself before a comparison saw it can't be found by asking, so it does not count.
+    A session that ended by itself before any comparison saw it can't be found by asking, so it does not count.
     """
     changes, sessions = _changes(entries), topics.sessions()
     ends = Counter(each["key"] for each in topics.records("unavailable"))

@@ -1,44 +1,44 @@
-"""What the verdicts must be: the design's table, told as simply as it can be, and sharing nothing with the program.
+"""The right verdicts: the design's table, implemented as simply as possible, and sharing no code with the program.
 
-It keeps every event that it took into account and looks through all of them each time.
+The oracle keeps every event that it took into account and looks through all of them each time.
 """
 
 from typing import NamedTuple
 
 from receiver.core.event import Event
 
-#: What two machines' clocks may differ by, in microseconds.
+#: The largest difference between two machines' clocks, in microseconds.
 CLOCKS_DIFFER = 10_000_000
 ACCEPTED, DUPLICATE, UNCHANGED, LATE, CONFLICT = "accepted", "duplicate", "unchanged", "late", "conflict"
 
 
 class Heard(NamedTuple):
-    """An event that was taken into account, and the time that counts for it."""
+    """An event that was taken into account, and its time in µs."""
 
     event: Event
     micros: int
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What two events have in common that tell the same."""
+        """The part of an event that is equal in events of the same content."""
         event = self.event
         return event.session_id, event.type, event.time_micros, event.qos_status, event.status_info
 
     @property
     def change(self) -> tuple[object, ...]:
-        """What a sender that posts an event again does not change, as it may the time."""
+        """The part of an event that stays when a sender posts it again, possibly with another time."""
         return self.event.type, self.event.qos_status, self.event.status_info
 
     @property
     def rank(self) -> int:
-        """Where its status stands on the way from REQUESTED to the end."""
+        """The rank of an event's status on the way from REQUESTED to the end."""
         if self.event.qos_status == "REQUESTED":
             return 0
         return 2 if self.event.status_info else 1
 
 
 class Oracle:
-    """One session, remembering the last `memory_max` events. `resumes`: its sender may take it up after its end."""
+    """One session, which remembers its last `memory_max` events. `resumes`: its sender may resume it after its end."""
 
     def __init__(self, memory_max: int, *, resumes: bool = False) -> None:
         self.memory_max = memory_max
@@ -52,17 +52,17 @@ class Oracle:
 
     @property
     def remembered(self) -> list[Heard]:
-        """The events that a repetition is recognized of."""
+        """The events by which a repetition is recognized."""
         return self.heard[-self.memory_max :]
 
     @property
     def forgotten(self) -> list[Heard]:
-        """Those before them."""
+        """The events before these."""
         return self.heard[: -self.memory_max]
 
     @property
     def now(self) -> Heard:
-        """The change that made the session what it is."""
+        """The change that made the session's present state."""
         return self.changes[-1]
 
     def hear(self, event: Event, sender: str, received_at: int, clock: int) -> str:  # noqa: PLR0911  # one for each row
@@ -90,7 +90,9 @@ class Oracle:
         return self._change(heard, clock)
 
     def _arrived(self, event: Event, received_at: int) -> int:
-        """When an event without a time was: an end not before what it ends, by a few seconds of two clocks."""
+        """The time of an event without one: its receipt, but for an end not before what it ends, within two clocks'
+        difference.
+        """
         is_end = self.heard and event.qos_status == "UNAVAILABLE" and self.told_at - received_at <= CLOCKS_DIFFER
         return max(received_at, self.told_at) if is_end else received_at
 
@@ -102,9 +104,9 @@ class Oracle:
         return one.id is not None and (one.source, one.id) == (other.source, other.id) and known.change == heard.change
 
     def availability(self) -> tuple[int | None, float | None]:
-        """When the session last became available, and for how many seconds it was.
+        """When the session last became available, in µs, and for how many seconds it was.
 
-        By what was accepted; where nothing of that was an AVAILABLE, by the late one that told of it first.
+        Accepted events count. If none of them was AVAILABLE, the first late AVAILABLE counts.
         """
         for at in reversed(range(len(self.changes))):
             begin = self.changes[at]
@@ -115,7 +117,7 @@ class Oracle:
         return self.granted_late or (None, None)
 
     def _grant(self, late: Heard) -> None:
-        """An AVAILABLE that is late tells that quality was granted, where nothing did yet and an end came after it."""
+        """Let a late AVAILABLE grant availability, if no event did yet and an end came after it."""
         if late.event.qos_status != "AVAILABLE" or late.event.time_micros is None:
             return
         ends = [each.micros for each in self.heard if each.event.qos_status == "UNAVAILABLE"]

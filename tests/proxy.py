@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and a server that does to their connections what networks do."""
+"""A TCP proxy between a client and a server that makes the faults of networks."""
 
 import asyncio
 import random
@@ -13,14 +13,14 @@ from typing import Self
 PRODUCE, END_TXN = 0, 26
 
 _CHUNK_BYTES = 64 * 1024
-_CHUNKS_MAX = 256  # that wait for their time in one direction; then the proxy reads no more, as a full pipe would
+_CHUNKS_MAX = 256  # that wait in one direction; then the proxy stops reading, as a full pipe would
 
 
 class Proxy:
-    """Listens on one address and connects to another. It does nothing to what passes until it is told to.
+    """Listens on one address and connects to another. It passes everything on until it is told otherwise.
 
-    `faults` counts what was done: `reset` connections, and chunks that were `delayed`, `held`, `swallowed` or were an
-    `answer lost`.
+    `faults` counts what was done: connections that were `reset`, and chunks that were `delayed`, `held`, `swallowed`,
+    or whose `answer lost`.
     """
 
     def __init__(self, listen: tuple[str, int], target: tuple[str, int], *, seed: int = 0) -> None:
@@ -47,11 +47,11 @@ class Proxy:
         await self.down()
 
     def delay(self, seconds: float, jitter_seconds: float = 0) -> None:
-        """Let each chunk take so long in each direction, and up to the jitter more; their order stays."""
+        """Delay each chunk by `seconds` in each direction, and up to the jitter more, in order."""
         self._delay_seconds, self._jitter_seconds = seconds, jitter_seconds
 
     def narrow(self, bytes_per_second: float) -> None:
-        """Let so much through in each direction, of all connections together, and take no more than that."""
+        """Let at most this many bytes a second through in each direction, of all connections together."""
         self._seconds_per_byte = 1 / bytes_per_second
 
     def cut(self) -> None:
@@ -71,30 +71,32 @@ class Proxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def up(self) -> None:
-        """Take connections."""
+        """Take connections again."""
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, *self.listen)
-            self.listen = self._server.sockets[0].getsockname()  # it was port 0, perhaps
+            self.listen = self._server.sockets[0].getsockname()  # the port may have been 0
 
     def hold(self) -> None:
-        """Let nothing through in either direction until `heal`, which delivers all of it: a short partition."""
+        """Hold everything back in both directions until `heal`, which delivers it: a short partition."""
         self._flowing.clear()
 
     def black_hole(self) -> None:
-        """Swallow all that is sent in either direction, and its end, until `heal`, which resets all connections."""
+        """Swallow everything in both directions, also the ends of connections, until `heal`, which resets all
+        connections.
+        """
         self._swallowing = True
         self._flowing.clear()
 
     def lose_answers(self, cut_after_seconds: float = 0) -> None:
         """Deliver what clients send and drop what servers answer, until `heal`.
 
-        A connection is reset so long after the first answer that it lost. New ones fare the same: no client can do
-        more on them than its first request.
+        A connection is reset some time after the first answer that it lost. New connections are treated likewise, so a
+        client gets no further than its first request on each.
         """
         self._cut_after_seconds = cut_after_seconds
 
     async def heal(self) -> None:
-        """Do nothing more to what passes, and take connections."""
+        """End all faults, and take connections."""
         self._delay_seconds = self._jitter_seconds = self._seconds_per_byte = 0
         self._cut_after_seconds = None
         if self._swallowing:  # bytes are missing from the middle of streams
@@ -113,9 +115,9 @@ class Proxy:
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(reader, far_writer, writers, answers=False))
                 pumps.create_task(self._pump(far_reader, writer, writers, answers=True))
-        except (OSError, ExceptionGroup):  # one end is gone: so is the other
+        except (OSError, ExceptionGroup):  # one end is gone, so the other is closed too
             self._reset(writers)
-        except asyncio.CancelledError:  # `down` has reset it; the server would log the cancellation
+        except asyncio.CancelledError:  # by `down`; the server would log the cancellation
             self._reset(writers)
         finally:
             del self._connections[task]
@@ -153,18 +155,18 @@ class Proxy:
                     await waiting.put((loop.time() + seconds, chunk))
 
     async def _read(self, reader: asyncio.StreamReader, *, answers: bool) -> bytes:  # noqa: ARG002  # for KafkaProxy
-        """What comes next in a direction; empty at its end."""
+        """The next chunk of a direction; empty at its end."""
         return await reader.read(_CHUNK_BYTES)
 
     async def _take_turn(self, size: int, *, answers: bool) -> None:
-        """Wait as long as a narrow link takes for so many bytes, and for all that came before them."""
+        """Wait for the time in which a narrow link carries these bytes and all before them."""
         now = asyncio.get_running_loop().time()
         free_at = self._free_at[answers] = max(now, self._free_at[answers]) + size * self._seconds_per_byte
         if free_at > now:
             await asyncio.sleep(free_at - now)
 
     async def _deliver(self, waiting: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
-        """Write each chunk when its time has come; an empty one ends the direction."""
+        """Write each chunk at its time; an empty one ends the direction."""
         loop = asyncio.get_running_loop()
         while True:
             due, chunk = await waiting.get()
@@ -183,15 +185,15 @@ class Proxy:
             connection = writer.get_extra_info("socket")
             if connection.fileno() != -1 and not writer.is_closing():
                 self.faults["reset"] += writer is writers[0]
-                # To linger for no time is what makes the kernel send a reset instead of an orderly end.
+                # With a linger time of 0 the kernel sends a reset instead of an orderly end.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
 
 
 class KafkaProxy(Proxy):
-    """A proxy that knows Kafka's requests apart.
+    """A proxy that reads the API keys of Kafka's requests.
 
-    `passed` counts the requests by their API key, `held` those that it has held back since it was told to.
+    `passed` counts the requests by API key, `held` those that were held back.
     """
 
     def __init__(self, listen: tuple[str, int], target: tuple[str, int], *, seed: int = 0) -> None:
@@ -201,20 +203,20 @@ class KafkaProxy(Proxy):
         self._holding: dict[int, tuple[asyncio.Event, Callable[[], bool]]] = {}
 
     def hold_back(self, api_key: int, when: Callable[[], bool] = lambda: True) -> None:
-        """Keep requests of an API from the broker, and all that comes behind them on their connections.
+        """Hold back the requests of an API, and all that comes behind them on their connections.
 
-        It is those that come when the condition is met.
+        If a condition is given, only the requests that come while it is met are held back.
         """
         self._holding[api_key] = asyncio.Event(), when
         self.held[api_key] = 0
 
     def let_through(self, api_key: int) -> None:
-        """Deliver the requests of an API again, those that were held back first."""
+        """Deliver the requests of an API again, beginning with those that were held back."""
         released, _ = self._holding.pop(api_key)
         released.set()
 
     async def heal(self) -> None:
-        """Also, hold back no requests."""
+        """End all faults, holding back included."""
         for api_key in list(self._holding):
             self.let_through(api_key)
         await super().heal()

@@ -1,6 +1,6 @@
-"""The links between a cluster's controllers, one of whose brokers can be cut off from them, and from nothing else.
+"""The links between a cluster's controllers, through which one broker can be cut off from the controllers alone.
 
-Such a broker is deposed and doesn't know: it goes on answering reads and metadata as the leader that it was.
+Such a broker is deposed and does not know it: it goes on answering reads and metadata as the leader that it was.
 """
 
 import asyncio
@@ -20,9 +20,10 @@ _CHUNK_BYTES = 64 * 1024
 
 
 class Quorum:
-    """Carries all that goes to the controllers; `links` has, for each, where to listen and where to connect to.
+    """Carries all connections to the controllers. `links` has, for each, the address to listen on and the one to
+    connect to.
 
-    It lives in a thread of its own, since a cluster outlives the loop of a test.
+    It runs in a thread, since a cluster outlives the loop of a test.
     """
 
     def __init__(self, links: Sequence[tuple[Address, Address]]) -> None:
@@ -48,7 +49,7 @@ class Quorum:
         self._loop.close()
 
     def cut_off(self, broker: int | None) -> None:
-        """Have a broker reach no other controller, and none of them it; None: all reach each other again."""
+        """Cut a broker off from the other controllers, in both directions; None: connect all again."""
         done: Future[None] = Future()
         self._loop.call_soon_threadsafe(self._cut, broker, done)
         done.result(SECONDS_MAX)
@@ -103,7 +104,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def _source(request: bytes) -> int:
-    """The broker that a connection comes from, as the client id of its first request names it; -1 where none does."""
+    """The broker that a connection comes from, by the client id of its first request; -1 if it is no broker."""
     size = struct.unpack_from(">h", request, 12)[0]
     found = re.search(rb"\d+", request[14 : 14 + max(0, size)])
     return int(found[0]) if found else -1

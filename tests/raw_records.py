@@ -1,4 +1,4 @@
-"""Record batches made by hand, so that anything can stand in them, and their way into a real partition."""
+"""Record batches made by hand, with any content, and their way into a real partition."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ CODECS = tuple(_ENCODERS)
 
 
 class Raw(NamedTuple):
-    """A record, whose header names are bytes."""
+    """A record whose header names are bytes."""
 
     key: bytes | None
     value: bytes | None
@@ -29,21 +29,21 @@ class Raw(NamedTuple):
 
 
 def batch(records: Sequence[Raw], compression: int = 0, base_offset: int = 0) -> bytes:
-    """A batch of the newest format, its checksum right."""
+    """A batch of the newest format, with a right checksum."""
     first = records[0].millis
     body = b"".join(_record(record, number, first) for number, record in enumerate(records))
     return sealed(_ENCODERS[compression](body), len(records), compression, base_offset, first)
 
 
 def sealed(body: bytes, count: int, attributes: int = 0, base_offset: int = 0, first_millis: int = 0) -> bytes:
-    """A batch that says of itself that it has `count` records, whatever is in it; its checksum is right."""
+    """A batch with a right checksum that claims `count` records, whatever it contains."""
     checked = struct.pack(">hiqqqhii", attributes, count - 1, first_millis, first_millis, -1, -1, -1, count) + body
     length = _HEADER.size - 12 + len(body)
     return struct.pack(">qiibI", base_offset, length, -1, 2, calc_crc32c(checked)) + checked
 
 
 class Partition:
-    """A way into a partition that passes by every check of a client."""
+    """A way into a partition that avoids all checks of a client."""
 
     def __init__(self, connection: KafkaConnection, topic: str, partition: int = 0) -> None:
         self._producer = connection.producer()
@@ -56,14 +56,14 @@ class Partition:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Let go."""
+        """Disconnect."""
         await self._producer.stop()
 
     async def send(self, data: bytes) -> str:
-        """Append a batch: what the broker says against it, empty where it took it."""
+        """Append a batch; returns the broker's error, empty if it took the batch."""
         client = self._producer.client
         while (refused := await self._sent(client, data)) == "NotLeaderForPartitionError":
-            # The broker that was asked may not have heard of a new topic yet.
+            # The broker may not know a new topic yet.
             await client.force_metadata_update()
             await asyncio.sleep(0.05)
         return refused
@@ -79,7 +79,7 @@ class Partition:
 
 
 def flipped(data: bytes, chance: random.Random, first: int = 0) -> bytes:
-    """The data with some of its bytes behind `first` changed, cut off, doubled or put in."""
+    """The data with some bytes behind `first` changed, cut off, doubled or inserted."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 5))):
         at = chance.randrange(first, max(first + 1, len(changed)))

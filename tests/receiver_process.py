@@ -1,4 +1,4 @@
-"""A real receiver in a process of its own, for tests that look at it from outside."""
+"""A real receiver in a process, for tests that look at it from outside."""
 
 import json
 import os
@@ -14,17 +14,17 @@ import httpx2
 
 from tests.limits import SECONDS_MAX
 
-#: Its first argument is the limit, the others are the command.
+#: The first argument is the limit, the others are the command.
 _LIMITED = 'ulimit -n "$0" && exec "$@"'
 
 COMMAND = (sys.executable, "-m", "receiver")
 
 
 class ReceiverProcess:
-    """`qod-receiver serve` on a directory, on free ports, with a token of its own unless `mint` says not.
+    """`qod-receiver serve` on a directory, on free ports, with a token of its own unless `mint` is false.
 
-    What it prints goes to the file `out` in that directory, its log to `log`. `descriptors_max` is how many files it
-    may have open, if that is not to be left to the system.
+    Its output goes to the file `out` in that directory, its log to `log`. `descriptors_max` limits its open files; None
+    leaves that to the system.
     """
 
     def __init__(self, directory: Path, *options: str, mint: bool = True, descriptors_max: int | None = None) -> None:
@@ -43,8 +43,8 @@ class ReceiverProcess:
         self.edge_url, self.ops_url = self._wait_until_serving()
 
     def printed(self) -> str:
-        """All that it printed on standard output when it was ready."""
-        httpx2.get(f"{self.ops_url}/livez", timeout=SECONDS_MAX)  # is not answered before
+        """Its standard output up to its readiness."""
+        httpx2.get(f"{self.ops_url}/livez", timeout=SECONDS_MAX)  # answered only when it is ready
         return self._out.read_text()
 
     def post(self, *bodies: bytes) -> list[int]:
@@ -57,7 +57,7 @@ class ReceiverProcess:
         return answers
 
     def kill(self) -> None:
-        """End it as a power cut of the process would: it can do nothing about it."""
+        """Kill the process, as a power cut would."""
         self.process.kill()
         self.process.wait()
 
@@ -74,7 +74,7 @@ class ReceiverProcess:
         return float(found[1])
 
     def wait_until_routed(self, count: int) -> None:
-        """Wait until `count` notifications have been decided on since this process started, and nothing waits."""
+        """Wait until `count` notifications have been decided on since this process started, and none waits."""
         deadline = time.monotonic() + SECONDS_MAX
         while time.monotonic() < deadline:
             if self._decided() >= count and self.metric('qod_receiver_inbox_lag{partition="0"}') == 0:
@@ -102,7 +102,7 @@ class ReceiverProcess:
 
 
 def run(*arguments: str, expect: int = 0) -> str:
-    """Standard output of a command that ends with the exit status expected."""
+    """Standard output of a command, whose exit status must be the expected one."""
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == expect, f"exit status {done.returncode}: {done.stdout}{done.stderr}"
@@ -110,6 +110,6 @@ def run(*arguments: str, expect: int = 0) -> str:
 
 
 def tail(directory: Path, topic: str) -> list[dict[str, Any]]:
-    """All records of a topic, read by the command."""
+    """All records of a topic, read by the `tail` command."""
     lines = run("tail", topic, "--data", str(directory), "--from", "beginning", "--no-follow", "--json")
     return [json.loads(line) for line in lines.splitlines()]

@@ -1,7 +1,7 @@
-"""Events and notifications as tests want them, spelled so that a case fits on one line.
+"""Events and notifications for tests, spelled so that a case fits on one line.
 
 `A1` is AVAILABLE at second 1, `U2:N` UNAVAILABLE at second 2 for NETWORK_TERMINATED, `U?` one without a time. `#x`
-gives it the id x (`#` alone: no id; else every one has its own), `@x` the sender x.
+gives it the id x (`#` alone: no id; else each has its own), `@x` the sender x.
 """
 
 import itertools
@@ -55,7 +55,7 @@ def told(text: str, session_id: str = SESSION_ID) -> tuple[Event, str]:
 
 
 def body(event: Event, **more: object) -> bytes:
-    """An event in the CloudEvents dialect, `more` being other members of the envelope."""
+    """An event in the CloudEvents dialect, with `more` members of the envelope."""
     data = {"sessionId": event.session_id, "qosStatus": event.qos_status, "statusInfo": event.status_info}
     time = None if event.time_micros is None else rfc3339.render(event.time_micros)
     envelope: dict[str, Any] = {"specversion": "1.0", "id": event.id, "source": event.source, "type": event.type}
@@ -63,7 +63,7 @@ def body(event: Event, **more: object) -> bytes:
 
 
 def bare(session_id: str = SESSION_ID) -> bytes:
-    """A notification of release 0.8, which tells neither id, source nor time."""
+    """A notification of release 0.8, which has no id, source or time."""
     return orjson.dumps({"sessionId": session_id, "event": "SESSION_TERMINATED"})
 
 
@@ -76,7 +76,7 @@ def posted(
     received_micros: int = START + 60 * SECOND,
     origin: str = "",
 ) -> Notification:
-    """The notification that brings a spelled event, or a body as it is."""
+    """The notification of a spelled event, or of a body."""
     if isinstance(what, bytes):
         content, told_by = what, SENDER
     else:
@@ -95,7 +95,7 @@ def posted(
 
 
 def decisions(router: Router, notifications: Sequence[Notification], first: int = 0) -> list[Decision]:
-    """What a router comes to on notifications that begin at position `first`, all of them new to it."""
+    """A router's decisions on notifications that begin at position `first`, all of them new to it."""
     made: list[Decision] = []
     sessions: dict[str, Session | None] = {}
     clock_micros = 0

@@ -1,6 +1,6 @@
 """Simulators on free ports, in this process and in others, a client of theirs, and a socket that they post to.
 
-The socket reads HTTP by itself, so that it also tells of requests that no server would have passed on.
+The socket reads raw HTTP, so it also records requests that a server would have refused.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from tests.receiver_process import COMMAND
 T = TypeVar("T")
 
 TOKEN = "a-token-that-senders-present"
-#: Read once for all tests: what the system trusts are many files.
+#: Loaded once for all tests: the system's trusted certificates are many files.
 _TRUST = ssl.create_default_context()
 CLOUDEVENTS = {"0.10", "0.11", "1.0", "1.1"}
 
 
 class Answer(NamedTuple):
-    """What a socket answers, once `after` lets it: a status with headers; None closes the connection without one."""
+    """The answer of a socket, given once `after` is set: a status with headers. None closes the connection instead."""
 
     status: int | None = 204
     headers: Mapping[str, str] = {}
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 
 @dataclass(eq=False)
 class Received:
-    """A request as it came, whole or not."""
+    """A request as it was received, whole or not."""
 
     path: str
     headers: Mapping[str, str]
@@ -58,7 +58,7 @@ class Received:
 
 
 class Sink:
-    """A socket that receives notifications. `answer` decides on each; it is given what was received."""
+    """A socket that receives notifications. `answer` chooses the answer to each request."""
 
     def __init__(self) -> None:
         self.received: list[Received] = []
@@ -68,7 +68,7 @@ class Sink:
 
     @contextlib.asynccontextmanager
     async def listening(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["Sink"]:
-        """Listen on a free port."""
+        """Listen on a free port for as long as the block lasts."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=tls)
         scheme = "http" if tls is None else "https"
         self.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/notifications"
@@ -105,7 +105,7 @@ class Sink:
 
 
 async def _request(reader: asyncio.StreamReader) -> Received | None:
-    """The next request of a connection; None at its end."""
+    """The next request of a connection; None at the connection's end."""
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -122,7 +122,7 @@ async def _request(reader: asyncio.StreamReader) -> Received | None:
 
 
 class Process(NamedTuple):
-    """A simulator in a process of its own: what it printed first, and where it logs."""
+    """A simulator in a process, its first output, and its log."""
 
     running: subprocess.Popen[str]
     greeting: str
@@ -162,7 +162,7 @@ def serving(directory: Path, *options: str) -> Iterator[Process]:
 
 
 class Simulated:
-    """A simulator, and a client of it that may do everything."""
+    """A simulator, and a client of it with all rights."""
 
     def __init__(self, url: str, client: httpx2.AsyncClient) -> None:
         self.url = url
@@ -171,7 +171,7 @@ class Simulated:
         self._phones = 0
 
     async def token(self, *client: str) -> str:
-        """An access token of a client, by its id and its secret; of the one that there always is, without."""
+        """An access token of a client, by its id and its secret; by default of the client that always exists."""
         form = {"grant_type": "client_credentials"}
         client_id, secret = client or ("demo", "demo")
         answer = await self.client.post(f"{self.url}/token", data=form, auth=(client_id, secret))
@@ -179,14 +179,14 @@ class Simulated:
         return str(answer.json()["access_token"])
 
     async def create(self, **changes: object) -> dict[str, Any]:
-        """A session of a device that has none, and what the API told of it."""
+        """Create a session of a device that has none; returns the API's answer."""
         answer = await self.client.post(self.sessions_url, json=self.wanted(**changes))
         assert answer.status_code == 201, answer.text
         session: dict[str, Any] = answer.json()
         return session
 
     def wanted(self, **changes: object) -> dict[str, Any]:
-        """A request to create a session; None takes a member away."""
+        """A request to create a session; a member that is None is left out."""
         self._phones += 1
         request = {
             "device": {"phoneNumber": f"+34600{self._phones:06d}"},
@@ -198,7 +198,7 @@ class Simulated:
         return {name: value for name, value in request.items() if value is not None}
 
     async def get(self, session_id: str) -> httpx2.Response:
-        """The session, or why not."""
+        """The session, or the API's error."""
         return await self.client.get(f"{self.sessions_url}/{session_id}")
 
     async def delete(self, session_id: str) -> httpx2.Response:
@@ -223,7 +223,7 @@ class Simulated:
         return await self._pages("ledger/sessions", "sessions")
 
     async def until_status(self, session_id: str, status: str) -> dict[str, Any]:
-        """The session, once it has a status."""
+        """Wait until the session has a status; returns the session."""
 
         async def found() -> dict[str, Any] | None:
             session: dict[str, Any] = (await self.get(session_id)).json()
@@ -240,7 +240,7 @@ class Simulated:
         await until(gone)
 
     async def until_ended(self) -> None:
-        """Wait until no session is active, and no post is on its way or still to be made."""
+        """Wait until no session is active, and no post is pending or planned."""
 
         async def ended() -> bool:
             summary = await self.summary()
@@ -250,7 +250,7 @@ class Simulated:
         await until(ended)
 
     async def until_quiet(self) -> None:
-        """Wait until no post is on its way or still to be made."""
+        """Wait until no post is pending or planned."""
 
         async def quiet() -> bool:
             return not any((await self.summary())["posts"].values())
@@ -270,7 +270,7 @@ class Simulated:
 
 @contextlib.asynccontextmanager
 async def simulated(options: Options) -> AsyncIterator[Simulated]:
-    """A simulator that serves, and a client that is let in."""
+    """A simulator that serves, and a client of it."""
     with quiet(), socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         options = options if options.trust else options._replace(trust=_TRUST)
         async with simulating(options, listener), httpx2.AsyncClient(timeout=SECONDS_MAX, verify=_TRUST) as client:
@@ -281,7 +281,7 @@ async def simulated(options: Options) -> AsyncIterator[Simulated]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nobody reads the log of what is simulated."""
+    """A log that drops the simulator's lines."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     try:
         yield
@@ -290,7 +290,7 @@ def quiet() -> Iterator[None]:
 
 
 async def until(condition: Callable[[], Awaitable[T | None]]) -> T:
-    """Wait until something is so, and return it."""
+    """Wait until a condition gives something, and return it."""
     async with asyncio.timeout(SECONDS_MAX):
         while True:
             if found := await condition():
@@ -299,6 +299,6 @@ async def until(condition: Callable[[], Awaitable[T | None]]) -> T:
 
 
 def told(received: Sequence[Received]) -> list[tuple[str, str | None]]:
-    """Status and reason of each CloudEvent, in the order in which they came."""
+    """Status and reason of each CloudEvent, in the order of arrival."""
     data = [each.tree["data"] for each in received]
     return [(each["qosStatus"], each.get("statusInfo")) for each in data]

@@ -1,11 +1,11 @@
 """Strangers and greedy senders against a running receiver: `python -m tests.strangers`.
 
-A good sender posts at a steady rate, half of it on connections that it keeps and half on new ones, while others do
-their worst: silent connections that come again when they are closed, connections with half a head, and chunked posts of
-another sender that stop in the middle. Printed is how much of the good sender's is answered 204 and how fast, and
-whether the operations port answers meanwhile. All of it on the loopback interface, and bounded in count and time.
+A good sender posts at a steady rate, half of it on kept connections and half on new ones. Meanwhile attackers open
+silent connections and open them again when they are closed, connections with half a head, and chunked posts of another
+sender that stop in the middle. The output is the share of the good sender's posts that are answered 204, their times,
+and whether the operations port answers. All of it is on the loopback interface, and limited in number and time.
 
-Without --url it starts a receiver of its own, with 1,024 descriptors.
+Without --url it starts a receiver with 1,024 descriptors.
 """
 
 import argparse
@@ -42,13 +42,15 @@ class Target(NamedTuple):
     greedy_token: str
 
     def head(self, token: str) -> str:
-        """A request to post with, but for the headers of its body."""
+        """The head of a post, without the headers of its body."""
         parts = urlsplit(self.url)
         return f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n"
 
 
 class Seen(NamedTuple):
-    """What the good sender saw: milliseconds of each answer 204, and how many it did not get; and the other port."""
+    """The good sender's results: milliseconds of each 204, the number of posts without one, and the same of the other
+    port.
+    """
 
     kept_alive: list[float]
     new: list[float]
@@ -65,7 +67,7 @@ class Seen(NamedTuple):
 
 
 class _Stranger(asyncio.Protocol):
-    """A connection that says something, and then nothing more."""
+    """A connection that sends some bytes, and then nothing more."""
 
     def __init__(self, words: bytes, closed: Callable[[], object]) -> None:
         self._words = words
@@ -83,7 +85,7 @@ class _Stranger(asyncio.Protocol):
 
 @asynccontextmanager
 async def _strangers(target: Target, count: int, words: bytes) -> AsyncIterator[None]:
-    """So many connections for as long as the block lasts; what is closed is made again, ten times each on average."""
+    """`count` connections for as long as the block lasts; closed ones are opened again, ten times each on average."""
     parts, left = urlsplit(target.url), 10 * count
     wanted = asyncio.Semaphore(count)
     transports: set[asyncio.BaseTransport] = set()
@@ -121,7 +123,7 @@ async def _post(target: Target, reader: asyncio.StreamReader, writer: asyncio.St
 
 
 async def _good_sender(target: Target, seconds: float, rate: float, answer_seconds_max: float) -> Seen:
-    """Post at that rate on each of two ways, and look at the operations port ten times a second."""
+    """Post at a rate on both kinds of connections, and ask the operations port ten times a second."""
     seen = Seen([], [], [], dict.fromkeys(("kept alive", "new", "/livez"), 0))
     edge, ops = urlsplit(target.url), urlsplit(target.ops_url)
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
@@ -173,7 +175,7 @@ async def _good_sender(target: Target, seconds: float, rate: float, answer_secon
     return seen
 
 
-async def play(  # noqa: PLR0917  # how much of what
+async def play(  # noqa: PLR0917  # the name, the number and the bytes of each attack
     target: Target,
     count: int,
     stalled: int,
@@ -181,7 +183,9 @@ async def play(  # noqa: PLR0917  # how much of what
     rate: float,
     answer_seconds_max: float = _ANSWER_SECONDS_MAX,
 ) -> list[tuple[str, Seen]]:
-    """All attacks, one after the other; what the good sender saw of each, who waits so long for an answer."""
+    """Make all attacks, one after the other; returns the good sender's results of each. It waits this long for an
+    answer.
+    """
     greedy = (target.head(target.greedy_token) + _GREEDY_HEAD).encode()
     attacks = (
         ("nobody else", 0, b""),

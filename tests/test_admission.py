@@ -1,4 +1,4 @@
-"""What is let in at a time. A row is a story: what happens, one step after the other, and what each step comes to."""
+"""Admission of requests and bytes. A row is a story: one step after the other, each with its result."""
 
 import re
 from contextlib import suppress
@@ -15,7 +15,7 @@ _STEP = re.compile(r"(?P<sender>[a-z])(?P<sign>[+*-])(?P<bytes>\d+)")
 
 
 def entered(admission: Admission, *, sender: str = "acme", body_bytes: int = 1, now: float = 0) -> int:
-    """0 where the request got in, else the seconds after which it may come again."""
+    """0 if the request got in, else the seconds after which it may come again."""
     try:
         admission.enter(sender, body_bytes, now)
     except Refused as error:
@@ -30,7 +30,7 @@ def entered(admission: Admission, *, sender: str = "acme", body_bytes: int = 1, 
 @pytest.mark.parametrize(
     ("steps", "refused"),
     [
-        # Alone: half of it.
+        # Alone, a sender has half.
         ("a+0 a+0 a+0", []),
         ("a+0 a+0 a+0 a+0", [3]),
         ("a+0 a+0 a+0 a+0 a-0 a+0 a+0", [3, 6]),
@@ -42,10 +42,10 @@ def entered(admission: Admission, *, sender: str = "acme", body_bytes: int = 1, 
         ("a+30 a+20 a+0", []),
         ("a+50 a-50 a+50", []),
         ("a+51 a+51 a+51 a+50", [0, 1, 2]),
-        # What is only promised is nothing.
+        # Announced bytes don't count.
         ("a+0 b+50", []),
         ("a+0 a+0 b+50 a*50", []),
-        # Two may have all of it, and a third has its share all the same.
+        # Two senders may have everything, and a third still has its share.
         ("a+50 b+50", []),
         ("a+50 b+50 c+10", []),
         ("a+50 b+50 c+11", [2]),
@@ -57,12 +57,12 @@ def entered(admission: Admission, *, sender: str = "acme", body_bytes: int = 1, 
         ("a+0 a+0 a+0 b+0 b+0 b+0 c+0 d+0 e+0", []),
         ("a+0 a+0 a+0 b+0 b+0 b+0 b-0 c+0 c+0", [8]),
         ("a+0 a+0 a+0 b+0 b+0 b+0 b-0 b-0 c+0 c+0", []),
-        # Whoever leaves makes room.
+        # A request that leaves makes room.
         ("a+50 b+50 c+11 a-50 c+11", [2]),
     ],
 )
 def test_in_flight(steps: str, refused: list[int]) -> None:
-    """Of 6 requests and 100 bytes one sender has half at most, and always a request and 10 bytes."""
+    """Of 6 requests and 100 bytes one sender has at most half, and always one request and 10 bytes."""
     admission = Admission(in_flight_max=6, in_flight_bytes_max=100, share=1, share_bytes=10)
     found = []
     for index, step in enumerate(steps.split()):
@@ -84,7 +84,7 @@ def test_in_flight(steps: str, refused: list[int]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("+*-"), st.integers(0, 60)), max_size=200))
 def test_nobody_takes_anothers_share(steps: list[tuple[int, str, int]]) -> None:
-    """Whatever others do, a sender with nothing in flight gets in with its share; and the sum keeps its bound."""
+    """Whatever others do, a sender with nothing in flight gets in with its share, and the sum keeps its bound."""
     admission = Admission(in_flight_max=20, in_flight_bytes_max=200, share=2, share_bytes=25)
     held: dict[str, list[int]] = {}
     for number, what, body_bytes in steps:
@@ -117,15 +117,15 @@ def test_nobody_takes_anothers_share(steps: list[tuple[int, str, int]]) -> None:
         (1, 3, [0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 1, 0]),
         (1, 1, [0, 0.5, 0.99, 1, 1.5, 2], [0, 1, 1, 0, 1, 0]),
         (10, 1, [0, 0.05, 0.1, 0.15, 0.2], [0, 1, 0, 1, 0]),
-        # What is refused is not paid for.
+        # A refused request does not count against the rate.
         (1, 1, [0, *[0.5] * 50, 1], [0, *[1] * 50, 0]),
-        # What is saved up is the burst at most.
+        # At most the burst is saved up.
         (1, 2, [0, 1000, 1000, 1000], [0, 0, 0, 1]),
         (1, 2, [1000, 1000, 1000, 5000, 5000, 5000], [0, 0, 1, 0, 0, 1]),
-        # Retry-After is when one is free again, rounded up.
+        # Retry-After is the time until the next request is allowed, rounded up.
         (0.1, 1, [0, 0, 3, 9.5], [0, 10, 7, 1]),
         (0.3, 1, [0, 0], [0, 4]),
-        # No rate, no limit.
+        # Without a rate there is no limit.
         (0, 1, [0] * 1000, [0] * 1000),
     ],
 )
@@ -138,14 +138,14 @@ def test_rate(rate_per_second: float, rate_burst: int, arrivals: list[float], re
 
 
 def test_each_sender_has_its_own_rate() -> None:
-    """One sender's flood is refused to that sender alone."""
+    """One sender's flood leads to refusals for that sender alone."""
     admission = Admission(in_flight_max=1000, in_flight_bytes_max=1000, rate_per_second=1, rate_burst=2)
     assert [entered(admission, sender="flood") for _ in range(5)] == [0, 0, 1, 1, 1]
     assert [entered(admission, sender="calm") for _ in range(2)] == [0, 0]
 
 
 def test_a_full_house_costs_nobody_its_rate() -> None:
-    """What is refused because too much is in flight does not count against the sender."""
+    """A request that is refused because too much is in flight does not count against the sender's rate."""
     admission = Admission(in_flight_max=1, in_flight_bytes_max=10, rate_per_second=1, rate_burst=2)
     assert entered(admission) == 0
     assert [entered(admission) for _ in range(10)] == [1] * 10
@@ -154,7 +154,7 @@ def test_a_full_house_costs_nobody_its_rate() -> None:
 
 
 def test_who_is_throttled_takes_up_no_room() -> None:
-    """What is refused for its rate is not in flight."""
+    """A request that is refused for its rate is not in flight."""
     admission = Admission(in_flight_max=2, in_flight_bytes_max=10, rate_per_second=1, rate_burst=1)
     assert entered(admission, sender="flood", body_bytes=5) == 0
     assert [entered(admission, sender="flood", body_bytes=5) for _ in range(10)] == [1] * 10
@@ -162,7 +162,7 @@ def test_who_is_throttled_takes_up_no_room() -> None:
 
 
 def test_many_senders_are_forgotten_in_turn() -> None:
-    """Of more than 10,000 senders those seen longest ago have their burst again, and those seen lately do not."""
+    """Of more than 10,000 senders those seen longest ago have their burst again, and those seen lately don't."""
     admission = Admission(in_flight_max=100_000, in_flight_bytes_max=100_000, rate_per_second=0.001, rate_burst=1)
     for number in range(10_001):
         assert entered(admission, sender=f"s{number}") == 0
@@ -177,8 +177,8 @@ def test_many_senders_are_forgotten_in_turn() -> None:
     st.integers(1, 5),
 )
 def test_the_rate_holds_over_any_time(pauses: list[float], rate_per_second: float, rate_burst: int) -> None:
-    """Whenever a sender posts, between any two moments no more gets in than the burst and the rate allow; and whoever
-    comes when it was told to gets in.
+    """Between any two moments no more requests get in than the burst and the rate allow, and a sender that comes when
+    it was told to gets in.
     """
     admission = Admission(
         in_flight_max=1000, in_flight_bytes_max=1000, rate_per_second=rate_per_second, rate_burst=rate_burst
@@ -188,7 +188,7 @@ def test_the_rate_holds_over_any_time(pauses: list[float], rate_per_second: floa
         now += pause
         retry_after_seconds = entered(admission, now=now)
         if retry_after_seconds:
-            now += retry_after_seconds + 1e-6  # clocks that are added up are not exact
+            now += retry_after_seconds + 1e-6  # sums of clock times are not exact
             assert entered(admission, now=now) == 0
         got_in.append(now)
     for first, begin in enumerate(got_in):

@@ -1,4 +1,4 @@
-"""What matters in the shape of `receiver/`, each with a message that says what to do."""
+"""Rules for the structure of `receiver/`, each with a message that says what to do."""
 
 import ast
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ ROOT = Path(receiver.__file__).parent
 LINES_MAX = 500
 
 #: Modules outside `core/` without async, clock, randomness, logging, network and files, as all modules of `core/` are:
-#: what they do follows from what they are given.
+#: their results follow from their arguments.
 PURE_ELSEWHERE = {
     "edge.admission",
     "edge.auth",
@@ -40,7 +40,7 @@ PURE_ELSEWHERE = {
     "simulator.plan",
     "simulator.sessions",
 }
-#: What a pure module may import, beside pure modules. Of these only what is itself a function of its arguments.
+#: Other modules that a pure module may import; of these only functions of their arguments may be used.
 PURE_IMPORTS = {
     "base64",
     "binascii",
@@ -76,7 +76,7 @@ PURE_IMPORTS = {
     "urllib.parse",
     "zlib",
 }
-#: What reads a clock or a file without an import of its own.
+#: Names that read a clock or a file without an import.
 IMPURE_CALLS = {"now", "utcnow", "today", "open", "print", "input", "exec", "eval", "__import__"}
 
 #: A module imports only modules of the lines above its own.
@@ -209,14 +209,14 @@ def _name(path: Path) -> str:
 
 SOURCES = {_name(path): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 TREES = {module: ast.parse(source) for module, source in SOURCES.items()}
-#: Those that hold more than a docstring.
+#: Modules that hold more than a docstring.
 MODULES = [module for module, tree in TREES.items() if len(tree.body) > 1]
 PURE = PURE_ELSEWHERE.union(module for module in MODULES if module.startswith("core."))
 HEIGHT = {module: height for height, layer in enumerate(LAYERS) for module in layer}
 
 
 def _imports(module: str) -> Iterator[Import]:
-    """Every import of a module, wherever in it, by its full name; those of ours without the package's."""
+    """Every import of a module, anywhere in it, by its full name; for our modules without the package's name."""
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             names = [each.name for each in node.names]
@@ -243,7 +243,7 @@ def _others(module: str) -> list[Import]:
 
 
 def _closure(module: str) -> set[str]:
-    """A module, and all that comes with it."""
+    """A module, and all modules that it imports in turn."""
     found, waiting = {module}, [module]
     while waiting:
         news = {each.module for each in _ours(waiting.pop())} - found
@@ -253,7 +253,7 @@ def _closure(module: str) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    """Each module stands in one line of LAYERS, and LAYERS names no other."""
+    """Each module is in one line of LAYERS, and LAYERS names no other."""
     assert sum(map(len, LAYERS)) == len(HEIGHT), "a module stands in two lines of LAYERS"
     missing, gone = set(MODULES) - HEIGHT.keys(), HEIGHT.keys() - set(MODULES)
     assert not missing, f"put {sorted(missing)} into a line of LAYERS: below all that it may import"
@@ -263,7 +263,9 @@ def test_every_module_has_its_place() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module: str) -> None:
-    """A module imports only from the lines above its own: the flow knows nothing of who serves, shows or configures."""
+    """A module imports only from the lines above its own: the data's path knows nothing of servers, displays and
+    settings.
+    """
     wrong = [each for each in _ours(module) if HEIGHT[each.module] >= HEIGHT[module]]
     assert not wrong, (
         f"{module} must not import {wrong}: pass in what it needs from there as an argument, "
@@ -273,7 +275,7 @@ def test_imports_run_one_way(module: str) -> None:
 
 @pytest.mark.parametrize("module", sorted(PURE))
 def test_pure_modules_import_what_is_pure(module: str) -> None:
-    """A pure module imports pure modules, and of others those alone that are functions of their arguments."""
+    """A pure module imports pure modules, and of others only those whose functions depend on their arguments alone."""
     wrong = [each for each in _others(module) if each.module not in PURE_IMPORTS]
     assert not wrong, (
         f"{module} is pure but imports {wrong}: take time, randomness, files and the network's answers as arguments, "
@@ -298,27 +300,29 @@ def test_pure_modules_wait_for_nothing_and_ask_nobody(module: str) -> None:
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("demo")])
 def test_the_demo_does_not_know_the_parser(module: str) -> None:
-    """What the demo judges by is spelled by itself: if judge and parser shared code, they would share mistakes."""
+    """The demo's judge spells names itself: if judge and parser shared code, they would share mistakes."""
     direct = {each.module for each in _ours(module)}
     assert "notification" not in direct, f"{module} imports notification: write out what is to be told"
 
 
 def test_the_demos_judge_shares_nothing_with_the_receiver() -> None:
-    """What should come out of the demonstration follows from the ledger: who judges knows how times are written."""
+    """The demonstration's expected results follow from the ledger; of the receiver the judge only knows how times are
+    written.
+    """
     foreign = _closure("demo.comparison") - {"demo.comparison", "demo.ledger", "core.rfc3339"}
     assert not foreign, f"demo/comparison.py leads to {sorted(foreign)}: judge by what the ledger says instead"
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("simulator.")])
 def test_the_simulator_shares_nothing_with_the_receiver(module: str) -> None:
-    """The simulator is the other side of the contract: it knows of the receiver how times are written, and no more."""
+    """The simulator is the other side of the contract: of the receiver it only knows how times are written."""
     foreign = {each for each in _closure(module) if not each.startswith("simulator.")} - {"core.rfc3339"}
     assert not foreign, f"{module} leads to {sorted(foreign)}: write out what CAMARA's texts say instead"
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("backends.")])
 def test_backends_keep_and_decide_nothing(module: str) -> None:
-    """A backend keeps what others decided: it knows neither the router nor its routes."""
+    """A backend keeps the decisions of others: it knows neither the router nor its routes."""
     wrong = {each.module for each in _ours(module)} & {"core.router", "core.routes"}
     assert not wrong, f"{module} imports {sorted(wrong)}: what both need belongs into a module of its own in core/"
 
@@ -333,13 +337,13 @@ def test_modules_are_short(module: str) -> None:
 
 
 TESTS = Path(__file__).parent
-#: Each of them has a limit of its own, of 5 s, unless it is given another one.
+#: Each of these calls has a time limit of 5 s, unless another one is given.
 LIMITED = {"get", "post", "put", "delete", "request", "stream", "Client", "AsyncClient"}
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.glob("*.py")), ids=lambda path: path.stem)
 def test_requests_of_tests_say_how_long_they_wait(path: Path) -> None:
-    """No test relies on a limit that a busy machine reaches: give `timeout=SECONDS_MAX` to what this names."""
+    """No test relies on a limit that a busy machine reaches: give `timeout=SECONDS_MAX` to the calls named here."""
     found = [
         f"{path.name}:{each.lineno} httpx2.{each.func.attr}"
         for each in ast.walk(ast.parse(path.read_text()))
@@ -354,5 +358,5 @@ def test_requests_of_tests_say_how_long_they_wait(path: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_cancellation_is_lost(module: str) -> None:
-    """`asyncio.wait_for` loses a cancellation that comes while what it waits for ends (Python 3.11): it isn't used."""
+    """`asyncio.wait_for` isn't used: it loses a cancellation that comes while the awaited task ends (Python 3.11)."""
     assert "wait_for(" not in SOURCES[module], f"{module}: wait within `async with asyncio.timeout(…)` instead"

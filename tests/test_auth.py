@@ -1,4 +1,4 @@
-"""Who is let in: bearer tokens in every spelling, tokens of the configuration, minted ones, and issuers' JWTs."""
+"""Authentication: bearer tokens in every spelling, tokens of the configuration, minted ones, and issuers' JWTs."""
 
 import hmac
 import json
@@ -27,7 +27,7 @@ from receiver.edge.auth import (
     spellings,
 )
 
-#: Times are whole seconds apart from this one; the library's own clock plays no part.
+#: All times are whole seconds from this one; the library's own clock is not used.
 NOW = 1_000_000_000.0
 SECRET = b"the secret that signs minted tokens"
 ISSUER = "https://auth.operator.example"
@@ -57,7 +57,7 @@ def forged(header: object, payload: object, secret: bytes | None = None) -> byte
 
 
 def claims(**changes: object) -> dict[str, Any]:
-    """What an issuer's token claims, with changes; `...` leaves out."""
+    """The claims of an issuer's token, with changes; `...` leaves a claim out."""
     told = {"iss": ISSUER, "aud": AUDIENCE, "sub": "acme", "exp": NOW + 3600} | changes
     return {name: value for name, value in told.items() if value is not ...}
 
@@ -68,7 +68,7 @@ def signed(key: Any = RSA, algorithm: str = "RS256", key_id: str | None = "k-1",
 
 
 def credentials(*, keys: dict[str, Any] | None = None, **changes: Any) -> Credentials:  # noqa: ANN401  # fields of Issuer
-    """Credentials with one issuer, whose keys are at hand unless other ones are given."""
+    """Credentials with one issuer, whose keys are known unless other ones are given."""
     told: dict[str, Any] = {"issuer": ISSUER, "audience": AUDIENCE, "algorithms": ["RS256"], "leeway_seconds": LEEWAY}
     made = Credentials(mint_secret=SECRET, issuers=[Issuer(**(told | changes))])
     made.replace_keys(ISSUER, {"k-1": RSA.public_key()} if keys is None else keys)
@@ -108,7 +108,7 @@ def outcome(token: bytes, known: Credentials, now: float = NOW, *, keys_current:
     ],
 )
 def test_a_bearer_token_is_found_as_senders_spell_it(authorization: bytes, token: bytes) -> None:
-    """The scheme's case, a colon after it, blanks and a scheme said twice don't matter."""
+    """The scheme's case, a colon after it, blanks and a doubled scheme don't matter."""
     assert next(spellings(authorization)) == token
 
 
@@ -145,7 +145,7 @@ def test_a_bearer_token_is_found_as_senders_spell_it(authorization: bytes, token
     ],
 )
 def test_a_right_token_counts_in_every_spelling(spelled: str) -> None:
-    """A token of any kind is known however the header is spelled; one that differs in a character is not."""
+    """A token of any kind is recognized in every spelling of the header; one that differs in a character is not."""
     known = credentials()
     known.tokens |= {token.sha256: token for token in [static("a-static/token+of=24.chars")]}
     for token in (b"a-static/token+of=24.chars", mint(SECRET, "acme", 60, NOW).encode(), signed()):
@@ -176,7 +176,7 @@ EXPIRED_TOKEN = b"Bearer expired-token"
     ],
 )
 def test_a_token_may_stand_in_another_header(authorization: bytes | None, others: list[bytes], told: str | int) -> None:
-    """A right token in any of the headers counts; of wrong ones the most telling fault is told."""
+    """A right token in any of the headers counts; of several wrong ones the most telling fault is reported."""
     tokens = [static("right-token"), static("expired-token", ends=-1)]
     known = Credentials(tokens=tokens, anonymous=True)
     if told == "acme":
@@ -206,7 +206,7 @@ def test_a_token_may_stand_in_another_header(authorization: bytes | None, others
     ],
 )
 def test_what_is_no_token_is_refused(authorization: bytes, message: str | None) -> None:
-    """No token, one that nobody has, or one that is longer than any, is 401."""
+    """No token, an unknown token, and one that is longer than any are 401."""
     with pytest.raises(Refused) as caught:
         authenticate(authorization, credentials(), NOW)
     assert (caught.value.status, caught.value.code) == (401, "UNAUTHENTICATED")
@@ -214,7 +214,9 @@ def test_what_is_no_token_is_refused(authorization: bytes, message: str | None) 
 
 
 def test_without_a_token_only_the_anonymous_are_let_in() -> None:
-    """No header at all is refused, unless that was switched on; a wrong one is refused all the same."""
+    """A request without a header is refused unless anonymous senders are allowed; a wrong token is refused all the
+    same.
+    """
     with pytest.raises(Refused, match="a bearer token is required"):
         authenticate(None, Credentials(), NOW)
     open_to_all = Credentials(anonymous=True)
@@ -226,7 +228,7 @@ def test_without_a_token_only_the_anonymous_are_let_in() -> None:
 
 
 def static(text: str, sender: str = "acme", begins: float | None = None, ends: float | None = None) -> StaticToken:
-    """A token of the configuration, its times in seconds from now."""
+    """A token of the configuration; its times are in seconds from now."""
     digest = sha256(text.encode("latin-1")).digest()
     return StaticToken(sender, digest, None if begins is None else NOW + begins, None if ends is None else NOW + ends)
 
@@ -263,7 +265,7 @@ def test_a_static_token_is_valid_from_its_first_moment_and_not_at_its_last(
     [(-11, "acme", EARLY), (-10, "acme", "acme"), (9.999, "acme", "acme"), (10, LATE, "acme"), (9999, LATE, "acme")],
 )
 def test_rotation_has_an_overlap(seconds: float, old: str | tuple[int, str], new: str | tuple[int, str]) -> None:
-    """While two tokens of a sender overlap, either is taken, and at no moment neither."""
+    """While two tokens of a sender overlap, either is accepted, and at every moment one is."""
     known = Credentials(tokens=[static("old", ends=10), static("new", begins=-10), static("else", "other")])
     assert outcome(b"old", known, NOW + seconds) == old
     assert outcome(b"new", known, NOW + seconds) == new
@@ -272,7 +274,7 @@ def test_rotation_has_an_overlap(seconds: float, old: str | tuple[int, str], new
 
 @pytest.mark.parametrize("text", ["é" * 20, "\xff\xfe\x80", "a\x80b", "x y", "a.b.c", "..", "\xa0x"])
 def test_a_static_token_may_be_any_bytes(text: str) -> None:
-    """Bytes beyond ASCII, and what looks like a JWT, are compared as bytes: right or wrong, never an error."""
+    """Tokens with bytes beyond ASCII, or with a JWT's form, are compared as bytes: right or wrong, never an error."""
     known = Credentials(tokens=[static(text)])
     assert outcome(text.encode("latin-1"), known) == "acme"
     assert outcome(text.encode("latin-1") + b"\xff", known) == UNKNOWN
@@ -284,7 +286,7 @@ def test_a_static_token_may_be_any_bytes(text: str) -> None:
 
 @pytest.mark.parametrize("sender", ["a", "acme", "Acme_1", "https://op.example/x", "a@b.example", "9+9", "a" * 60])
 def test_a_minted_token_names_its_sender(sender: str) -> None:
-    """A minted token is taken for its sender, and fits into CAMARA's notificationAuthToken."""
+    """A minted token is accepted for its sender, and fits into CAMARA's notificationAuthToken."""
     token = mint(SECRET, sender, 60, NOW)
     assert 20 <= len(token) <= MINTED_CHARS_MAX == 256
     assert outcome(token.encode(), Credentials(mint_secret=SECRET)) == sender
@@ -292,20 +294,22 @@ def test_a_minted_token_names_its_sender(sender: str) -> None:
 
 @pytest.mark.parametrize("sender", ["", " ", "a b", "ä", "-a", ".", "a\n", "a\0", "a" * 128, "a" * 129, "a" * 9999])
 def test_no_token_is_minted_for_what_is_no_name(sender: str) -> None:
-    """A name that is no name, or too long for a token that CAMARA allows, is told when minting."""
+    """Minting fails with a message for an invalid name, or one too long for a token that CAMARA allows."""
     with pytest.raises(ValueError, match="sender's name"):
         mint(SECRET, sender, 60, NOW)
 
 
 def test_every_name_of_the_configuration_fits() -> None:
-    """A name of up to 64 characters, as the settings allow, fits into a token; which longer ones do is their length."""
+    """A name of up to 64 characters, the limit of the settings, fits into a token; for longer ones it depends on their
+    length.
+    """
     taken = [can_be_minted("a" * count) for count in range(1, 200)]
     assert all(taken[:64])
     assert taken == sorted(taken, reverse=True)
 
 
 def can_be_minted(sender: str) -> bool:
-    """Whether there is a token for a name, which then is within CAMARA's limit."""
+    """Whether a name can be minted a token, which then is within CAMARA's limit."""
     try:
         token = mint(SECRET, sender, 60, NOW)
     except ValueError:
@@ -316,7 +320,7 @@ def can_be_minted(sender: str) -> bool:
 
 @pytest.mark.parametrize(("seconds", "told"), [(-1e6, "acme"), (0, "acme"), (59.999, "acme"), (60, EXPIRED)])
 def test_a_minted_token_expires(seconds: float, told: str | tuple[int, str]) -> None:
-    """A minted token is valid until just before its time to live is over, and there is no leeway."""
+    """A minted token is valid until just before its time to live is over, without leeway."""
     assert outcome(mint(SECRET, "acme", 60, NOW).encode(), credentials(), NOW + seconds) == told
 
 
@@ -355,7 +359,7 @@ def test_a_minted_token_is_taken_only_as_it_was_minted(token: bytes, told: str |
 
 
 def test_a_tampered_token_is_refused() -> None:
-    """A minted token that differs in any one character is refused; so is one that was cut off."""
+    """A minted token that differs in any one character, or is cut off, is refused."""
     token = mint(SECRET, "acme", 60, NOW).encode()
     alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     for index in range(len(token)):
@@ -379,7 +383,7 @@ def test_no_token_is_minted_without_a_secret() -> None:
     [
         ({}, "acme"),
         ({"more": {"scope": ["a"]}}, "acme"),
-        # For whom it is.
+        # The audience.
         ({"aud": [AUDIENCE]}, "acme"),
         ({"aud": ["another", AUDIENCE]}, "acme"),
         ({"aud": "another"}, INVALID),
@@ -388,12 +392,12 @@ def test_no_token_is_minted_without_a_secret() -> None:
         ({"aud": ...}, INVALID),
         ({"aud": None}, INVALID),
         ({"aud": AUDIENCE.upper()}, INVALID),
-        # By whom.
+        # The issuer.
         ({"iss": "https://another.example"}, UNKNOWN),
         ({"iss": f"{ISSUER}/"}, UNKNOWN),
         ({"iss": ...}, UNKNOWN),
         ({"iss": MINT_ISSUER}, INVALID),
-        # Until when, and from when, with 30 s for clocks that differ.
+        # The times, with 30 s for clocks that differ.
         ({"exp": NOW - 29.5}, "acme"),
         ({"exp": NOW - 30}, EXPIRED),
         ({"exp": NOW - 3600}, EXPIRED),
@@ -414,7 +418,7 @@ def test_no_token_is_minted_without_a_secret() -> None:
         ({"nbf": -(10**400)}, INVALID),
         ({"iat": NOW + 3600}, "acme"),
         ({"iat": "soon"}, "acme"),
-        # Who.
+        # The sender.
         ({"sub": "https://op.example/clients/7"}, "https://op.example/clients/7"),
         ({"sub": "a" * 128}, "a" * 128),
         ({"sub": "a" * 129}, NAMELESS),
@@ -429,7 +433,9 @@ def test_no_token_is_minted_without_a_secret() -> None:
     ],
 )
 def test_a_jwt_is_judged_by_its_claims(changes: dict[str, Any], told: str | tuple[int, str]) -> None:
-    """An issuer's token is taken for us, within its time, for the sender that it names; 403 where it names none."""
+    """An issuer's token is accepted with our audience, within its time, for the sender that it names; without one it is
+    403.
+    """
     assert outcome(signed(**changes), credentials()) == told
 
 
@@ -458,23 +464,23 @@ def test_a_jwt_is_judged_by_its_claims(changes: dict[str, Any], told: str | tupl
 def test_an_issuer_says_who_its_bearers_are(
     issuer: dict[str, Any], changes: dict[str, Any], told: str | tuple[int, str]
 ) -> None:
-    """A fixed sender needs no claim; else the configured claim names the sender, and `sub` need not be there."""
+    """A fixed sender needs no claim; else the configured claim names the sender, and `sub` may be absent."""
     assert outcome(signed(**changes), credentials(**issuer)) == told
 
 
 @pytest.mark.parametrize(
     ("first", "second", "claimed", "told"),
     [
-        # One issuer keeps the names that it has, and the other's are others.
+        # One issuer keeps its senders' names, and the other's get a prefix.
         ({}, {"sender_prefix": "b:"}, ("alice", "alice"), ("alice", "b:alice")),
         ({"sender_prefix": "a:"}, {"sender_prefix": "b:"}, ("alice", "alice"), ("a:alice", "b:alice")),
-        # Nobody tells a name that is another's.
+        # No token gives a name that is another issuer's.
         ({}, {"sender_prefix": "b:"}, ("b:alice", "alice"), (403, "b:alice")),
         ({"sender_prefix": "a"}, {"sender_prefix": "a:"}, (":alice", "alice"), (403, "a:alice")),
         ({}, {"sender": "alice"}, ("alice", "anybody"), (403, "alice")),
         ({"sender": "alice"}, {"sender": "alice"}, ("x", "y"), ("alice", "alice")),
         ({"sender_prefix": "a:"}, {"sender": "alice"}, ("alice", "x"), ("a:alice", "alice")),
-        # A prefix makes no name of what is none.
+        # A prefix makes no valid name of an invalid one.
         ({"sender_prefix": "a:"}, {"sender_prefix": "b:"}, ("", 7), (403, 403)),
         ({"sender_prefix": "a" * 64}, {"sender_prefix": "b:"}, ("x" * 65, "x" * 126), (403, "b:" + "x" * 126)),
     ],
@@ -482,7 +488,7 @@ def test_an_issuer_says_who_its_bearers_are(
 def test_a_name_belongs_to_its_issuer(
     first: dict[str, Any], second: dict[str, Any], claimed: tuple[object, object], told: tuple[str | int, str | int]
 ) -> None:
-    """Two issuers never tell the same sender, unless the configuration names it for both."""
+    """Two issuers never give the same sender, unless the configuration names it for both."""
     issuers = [
         Issuer(name, AUDIENCE, ["RS256"], **changes)
         for name, changes in (("https://a.example", first), ("https://b.example", second))
@@ -510,7 +516,7 @@ def test_a_name_belongs_to_its_issuer(
 def test_the_audience_may_be_left_out(
     audience: str | None, optional: bool, aud: object, told: str | tuple[int, str]
 ) -> None:
-    """Where the configuration allows it a token may leave out whom it is for; one for another is wrong all the same."""
+    """If the configuration allows it, a token may leave out its audience; a wrong audience is refused all the same."""
     assert outcome(signed(aud=aud), credentials(audience=audience, audience_optional=optional)) == told
 
 
@@ -530,7 +536,7 @@ def test_the_audience_may_be_left_out(
     ],
 )
 def test_a_refusal_tells_why_and_who(token: bytes, why: str, sender: str) -> None:
-    """A refusal has a reason of its own, and a sender's name where the token is the sender's although not valid."""
+    """Each refusal has its reason, and the sender's name if the token is the sender's although not valid."""
     known = credentials()
     tokens = [static("old", "former", ends=-1), static("soon", "coming", begins=1)]
     known.tokens |= {each.sha256: each for each in tokens}
@@ -559,7 +565,7 @@ RS256 = {"alg": "RS256", "kid": "k-1"}
         (signed(), ["RS512"], INVALID),
         (signed(algorithm="RS512"), ["RS256"], INVALID),
         (signed(EC, "ES256", "ec"), ["RS256"], INVALID),
-        # Another key of the issuer's, or nobody's.
+        # Another key of the issuer's, or an unknown one.
         (signed(OTHER_RSA), ["RS256"], INVALID),
         (signed(EC, "ES256", "k-1"), ["RS256", "ES256"], INVALID),
         (signed(key_id="ec"), ["RS256", "ES256"], INVALID),
@@ -573,7 +579,7 @@ RS256 = {"alg": "RS256", "kid": "k-1"}
         (forged({"alg": "HS256", "kid": "k-1"}, claims(), RSA_PEM.strip()), ["RS256", "HS256"], INVALID),
         (forged(RS256, claims(), RSA_PEM), ["RS256"], INVALID),
         (forged({"alg": "HS256", "kid": "k-1"}, claims(), SECRET), ["RS256"], INVALID),
-        # Headers that bring along a key, or ask for what we don't do.
+        # Headers that bring a key along, or ask for unsupported features.
         (forged(RS256 | {"jwk": {"kty": "oct", "k": "AAAA"}}, claims(), b"\0\0\0"), ["RS256"], INVALID),
         (forged(RS256 | {"jku": "https://evil.example/"}, claims(), b"x"), ["RS256"], INVALID),
         (forged(RS256 | {"crit": ["exp"]}, claims(), b"x"), ["RS256"], UNKNOWN),
@@ -583,7 +589,7 @@ RS256 = {"alg": "RS256", "kid": "k-1"}
     ],
 )
 def test_a_jwt_is_judged_by_its_signature(token: bytes, algorithms: list[str], told: str | tuple[int, str]) -> None:
-    """Only a signature by the issuer's named key and with an algorithm of the issuer's is taken."""
+    """Only a signature by the issuer's named key and with an algorithm of the issuer's is accepted."""
     assert outcome(token, credentials(keys=KEYS, algorithms=algorithms)) == told
 
 
@@ -599,7 +605,7 @@ def test_the_signature_covers_every_claim() -> None:
     [({}, "k-1"), ({}, None), ({"k-2": OTHER_RSA.public_key()}, "k-1"), ({"k-1": OTHER_RSA.public_key()}, None)],
 )
 def test_a_key_that_is_not_at_hand_is_wanted(keys: dict[str, Any], key_id: str | None) -> None:
-    """An unknown key means to fetch the issuer's keys; only if that was just done is the token known to be wrong."""
+    """An unknown key has the issuer's keys fetched; the token is refused only if they were fetched a moment ago."""
     token = signed(key_id=key_id)
     with pytest.raises(KeysWanted) as caught:
         authenticate(b"Bearer " + token, credentials(keys=keys), NOW)
@@ -609,18 +615,18 @@ def test_a_key_that_is_not_at_hand_is_wanted(keys: dict[str, Any], key_id: str |
 
 
 def test_a_token_that_names_no_key_is_tried_with_each() -> None:
-    """A token without a key's name is taken if any of its issuer's keys signed it."""
+    """A token without a key's name is accepted if any of its issuer's keys signed it."""
     keys = {"k-1": OTHER_RSA.public_key(), "k-2": RSA.public_key()}
     assert outcome(signed(key_id=None), credentials(keys=keys)) == "acme"
 
 
 def test_no_keys_are_wanted_of_an_unknown_issuer() -> None:
-    """What a token says of its issuer makes us ask nobody whom we don't know."""
+    """A token with an unknown issuer has no keys fetched."""
     token = signed(iss="https://evil.example")
     assert outcome(token, credentials(keys={})) == UNKNOWN
 
 
-# What was verified before.
+# Tokens that were verified before.
 
 
 def test_a_verified_token_is_known_until_it_expires() -> None:
@@ -634,7 +640,7 @@ def test_a_verified_token_is_known_until_it_expires() -> None:
 
 
 def test_a_verified_token_is_verified_again_once_it_expired() -> None:
-    """A token that was verified is refused once its time is over."""
+    """A verified token is refused once its time is over."""
     for token, leeway in ((signed(exp=NOW + 60), LEEWAY), (mint(SECRET, "acme", 60, NOW).encode(), 0)):
         known = credentials()
         assert outcome(token, known, NOW + 60 + leeway - 0.001) == "acme"
@@ -642,7 +648,7 @@ def test_a_verified_token_is_verified_again_once_it_expired() -> None:
 
 
 def test_what_a_replaced_key_verified_is_verified_again() -> None:
-    """A token whose key its issuer withdrew is no longer taken, however often it was."""
+    """A token whose key its issuer withdrew is no longer accepted, however often it was."""
     known, token = credentials(), signed()
     assert outcome(token, known) == "acme"
     known.replace_keys(ISSUER, {"k-1": OTHER_RSA.public_key()})
@@ -655,7 +661,7 @@ def test_what_a_replaced_key_verified_is_verified_again() -> None:
 
 
 def test_a_refused_token_is_not_remembered() -> None:
-    """A token that was refused leaves no trace, and is judged anew when there is reason to."""
+    """A refused token leaves no trace, and is judged anew when there is reason to."""
     known, token = credentials(), signed(nbf=NOW + 60)
     assert outcome(token, known) == EXPIRED
     assert not known.verified
@@ -663,7 +669,7 @@ def test_a_refused_token_is_not_remembered() -> None:
 
 
 def test_the_memory_of_verified_tokens_is_limited() -> None:
-    """The token that was verified first is forgotten when there are too many, and is verified again."""
+    """When there are too many verified tokens, the one verified first is forgotten, and is verified again."""
     known = credentials()
     first, last = signed(jti="first"), signed(jti="last")
     assert outcome(first, known) == "acme"
@@ -674,7 +680,7 @@ def test_the_memory_of_verified_tokens_is_limited() -> None:
     assert outcome(first, known) == "acme"
 
 
-# Whatever comes.
+# Any header.
 
 
 def segments(token: bytes) -> set[str]:
@@ -684,7 +690,7 @@ def segments(token: bytes) -> set[str]:
 
 
 CANARY = "canary-7f3a9e1c5b2d"
-#: A name is no secret, but it is told only where a signature says that it is true.
+#: A name is no secret, but it is shown only if a signature proves it.
 SIGNED_NAMES = {"", "acme", CANARY}
 
 
@@ -713,7 +719,7 @@ SIGNED_NAMES = {"", "acme", CANARY}
     ],
 )
 def test_no_refusal_tells_anything_of_the_token(token: bytes, now: float, keys_current: bool) -> None:
-    """Neither the message of a refusal, nor whatever else is printed of it, has a part of the token or its claims."""
+    """Neither the message of a refusal nor any representation of it has a part of the token or its claims."""
     known = credentials()
     known.tokens |= {expired.sha256: expired for expired in [static("expired-canary", ends=-1)]}
     with pytest.raises((Refused, KeysWanted)) as caught:
@@ -741,12 +747,12 @@ PAYLOADS = JSON | st.fixed_dictionaries(
     optional={"aud": st.just(AUDIENCE) | JSON, "exp": st.just(NOW + 60) | JSON, "sub": JSON, "nbf": JSON, "jti": JSON},
 )
 FORGED = st.builds(forged, HEADERS, PAYLOADS, st.sampled_from([None, b"wrong", RSA_PEM]))
-#: By whoever has our secret, and still no reason to fail.
+#: Claims signed with our secret, which must not raise an error.
 OWN = st.builds(forged, st.just(HS256), PAYLOADS.filter(lambda payload: isinstance(payload, dict)), st.just(SECRET))
 
 
 def refused_or_wanted(authorization: bytes, known: Credentials) -> bool:
-    """Whether a value of Authorization does not authenticate anybody; nothing but the two may be raised."""
+    """Whether a value of Authorization does not authenticate; it may raise only Refused and KeysWanted."""
     try:
         authenticate(authorization, known, NOW)
     except (Refused, KeysWanted):
@@ -756,19 +762,19 @@ def refused_or_wanted(authorization: bytes, known: Credentials) -> bool:
 
 @given(st.binary() | st.binary().map(b"Bearer ".__add__) | FORGED.map(b"Bearer ".__add__))
 def test_nothing_forged_gets_in(authorization: bytes) -> None:
-    """Whatever stands in the header, whoever has no token and no key is refused, and nothing breaks."""
+    """Any header without a right token and key is refused, and no other error is raised."""
     assert refused_or_wanted(authorization, credentials(keys=KEYS, algorithms=["RS256", "ES256", "EdDSA"]))
 
 
 @given(OWN)
 def test_no_claims_break_it(token: bytes) -> None:
-    """Whatever a token with a right signature claims, it is taken or refused, and nothing breaks."""
+    """A token with a right signature and any claims is accepted or refused, and no other error is raised."""
     refused_or_wanted(b"Bearer " + token, credentials())
 
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_deep_nesting_in_a_token_is_refused(place: int) -> None:
-    """A token that is nested as deeply as fits into the header is refused like any other that is not known."""
+    """A token that is nested as deeply as fits into the header is refused like any other unknown one."""
     parts = [b'{"alg": "HS256"}', b"{}"]
     parts[place] = b'{"a": ' + b"[" * 2900 + b"]" * 2900 + b"}"
     token = b".".join(map(encoded, parts)) + b".AA"

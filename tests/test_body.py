@@ -1,4 +1,4 @@
-"""Codings, batches and what is beside a body: rows of what is read and of what is refused."""
+"""Codings, batches and the headers of a body: rows of what is read and of what is refused."""
 
 import gzip
 import zlib
@@ -33,7 +33,7 @@ def coded(codings: str, more: Envelope = ()) -> Envelope:
     [
         (BODY, ()),
         (BODY, coded("identity")),
-        (BODY, coded("gzip")),  # undone on the way
+        (BODY, coded("gzip")),  # undone by a proxy
         (BODY, coded("deflate")),
         (BODY, coded("UTF-8")),
         (b"\xef\xbb\xbf" + BODY, coded("UTF-8")),
@@ -53,7 +53,7 @@ def coded(codings: str, more: Envelope = ()) -> Envelope:
     ],
 )
 def test_a_coding_changes_nothing(content: bytes, envelope: Envelope) -> None:
-    """However a body is coded, and wherever its attributes stand, it tells what it tells plainly."""
+    """A body in any coding, with its attributes in any place, gives the same event as the plain one."""
     found = parse(content, envelope, BYTES_MAX)
     assert isinstance(found, Event)
     assert found._replace(oddities=()) == PLAIN
@@ -70,14 +70,14 @@ def test_a_coding_changes_nothing(content: bytes, envelope: Envelope) -> None:
         (b"\x1e\x8b" + BODY, coded("gzip"), 400),
         (BOMB, coded("gzip"), 413),
         (DEFLATED_BOMB, coded("deflate"), 413),
-        (gzip.compress(b"x") * 20, coded("gzip"), 400),  # of so many members no more are read, and it is no JSON
+        (gzip.compress(b"x") * 20, coded("gzip"), 400),  # with so many members reading stops, and the rest is no JSON
         (BODY[:-1] + b',"more":' + b'[ {"a":' * 200 + b"0" + b"}]" * 200 + b"}", (), 400),
         (b"\xef\xbb\xbf" + BODY[:-1] + b',"more":' + b"[" * 300 + b"]" * 300 + b"}", (), 400),
         (b"[" + BODY + b"]", (), 400),
     ],
 )
 def test_what_cannot_be_decoded_is_malformed(content: bytes, envelope: Envelope, status: int) -> None:
-    """A coding that is unknown, broken or too long when undone is refused, each by its own status."""
+    """A coding that is unknown, broken, or too long once undone is refused, each with its own status."""
     with pytest.raises(Malformed) as caught:
         parse(content, envelope, BYTES_MAX)
     assert caught.value.status == status
@@ -97,7 +97,7 @@ def test_what_cannot_be_decoded_is_malformed(content: bytes, envelope: Envelope,
     ],
 )
 def test_a_batch_comes_apart(content: bytes, parts: list[bytes]) -> None:
-    """The parts of a batch are as they were written, and tell what they tell alone; no other body has parts."""
+    """The parts of a batch are kept as written, and give the same events as alone; no other body has parts."""
     found = split(content)
     assert [part for part, _ in found] == parts
     for part, event in found:
@@ -105,7 +105,7 @@ def test_a_batch_comes_apart(content: bytes, parts: list[bytes]) -> None:
 
 
 def test_a_batch_has_a_limit() -> None:
-    """What has more elements than a batch may have is refused."""
+    """A batch with too many elements is refused."""
     assert len(elements(b"[" + b"0," * (BATCH_MAX - 1) + b"0]") or ()) == BATCH_MAX
     with pytest.raises(Malformed):
         elements(b"[" + b"0," * BATCH_MAX + b"0]")
@@ -120,7 +120,7 @@ def test_a_deep_element_is_taken_as_it_is_written() -> None:
 
 
 def test_what_is_kept_beside_a_body_is_bounded() -> None:
-    """What a body is read with comes first, and of the rest so much as there is room for."""
+    """The headers that a body is read with come first, and the others as far as there is room."""
     headers = {"ce-more": "m" * 3_000, "ce-type": TYPE, "ce-id": "", "accept": "*/*", "content-encoding": "gzip"}
     headers |= {f"ce-x{number}": "x" * 2_000 for number in range(5)}
     found = envelope_of(headers)
@@ -131,7 +131,7 @@ def test_what_is_kept_beside_a_body_is_bounded() -> None:
 
 
 def test_a_bare_envelope_may_hold_a_whole_event() -> None:
-    """An event whose name stands in `event`, and that has all that an event has, is one."""
+    """A body with its name in `event`, and with all that an event has, is an event."""
     found = parse(b'{"event":"QOS_STATUS_CHANGED","sessionId":"s-1","qosStatus":"AVAILABLE"}')
     assert isinstance(found, Event)
     assert (found.session_id, found.qos_status, found.dialect) == ("s-1", "AVAILABLE", "bare")

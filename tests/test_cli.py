@@ -1,4 +1,4 @@
-"""The commands: the quick ones in this process, `serve` and what runs beside it in processes of their own."""
+"""The commands: quick ones in this process, `serve` and the commands beside it in processes."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ UNREADABLE = b'{"specversion": "1.0"}'
 
 
 class Outcome(NamedTuple):
-    """What a command left: its exit status and what it printed."""
+    """The result of a command: its exit status and its output."""
 
     status: int
     out: str
@@ -93,14 +93,14 @@ def test_the_version_is_told(qod: Qod) -> None:
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: str, qod: Qod) -> None:
-    """What the help does not offer ends with status 2, with nothing on standard output but help."""
+    """Anything that the help does not offer ends with status 2, with nothing on standard output but help."""
     outcome = qod(*shlex.split(arguments))
     assert outcome.status == 2
     assert "Traceback" not in outcome.err
 
 
 def commands() -> dict[str, Any]:
-    """Every command, by what is typed for it."""
+    """Every command, by the words that are typed for it."""
     found: dict[str, Any] = {}
     waiting = [("", typer.main.get_command(app))]
     for name, command in waiting:
@@ -114,7 +114,7 @@ def commands() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", commands())
 def test_every_command_has_a_line_of_help_and_an_example_that_it_accepts(name: str, qod: Qod) -> None:
-    """Each command tells in a line what it does, and takes its own example."""
+    """Each command describes itself in one line, and accepts its own example."""
     outcome = qod(*name.split(), "--help")
     assert outcome.status == 0
     command = commands()[name]
@@ -146,7 +146,7 @@ def test_the_secret_is_made_once_and_for_its_owner_alone(qod: Qod, tmp_path: Pat
 
 
 def test_many_who_make_the_secret_at_once_get_the_same(tmp_path: Path) -> None:
-    """Whoever comes first makes the secret, however many come at once."""
+    """Of many processes at once the first makes the secret, and all use it."""
     settings = Settings(data=tmp_path)
     with ThreadPoolExecutor(16) as threads:
         made = set(threads.map(lambda _: mint_secret(settings), range(64)))
@@ -162,7 +162,7 @@ def test_a_secret_that_is_none_is_not_used(qod: Qod, tmp_path: Path) -> None:
 
 
 def test_check_config_names_every_wrong_setting(qod: Qod, tmp_path: Path) -> None:
-    """Each wrong setting is a line with its name, what is allowed and its place; the status is 1."""
+    """Each wrong setting has a line with its name, what is allowed and its place; the status is 1."""
     config = tmp_path / "qod.toml"
     config.write_text("[edge]\nport = 70000\n[log]\nlevel = 'loud'\n")
     outcome = qod("check-config", "--config", str(config))
@@ -175,7 +175,7 @@ def test_check_config_names_every_wrong_setting(qod: Qod, tmp_path: Path) -> Non
 
 
 def test_check_config_prints_the_settings_in_force(qod: Qod, tmp_path: Path) -> None:
-    """What is printed of valid settings is TOML that means the same, with a place for each value and no secret."""
+    """The output for valid settings is TOML with the same meaning, with a place for each value and without secrets."""
     config = tmp_path / "qod.toml"
     secret, sha256 = "s" * 40, "0123456789abcdef" * 4
     config.write_text(
@@ -201,7 +201,7 @@ def test_check_config_prints_the_settings_in_force(qod: Qod, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", ["tail status", "sessions", "replay", "replay --dry-run"])
 def test_a_directory_that_nothing_was_received_in_is_told(command: str, qod: Qod, tmp_path: Path) -> None:
-    """Looking into a directory that no receiver served fails with its name, and makes nothing there."""
+    """Reading a directory that no receiver served fails with its name, and makes nothing there."""
     outcome = qod(*command.split(), "--data", str(tmp_path / "none"))
     assert (outcome.status, outcome.out) == (1, "")
     assert str(tmp_path / "none") in outcome.err
@@ -213,7 +213,7 @@ def test_a_directory_that_nothing_was_received_in_is_told(command: str, qod: Qod
     "command", ["serve --ops-port 0", "token mint --sender a", "tail status", "sessions", "replay"]
 )
 def test_a_directory_that_can_not_be_one_is_named(command: str, qod: Qod, tmp_path: Path) -> None:
-    """Where a file is in the place of the data directory, every command that needs it fails with its name."""
+    """With a file in place of the data directory, every command that needs it fails with its name."""
     file = tmp_path / "file"
     file.touch()
     outcome = qod(*command.split(), "--data", str(file))
@@ -224,7 +224,7 @@ def test_a_directory_that_can_not_be_one_is_named(command: str, qod: Qod, tmp_pa
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("command", ["serve", "token mint --sender a"])
 def test_a_directory_that_may_not_be_written_is_named(command: str, qod: Qod, tmp_path: Path) -> None:
-    """Where the data directory may not be written, what would write there fails with its name."""
+    """Without the right to write to the data directory, each command that writes there fails with its name."""
     directory = tmp_path / "data"
     directory.mkdir(0o500)
     outcome = qod(*command.split(), "--data", str(directory))
@@ -236,7 +236,7 @@ def test_a_directory_that_may_not_be_written_is_named(command: str, qod: Qod, tm
 def test_check_config_tells_what_the_environment_sets(
     qod: Qod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values of the environment come before those of the file that it names, and their place is told."""
+    """Values of the environment override those of the configuration file that it names, and their place is shown."""
     config = tmp_path / "qod.toml"
     config.write_text("prefix = 'x'\n[edge]\nport = 1\n")
     monkeypatch.setenv("QOD_RECEIVER_CONFIG", str(config))
@@ -258,7 +258,7 @@ def test_check_config_tells_what_the_environment_sets(
 
 @contextmanager
 def serving(directory: Path, *options: str, mint: bool = True) -> Iterator[ReceiverProcess]:
-    """A receiver that is gone afterwards, whatever happens."""
+    """A receiver that ends with the block."""
     receiver = ReceiverProcess(directory, *options, mint=mint)
     try:
         yield receiver
@@ -267,7 +267,7 @@ def serving(directory: Path, *options: str, mint: bool = True) -> Iterator[Recei
 
 
 def test_serve_tells_a_newcomer_what_to_do(qod: Qod, tmp_path: Path) -> None:
-    """With nothing configured `serve` prints its URLs, a token that it accepts, and a command that shows the result."""
+    """Without configuration `serve` prints its URLs, a token that it accepts, and a command that shows the result."""
     data = tmp_path / "data dir"
     with serving(data, mint=False) as receiver:
         printed = receiver.printed()
@@ -282,7 +282,7 @@ def test_serve_tells_a_newcomer_what_to_do(qod: Qod, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_curl_line_can_be_pasted(tmp_path: Path) -> None:
-    """What `serve` prints to be pasted is a command that a shell takes as it is, and is answered 204."""
+    """The command that `serve` prints works in a shell as it is, and is answered 204."""
     with serving(tmp_path / "data", mint=False) as receiver:
         command = re.search(r"^curl (.+\\\n)+.+\n", receiver.printed(), re.MULTILINE)
         assert command
@@ -298,7 +298,7 @@ def test_the_curl_line_can_be_pasted(tmp_path: Path) -> None:
     ],
 )
 def test_serve_prints_no_token_where_senders_are_configured(config: str, tmp_path: Path) -> None:
-    """Whoever configured senders gets the two URLs and nothing else."""
+    """With configured senders `serve` prints the two URLs and nothing else."""
     file = tmp_path / "qod.toml"
     file.write_text(config)
     with serving(tmp_path / "data", "--config", str(file), mint=False) as receiver:
@@ -307,7 +307,7 @@ def test_serve_prints_no_token_where_senders_are_configured(config: str, tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_ends_well_and_prints_no_second_token(number: signal.Signals, tmp_path: Path) -> None:
-    """Where a token was minted before, `serve` tells how to mint another; at SIGTERM and Ctrl-C it ends with 0.
+    """If a token was minted before, `serve` tells how to mint another; at SIGTERM and Ctrl-C it ends with 0.
 
     Its log is on standard error alone.
     """
@@ -326,7 +326,7 @@ def test_serve_ends_well_and_prints_no_second_token(number: signal.Signals, tmp_
 
 @pytest.mark.parametrize("option", ["--port", "--ops-port"])
 def test_a_port_in_use_is_named(option: str, tmp_path: Path) -> None:
-    """`serve` on a port that somebody has fails, names it, and leaves the token for the start that succeeds."""
+    """`serve` on a port in use fails, names it, and leaves the token for the start that succeeds."""
     ports = {"--port": "0", "--ops-port": "0"}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ports[option] = str(listener.getsockname()[1])
@@ -339,15 +339,17 @@ def test_a_port_in_use_is_named(option: str, tmp_path: Path) -> None:
     assert not (tmp_path / "token-secret").exists()
 
 
-# Looking on.
+# Commands beside a receiver.
 
-#: When the sessions' events were: lately, as what is older than a day is filed under when it came.
+#: The time of the sessions' events: within the last day, as records of older events get the time of receipt.
 SECONDS = [rfc3339.render(int(time.time() - 60 + second) * 1_000_000) for second in range(3)]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReceiverProcess]:
-    """A receiver with three sessions and two dead letters, that goes on serving while others look. Change nothing."""
+    """A receiver with three sessions and two dead letters, which serves while tests read it. Tests must not change
+    anything.
+    """
     with serving(tmp_path_factory.mktemp("served") / "data") as receiver:
         events = [
             body(told(text, session_id)[0], time=SECONDS[int(text[1])])
@@ -359,7 +361,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReceiverProcess
 
 @pytest.fixture
 def look(qod: Qod, served: ReceiverProcess) -> Callable[[str], str]:
-    """Runs a command beside the receiver that serves; what it prints when all is well."""
+    """Runs a command beside the receiver, which must succeed; returns its output."""
 
     def call(command: str) -> str:
         outcome = qod(*shlex.split(command), "--data", str(served.directory))
@@ -373,7 +375,7 @@ Look = Callable[[str], str]
 
 
 def test_tail_prints_json_for_programs(look: Look) -> None:
-    """Each record of the topic is one line: an object with just the members that scripts rely on."""
+    """Each record of the topic is one line: an object with exactly the members that scripts rely on."""
     records = [json.loads(line) for line in look("tail status --from beginning --no-follow --json").splitlines()]
     for position, record in enumerate(records):
         assert list(record) == ["topic", "partition", "position", "key", "timestamp", "headers", "value"]
@@ -385,7 +387,7 @@ def test_tail_prints_json_for_programs(look: Look) -> None:
 
 
 def test_tail_prints_lines_for_people(look: Look) -> None:
-    """Without --json a line tells when, what, why, of which session and by whom."""
+    """Without --json a line has the time, the change, the reason, the session and the sender."""
     lines = look("tail unavailable --no-follow").splitlines()
     assert lines[0] == f"{SECONDS[2]}  UNAVAILABLE  NETWORK_TERMINATED  s-1  test  was available for 1.0 s"
     assert len(lines) == 2
@@ -410,13 +412,13 @@ def test_tail_prints_lines_for_people(look: Look) -> None:
     ],
 )
 def test_tail_begins_where_it_is_told(arguments: str, positions: list[int], look: Look) -> None:
-    """`tail --no-follow` prints the records from there on, of one session or all, then ends."""
+    """`tail --no-follow` prints the records from a position on, of one session or all, then ends."""
     printed = look(f"tail {arguments} --no-follow --json").splitlines()
     assert [json.loads(line)["position"] for line in printed] == positions
 
 
 def test_a_topic_that_nobody_writes_is_told(qod: Qod, served: ReceiverProcess) -> None:
-    """`tail` of a topic that will never be there fails, and names those that are."""
+    """`tail` of a topic that can't exist fails, and names those that exist."""
     outcome = qod("tail", "statsu", "--data", str(served.directory))
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err == (
@@ -426,14 +428,14 @@ def test_a_topic_that_nobody_writes_is_told(qod: Qod, served: ReceiverProcess) -
 
 
 def test_a_partition_that_is_not_there_is_told(qod: Qod, served: ReceiverProcess) -> None:
-    """`tail` from a position in a partition that the topic has not fails."""
+    """`tail` from a position in a partition that the topic lacks fails."""
     outcome = qod("tail", "status", "--from", "7-0", "--data", str(served.directory))
     assert (outcome.status, outcome.out) == (1, "")
     assert "'7-0'" in outcome.err
 
 
 def test_sessions_are_a_table(look: Look) -> None:
-    """Each session is a row, last touched first, with how many there are below."""
+    """Each session is a row, last touched first, with the counts below."""
     header, _, *rows, caption = look("sessions").splitlines()
     assert header.split() == ["session", "status", "reason", "since", "sender"]
     assert [row.split()[:2] for row in rows] == [["s-3", "UNAVAILABLE"], ["s-1", "UNAVAILABLE"], ["s-2", "AVAILABLE"]]
@@ -453,14 +455,14 @@ def test_sessions_are_a_table(look: Look) -> None:
     ],
 )
 def test_sessions_are_json_for_programs(arguments: str, ids: list[str], look: Look) -> None:
-    """With --json each session is an object on a line of its own, of one status or all, at most so many."""
+    """With --json each session is an object on its own line, of one status or all, up to a limit."""
     found = [json.loads(line) for line in look(f"sessions --json {arguments}").splitlines()]
     assert [session["sessionId"] for session in found] == ids
     assert all(session["sender"] == "test" for session in found)
 
 
 def test_sessions_of_a_status_still_counts_all(look: Look) -> None:
-    """The line below the table counts all sessions, whatever the table was narrowed to."""
+    """The line below the table counts all sessions, even if the table shows fewer."""
     assert look("sessions --status AVAILABLE").splitlines()[-1].strip() == "1 of 3 sessions: 1 AVAILABLE, 2 UNAVAILABLE"
 
 
@@ -475,18 +477,20 @@ def test_sessions_of_a_status_still_counts_all(look: Look) -> None:
     ],
 )
 def test_replay_lists_what_it_would_do(arguments: str, rows: list[str], summary: str, look: Look) -> None:
-    """`replay --dry-run` lists the dead letters it is about, and sends none."""
+    """`replay --dry-run` lists the dead letters that it would send, and sends none."""
     *table, last = look(f"replay --dry-run {arguments}").splitlines()
     assert [row.split()[0] for row in table[2:]] == rows
     assert last == summary
 
 
-# What goes on while it is looked at.
+# Commands that follow a topic.
 
 
 @contextmanager
 def following(receiver: ReceiverProcess, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """A `tail` from the beginning on that follows, for a minute at most: then whoever waits for a line gets none."""
+    """A `tail` that follows from the beginning on. It ends after a minute at most, so that no reader of a line waits
+    for ever.
+    """
     command = [*COMMAND, "tail", *arguments, "--data", str(receiver.directory), "--from", "beginning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         limit = Timer(60, process.kill)
@@ -505,7 +509,7 @@ def line(process: "subprocess.Popen[str]") -> str:
 
 
 def test_tail_follows(tmp_path: Path) -> None:
-    """`tail` waits for a topic that does not exist yet, prints each record as it comes, and ends well at Ctrl-C."""
+    """`tail` waits for a topic that does not exist yet, prints each record as it comes, and ends with 0 at Ctrl-C."""
     with serving(tmp_path / "data") as receiver, following(receiver, "unavailable", "--json") as process:
         for session_id in ("s-1", "s-2"):
             assert receiver.post(body(told("A1", session_id)[0]), bare(session_id)) == [204, 204]
@@ -516,7 +520,7 @@ def test_tail_follows(tmp_path: Path) -> None:
 
 
 def test_tail_is_silent_about_a_topic_to_come(qod: Qod, tmp_path: Path) -> None:
-    """`tail --no-follow` of a topic that the router has not written to yet prints nothing, and that is no failure."""
+    """`tail --no-follow` of a topic that the router has not written to yet prints nothing, and succeeds."""
     with serving(tmp_path / "data") as receiver:
         outcome = qod("tail", "dead-letter", "--no-follow", "--data", str(receiver.directory))
     assert outcome == (0, "", "")
@@ -524,7 +528,7 @@ def test_tail_is_silent_about_a_topic_to_come(qod: Qod, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [["--json"], []])
 def test_tail_ends_with_its_reader(options: list[str], tmp_path: Path) -> None:
-    """When nobody reads its output any more, as behind `| head -1`, `tail` ends without a word."""
+    """When its output is closed, as behind `| head -1`, `tail` ends without a message."""
     with serving(tmp_path / "data") as receiver, following(receiver, "status", *options) as process:
         assert receiver.post(bare("s-1")) == [204]
         assert "s-1" in line(process)
@@ -537,7 +541,7 @@ def test_tail_ends_with_its_reader(options: list[str], tmp_path: Path) -> None:
 
 
 def test_replay_is_done_by_whoever_serves(qod: Qod, tmp_path: Path) -> None:
-    """`replay` goes through the serving process where there is one, waits for the next where not, and tells which."""
+    """`replay` uses the serving process if there is one, else waits for the next one, and says which."""
     data = ("--data", str(tmp_path / "data"))
     with serving(tmp_path / "data") as receiver:
         assert receiver.post(UNKNOWN_TYPE, UNREADABLE) == [204, 400]
@@ -550,7 +554,7 @@ def test_replay_is_done_by_whoever_serves(qod: Qod, tmp_path: Path) -> None:
 def test_replay_needs_the_token_of_the_operations_port(
     qod: Qod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the operations port has a token, `replay` fails without it; an option or a variable gives it."""
+    """If the operations port has a token, `replay` fails without it; an option or a variable gives it."""
     config = tmp_path / "qod.toml"
     config.write_text(f"[ops]\ntoken_sha256 = '{hashlib.sha256(b'secret').hexdigest()}'\n")
     with serving(tmp_path / "data", "--config", str(config)):

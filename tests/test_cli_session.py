@@ -28,7 +28,7 @@ URL = ("--notification-url", PUBLIC_URL)
 
 
 class Outcome(NamedTuple):
-    """What a command left: its exit status and what it printed."""
+    """The result of a command: its exit status and its output."""
 
     status: int
     out: str
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """What was printed for programs."""
+        """The sessions in the output for programs."""
         return [json.loads(line) for line in self.out.splitlines()]
 
 
@@ -69,7 +69,7 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 
 def environment(url: str) -> dict[str, str]:
-    """The settings of an API at a URL, as the environment has them."""
+    """The settings of an API at a URL, as environment variables."""
     settings = {
         "BASE_URL": f"{url}/v1",
         "TOKEN_URL": f"{url}/token",
@@ -82,7 +82,7 @@ def environment(url: str) -> dict[str, str]:
 
 @pytest.fixture
 def api(simulator: Process, session: Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
-    """Runs a command of `session` with the simulator for its API, and ends all sessions afterwards."""
+    """Runs a command of `session` with the simulator as its API, and ends all sessions afterwards."""
     for name, value in environment(simulator.url).items():
         monkeypatch.setenv(name, value)
     yield session
@@ -91,21 +91,21 @@ def api(simulator: Process, session: Session, monkeypatch: pytest.MonkeyPatch) -
 
 
 def made(api: Session, *more: str) -> str:
-    """The id of a new session."""
+    """Create a session; returns its id."""
     outcome = api("create", *DEVICE, *WANTED, *URL, "--json", *more)
     assert outcome.status == 0, outcome.err
     return str(outcome.sessions[0]["sessionId"])
 
 
 def assert_discreet(*outcomes: Outcome) -> None:
-    """Nothing that was printed has a device's identifiers, or a token."""
+    """Assert that the output has no identifier of a device, and no token."""
     printed = "".join(outcome.out + outcome.err for outcome in outcomes)
     assert not [secret for secret in SECRETS if secret in printed]
     assert not re.search(r"eyJ[A-Za-z0-9_-]+\.", printed), "a token was printed"
 
 
 def test_the_life_of_a_session_for_programs(api: Session) -> None:
-    """With --json each command prints one object a line, by the API's names, and no device."""
+    """With --json each command prints one object a line, with the API's names, and without the device."""
     outcomes = [api("create", *DEVICE, *WANTED, *URL, "--json")]
     session_id = outcomes[0].sessions[0]["sessionId"]
     assert outcomes[0].sessions[0] == {
@@ -134,7 +134,7 @@ def test_the_life_of_a_session_for_programs(api: Session) -> None:
 
 
 def test_the_life_of_a_session_for_people(api: Session) -> None:
-    """Without it each prints lines and a table that say the same."""
+    """Without --json each command prints lines and a table with the same content."""
     outcomes = [api("create", *DEVICE, *WANTED, *URL)]
     found = re.search(r"^session +(\S+)$", outcomes[0].out, re.MULTILINE)
     assert found
@@ -151,7 +151,7 @@ def test_the_life_of_a_session_for_people(api: Session) -> None:
 
 
 def test_a_device_is_shown_to_who_asks(api: Session) -> None:
-    """Only --show-device prints what the device is known by."""
+    """Only --show-device prints the device's identifiers."""
     session_id = made(api)
     device = {
         "phoneNumber": PHONE,
@@ -166,7 +166,7 @@ def test_a_device_is_shown_to_who_asks(api: Session) -> None:
 
 
 def test_a_device_that_has_a_session(api: Session) -> None:
-    """What the API refuses is told with its code, and ends with 1."""
+    """A refusal of the API is shown with its code, and the status is 1."""
     made(api)
     outcome = api("create", *DEVICE, *WANTED, *URL)
     assert (outcome.status, outcome.out) == (1, "")
@@ -179,7 +179,7 @@ def test_a_device_that_has_a_session(api: Session) -> None:
 
 
 def test_notifications_come_to_the_receiver(tmp_path: Path, api: Session) -> None:
-    """A session is notified to whoever serves the directory, with a token that is accepted there."""
+    """A session notifies the receiver that serves the directory, with a token that is accepted there."""
     receiver = ReceiverProcess(tmp_path / "data", mint=False)
     try:
         outcome = api("create", *DEVICE, *WANTED, "--data", str(tmp_path / "data"), "--json")
@@ -195,7 +195,7 @@ def test_notifications_come_to_the_receiver(tmp_path: Path, api: Session) -> Non
 
 
 async def run(*arguments: str, **variables: str) -> Outcome:
-    """Runs a command of `session` in a process of its own, beside a server in this one."""
+    """Runs a command of `session` in a process, beside a server in this one."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("QOD_")}
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
@@ -219,7 +219,7 @@ async def run(*arguments: str, **variables: str) -> Outcome:
         ({"QOD_RECEIVER_EDGE__PORT": "81", "QOD_RECEIVER_EDGE__PATH": "/x"}, "http://127.0.0.1:81/x", True),
         ({"QOD_RECEIVER_EDGE__HOST": "::"}, "http://[::1]:8080/notifications", True),
         (
-            {"QOD_RECEIVER_EDGE__HOST": "0.0.0.0"},  # noqa: S104  # nothing listens
+            {"QOD_RECEIVER_EDGE__HOST": "0.0.0.0"},  # noqa: S104  # nothing listens there
             "http://127.0.0.1:8080/notifications",
             True,
         ),
@@ -252,7 +252,7 @@ async def test_what_is_posted(given: dict[str, str], url: str, warned: bool, tmp
 
 
 async def test_a_creation_whose_answer_is_lost(tmp_path: Path) -> None:
-    """The creation was posted once, and where to look for the session is told."""
+    """The creation was posted once, and the output says where to look for the session."""
     async with FaultyApi().listening() as api:
         api.script(cut(201, {**SESSION, "device": {"phoneNumber": PHONE}}))
         outcome = await run("create", *DEVICE, *WANTED, *URL, "--data", str(tmp_path), **environment(api.url))
@@ -263,7 +263,7 @@ async def test_a_creation_whose_answer_is_lost(tmp_path: Path) -> None:
 
 
 async def test_an_api_that_quotes_the_device(tmp_path: Path) -> None:
-    """What the API repeats of a device is not printed, nor is what a terminal would obey."""
+    """A device in the API's error is not printed, nor are characters that control a terminal."""
     async with FaultyApi().listening() as api:
         api.script(error(400, "INVALID_ARGUMENT", f"\x1b[31m{PHONE} and {NAI} at {IPV4} or {IPV6}"))
         outcome = await run("create", *DEVICE, *WANTED, *URL, "--data", str(tmp_path), **environment(api.url))
@@ -273,7 +273,7 @@ async def test_an_api_that_quotes_the_device(tmp_path: Path) -> None:
 
 
 async def test_an_id_need_not_be_a_uuid(tmp_path: Path) -> None:
-    """Whatever id a session was made with, it is shown, and ended, by it."""
+    """A session with any id is shown and ended by that id."""
     made_here = {**SESSION, "sessionId": "qod-7f3a9c"}
     async with FaultyApi().listening() as api:
         api.routes = {
@@ -290,7 +290,7 @@ async def test_an_id_need_not_be_a_uuid(tmp_path: Path) -> None:
 
 
 async def test_what_can_not_be_read_is_named() -> None:
-    """A list with odd sessions shows the others, and names those on standard error."""
+    """A list with odd sessions shows the others, and names the odd ones on standard error."""
     odd = [{**SESSION, "sessionId": "s\u202e1", "qosStatus": "GRACE"}, {**SESSION, "sessionId": "s2", "qosStatus": "X"}]
     async with FaultyApi().listening() as api:
         api.script(answer(200, [*odd, SESSION]))
@@ -304,7 +304,7 @@ async def test_what_can_not_be_read_is_named() -> None:
 
 
 async def test_a_gateways_404_is_no_word_on_a_session() -> None:
-    """Neither `get` nor `delete` says that there is no session where only a gateway says so."""
+    """Neither `get` nor `delete` says that there is no session if only a gateway says so."""
     async with FaultyApi().listening() as api:
         api.script(answer(404, {"message": "no Route matched with those values"}))
         for command in "get", "delete":
@@ -314,7 +314,7 @@ async def test_a_gateways_404_is_no_word_on_a_session() -> None:
 
 
 async def test_the_key_of_a_gateway_is_sent_and_not_shown() -> None:
-    """Headers of the settings come with each request, and no command prints their values."""
+    """Headers of the settings are sent with each request, and no command prints their values."""
     key = "the-key-of-the-gateway"
     async with FaultyApi().listening() as api:
         api.script(answer(200, []))
@@ -328,7 +328,7 @@ async def test_the_key_of_a_gateway_is_sent_and_not_shown() -> None:
 
 
 async def test_what_the_api_tells_is_harmless() -> None:
-    """What a terminal would obey is spelled out where it is shown."""
+    """Characters that control a terminal are escaped in the output."""
     async with FaultyApi().listening() as api:
         api.script(answer(200, [{**SESSION, "device": {"networkAccessIdentifier": "a\x1b[31m\u202e"}}]))
         outcome = await run("list", "--show-device", **environment(api.url))
@@ -342,7 +342,7 @@ async def test_what_the_api_tells_is_harmless() -> None:
     ids=["create", "list", "get", "delete"],
 )
 def test_without_an_api_it_is_told_how_to_get_one(arguments: tuple[str, ...], session: Session, tmp_path: Path) -> None:
-    """Where no API is configured each command says which settings are wanted, and how to try it out."""
+    """Without a configured API each command names the settings that it needs, and how to try it out."""
     outcome = session(*arguments)
     assert (outcome.status, outcome.out) == (1, "")
     for wanted in ("api.base_url", "check-config", "simulate --port 9090", *environment("http://127.0.0.1:9090")):
@@ -354,7 +354,7 @@ def test_without_an_api_it_is_told_how_to_get_one(arguments: tuple[str, ...], se
 
 
 def test_what_it_says_to_set_is_enough(session: Session, simulator: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines to copy are settings with which it works."""
+    """The suggested lines are settings that work."""
     told = session("list").err.replace("http://127.0.0.1:9090", simulator.url)
     for name, value in re.findall(r"(QOD_RECEIVER_\w+)=(\S+)", told):
         monkeypatch.setenv(name, value)
@@ -388,7 +388,7 @@ def test_what_it_says_to_set_is_enough(session: Session, simulator: Process, mon
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], complaint: str, session: Session) -> None:
-    """What can't be asked for is refused before anything else, without a word of the device."""
+    """A request that the API would refuse is refused before anything else, without a word of the device."""
     outcome = session(*arguments)
     assert (outcome.status, outcome.out) == (2, "")
     assert complaint in outcome.err
@@ -396,7 +396,7 @@ def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], complaint: str, ses
 
 
 def test_a_port_that_is_not_known(api: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the edge takes any port and does not run, a URL is wanted."""
+    """If the edge takes any port and does not run, the command asks for a URL."""
     monkeypatch.setenv("QOD_RECEIVER_EDGE__PORT", "0")
     outcome = api("create", *DEVICE, *WANTED)
     assert outcome.status == 2

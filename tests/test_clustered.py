@@ -1,4 +1,4 @@
-"""What a process over a cluster is made of: spools that others left, a disk that empties, what it tells of itself."""
+"""A process on a cluster: spools of earlier edges, a disk that empties, and its report on itself."""
 
 import asyncio
 import json
@@ -30,12 +30,12 @@ from tests.limits import SECONDS_MAX
 from tests.nodes import until
 from tests.samples import posted
 
-#: More than wait for the same sync, so that there is always an append in progress.
+#: More appends than wait for the same sync, so that one is always in progress.
 SENDERS = 64
 
 
 class _Failures(Telemetry):
-    """Remembers why a spool could not be emptied."""
+    """Notes why a spool could not be emptied."""
 
     def __init__(self) -> None:
         super().__init__(StringIO())
@@ -89,7 +89,7 @@ def _keys(kafka: Brokers, prefix: str) -> list[str]:
 async def test_spools_that_an_earlier_release_left_are_sent_first(
     kafka: Brokers, topic_prefix: str, tmp_path: Path, telemetry: Telemetry
 ) -> None:
-    """Of five edges' spools one edge makes one order: what is posted from now on comes behind all that they hold."""
+    """One edge brings the spools of five edges into one order: new notifications come behind all that they hold."""
     settings = _settings(kafka, topic_prefix, tmp_path)
     spools = tmp_path / SPOOL
     for number in range(5):
@@ -104,7 +104,7 @@ async def test_spools_that_an_earlier_release_left_are_sent_first(
             await until(lambda: not node.notices()["spool"])
     assert _spools(telemetry) == {"0", "1", "2", "3", "4"}
     found = await asyncio.to_thread(records, kafka.bootstrap, f"{topic_prefix}.inbox", 1)
-    # On a busy machine an answer may come too late, and what it was for is sent again.
+    # On a busy machine an answer may come too late, and the notification is sent again.
     assert list(dict.fromkeys((each.key.decode(), b"UNAVAILABLE" in each.value) for each in found)) == [
         *((f"s{number}", False) for number in (1, 2, 3, 4, 0)),
         *((f"s{number}", True) for number in range(1, 5)),
@@ -112,7 +112,7 @@ async def test_spools_that_an_earlier_release_left_are_sent_first(
 
 
 def _spools(telemetry: Telemetry) -> set[str]:
-    """The spools that a process has told of."""
+    """The spools that a process has reported."""
     name = "qod_receiver_spool_notifications"
     return {
         sample.labels["spool"] for each in telemetry.registry.collect() for sample in each.samples if each.name == name
@@ -122,7 +122,7 @@ def _spools(telemetry: Telemetry) -> set[str]:
 async def test_a_disk_is_emptied_under_load(
     kafka_cluster: Cluster, topic_prefix: str, tmp_path: Path, telemetry: Telemetry
 ) -> None:
-    """Senders that never pause don't keep the disk in use once Kafka is back, and none of them waits long for that."""
+    """Senders that never pause don't keep the disk in use once Kafka is back, and none of them waits long."""
     settings = _settings(kafka_cluster, topic_prefix, tmp_path)
     loop = asyncio.get_running_loop()
     stopping, seconds, told = False, [0.0], 0
@@ -155,13 +155,13 @@ async def test_a_disk_is_emptied_under_load(
 
 
 async def test_what_was_sent_is_not_sent_again(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> None:
-    """Where the disk can't note what Kafka has taken, it is noted later, and not sent to Kafka once more."""
+    """If the disk can't note what Kafka has taken, it is noted later, and not sent to Kafka once more."""
     settings, telemetry = _settings(kafka, topic_prefix, tmp_path), _Failures()
     directory = tmp_path / SPOOL / "0"
     await _leave(directory, [f"s{number}" for number in range(3)])
     async with clustered(settings, telemetry, build_router(settings), Part("edge")) as node:
         other = apsw.Connection(str(directory / FILE_NAME))
-        other.set_busy_timeout(60_000)  # A commit that is under way ends first.
+        other.set_busy_timeout(60_000)  # a commit under way ends first
         other.execute("BEGIN EXCLUSIVE")
         async with _running(*node.jobs()):
             try:
@@ -175,7 +175,7 @@ async def test_what_was_sent_is_not_sent_again(kafka: Brokers, topic_prefix: str
 async def test_a_record_that_is_no_session_is_passed_over_and_told(
     kafka: Brokers, topic_prefix: str, tmp_path: Path, telemetry: Telemetry
 ) -> None:
-    """A record among the sessions that is none of ours stops no partition, and is counted."""
+    """Another program's record among the sessions stops no partition, and is counted."""
     settings = _settings(kafka, topic_prefix, tmp_path)
     async with _node(settings, Part("router"), telemetry) as node:
         await until(lambda: not node.troubles()["router"])
@@ -189,7 +189,7 @@ async def test_a_record_that_is_no_session_is_passed_over_and_told(
 async def test_a_reader_goes_on_behind_an_outage(
     kafka_cluster: Cluster, topic_prefix: str, tmp_path: Path, telemetry: Telemetry
 ) -> None:
-    """What it can't read now it says, in time; and it reads again as soon as Kafka answers."""
+    """A reader that can't read says so within its limit, and reads again once Kafka answers."""
     settings = _settings(kafka_cluster, topic_prefix, tmp_path)
     connection = KafkaConnection([kafka_cluster.bootstrap], Security().options())
     reader = KafkaReader(connection, topic_prefix)

@@ -1,4 +1,4 @@
-"""What a connection may cost, and what it is told: a real server on a real socket, with clients that send raw bytes."""
+"""Limits on connections and answers on them: a real server on a real socket, with clients that send raw bytes."""
 
 import asyncio
 import hashlib
@@ -32,7 +32,7 @@ from tests.samples import SENDER, body, told
 TOKEN = "a-token-of-twenty-characters"
 GREEDY_TOKEN = "another-token-of-30-characters"
 BODY = body(told("A1")[0])
-#: Long enough for a request to be made and read, however busy the machine is.
+#: Long enough to make and read a request on a busy machine.
 LIMIT_SECONDS = 1.0
 
 BODY_BYTES_MAX = 65_536
@@ -42,7 +42,7 @@ LIMITS: dict[str, Any] = {
     "body_timeout_seconds": LIMIT_SECONDS,
     "idle_timeout_seconds": LIMIT_SECONDS,
 }
-#: For what has nothing to do with time, so that a slow machine changes nothing.
+#: For tests without time limits, so that a slow machine changes nothing.
 PATIENT: dict[str, Any] = {
     "header_timeout_seconds": SECONDS_MAX,
     "body_timeout_seconds": SECONDS_MAX,
@@ -51,7 +51,7 @@ PATIENT: dict[str, Any] = {
 
 
 class Answer(NamedTuple):
-    """One answer, as it came over the wire."""
+    """One answer, as it was received."""
 
     status: int
     headers: dict[str, str]
@@ -66,7 +66,7 @@ class Client:
         self._writer = writer
 
     async def send(self, *pieces: bytes, pause_seconds: float = 0) -> None:
-        """Send pieces, each of which leaves before the next. That nobody takes them any more is no error."""
+        """Send pieces, each before the next. It is no error if the server takes no more."""
         for piece in pieces:
             if self._writer.is_closing():
                 return
@@ -76,7 +76,7 @@ class Client:
             await asyncio.sleep(pause_seconds)
 
     async def answer(self, *, head: bool = False) -> Answer | None:
-        """The next answer, None where the connection was closed instead. One to HEAD has no content."""
+        """The next answer, None if the connection was closed instead. An answer to HEAD has no content."""
         async with asyncio.timeout(SECONDS_MAX):
             try:
                 text = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -88,7 +88,7 @@ class Client:
             return Answer(int(first.split()[1]), headers, await self._reader.readexactly(length))
 
     async def status(self) -> int | None:
-        """The status of the next answer, None where there is none."""
+        """The status of the next answer, None if there is none."""
         answer = await self.answer()
         return None if answer is None else answer.status
 
@@ -100,7 +100,7 @@ class Client:
         return found
 
     async def closed(self) -> bool:
-        """Whether nothing more comes before the connection is closed."""
+        """Whether the connection is closed before any more bytes."""
         async with asyncio.timeout(SECONDS_MAX):
             try:
                 return await self._reader.read() == b""
@@ -112,24 +112,24 @@ class Client:
         self._writer.close()
 
     def end_sending(self) -> None:
-        """Say that nothing more is said."""
+        """End the sending side."""
         self._writer.write_eof()
 
     def reset(self) -> None:
-        """Break it."""
+        """Reset the connection."""
         self._writer.transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
         )
         self._writer.transport.abort()
 
     def put(self, piece: bytes) -> None:
-        """Send a piece without the loop."""
+        """Send a piece without the event loop."""
         with socket.socket(fileno=os.dup(self._writer.transport.get_extra_info("socket").fileno())) as plain:
             assert plain.send(piece) == len(piece)
 
 
 class Served(NamedTuple):
-    """A server, its clients, and the node behind it where it has one."""
+    """A server, its clients, and the node behind it if there is one."""
 
     port: int
     clients: list[Client]
@@ -144,7 +144,7 @@ class Served(NamedTuple):
         return client
 
     async def kept(self) -> Sequence[Notification]:
-        """What is in the inbox; to be asked once."""
+        """All notifications in the inbox; to be asked for once."""
         assert self.node is not None
         return (await self.node.lane.read(1000)).notifications if self.node.lane.lag else []
 
@@ -156,7 +156,7 @@ async def serving(app: ASGIApp, limits: dict[str, Any], node: Node | None = None
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # Its main loop would only ask for the time and for signals, ten times a second.
+        # Its main loop would only check the time and signals, ten times a second.
         await server.startup([listener])
         clients: list[Client] = []
         try:
@@ -170,14 +170,14 @@ async def serving(app: ASGIApp, limits: dict[str, Any], node: Node | None = None
 
 
 def edge_app(node: Node, telemetry: Telemetry) -> EdgeApp:
-    """The application of the public port, with one token."""
+    """The public port's application, with one token."""
     tokens = [
         StaticToken(sender, hashlib.sha256(token.encode()).digest())
         for sender, token in ((SENDER, TOKEN), ("greedy", GREEDY_TOKEN))
     ]
     intake = Intake(
         authenticate=Authenticator(Credentials(tokens=tokens), {}),
-        # Half of it is less than 1,100 stalled bodies of 1,000 bytes.
+        # Half of this is less than 1,100 stalled bodies of 1,000 bytes.
         admission=Admission(in_flight_max=4000, in_flight_bytes_max=2_000_000, share=64, share_bytes=BODY_BYTES_MAX),
         inbox=node.inbox,
         telemetry=telemetry,
@@ -195,13 +195,13 @@ async def strict(node: Node, telemetry: Telemetry) -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def patient(node: Node, telemetry: Telemetry) -> AsyncIterator[Served]:
-    """The edge with a limit of 2 KiB and hardly any on time."""
+    """The edge with a limit of 2 KiB and very long time limits."""
     async with serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served:
         yield served
 
 
 def post(content: bytes = BODY, *lines: str, token: str = TOKEN, framing: str | None = None) -> bytes:
-    """A request. `framing` stands in place of its Content-Length."""
+    """A request. `framing` replaces its Content-Length."""
     length = f"Content-Length: {len(content)}" if framing is None else framing
     head = [
         "POST /notifications HTTP/1.1",
@@ -215,7 +215,7 @@ def post(content: bytes = BODY, *lines: str, token: str = TOKEN, framing: str | 
 
 
 def chunked(*chunks: bytes) -> bytes:
-    """A body in chunks, and its end."""
+    """A chunked body with its end."""
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
@@ -225,7 +225,7 @@ def each_byte(content: bytes) -> list[bytes]:
 
 
 def assert_refused(answer: Answer | None, *statuses: int) -> None:
-    """It is CAMARA's error body with one of these statuses, or nothing at all: the connection was closed."""
+    """The answer is CAMARA's error body with one of these statuses, or the connection was closed without one."""
     if answer is None:
         return
     assert answer.status in statuses
@@ -255,7 +255,7 @@ def assert_refused(answer: Answer | None, *statuses: int) -> None:
     ids=["silence", "blank lines", "slow line", "slow header", "half a head", "slow body", "no end", "chunks", "size"],
 )
 async def test_a_slow_client_is_dropped(strict: Served, pieces: list[bytes], status: int | None) -> None:
-    """A connection that takes longer than its limit is closed, with 408 where a request had begun; nothing is kept."""
+    """A connection that takes longer than its limit is closed, with 408 if a request had begun; nothing is kept."""
     client = await strict.connect()
     began = time.monotonic()
     sending = asyncio.create_task(client.send(*pieces, pause_seconds=0.1))
@@ -273,7 +273,7 @@ async def test_a_slow_client_is_dropped(strict: Served, pieces: list[bytes], sta
 
 
 async def test_an_idle_connection_is_closed(strict: Served) -> None:
-    """Between requests a connection may be silent for its limit, and is closed without a word after it."""
+    """Between requests a connection may be silent for its limit; after that it is closed without an answer."""
     client = await strict.connect()
     await client.send(post())
     assert await client.status() == 204
@@ -283,7 +283,7 @@ async def test_an_idle_connection_is_closed(strict: Served) -> None:
 
 
 async def test_the_slow_harm_nobody(node: Node, telemetry: Telemetry) -> None:
-    """Beside 200 slow connections a connection that is kept alive has every request answered."""
+    """Beside 200 slow connections every request on a kept connection is answered."""
     async with serving(edge_app(node, telemetry), LIMITS | {"idle_timeout_seconds": SECONDS_MAX}, node) as served:
         slow = [await served.connect() for _ in range(200)]
         for number, client in enumerate(slow):
@@ -321,7 +321,7 @@ async def test_the_applications_time_is_its_own() -> None:
 
 
 async def test_who_reads_no_answers_is_dropped() -> None:
-    """A client that leaves its answers unread is closed when the limit on silence has passed."""
+    """A client that leaves its answers unread is closed after the limit on silence."""
     ended = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -376,7 +376,7 @@ HEADER_8_MIB = b"X: " + b"x" * 8 * 1024 * 1024 + b"\r\n"
     ],
 )
 async def test_a_long_head_is_refused(patient: Served, pieces: list[bytes]) -> None:
-    """A head beyond the limit gets 431 or a closed connection, in however many pieces it comes, without being kept."""
+    """A head beyond the limit gets 431 or a closed connection, in any number of pieces, and is not kept in memory."""
     client = await patient.connect()
     sending = asyncio.create_task(client.send(*pieces))
     answers = await client.answers()
@@ -388,7 +388,7 @@ async def test_a_long_head_is_refused(patient: Served, pieces: list[bytes]) -> N
 
 
 async def test_a_head_may_be_as_long_as_the_limit(patient: Served) -> None:
-    """A head below the limit is taken in one piece and byte by byte, also right behind a long body."""
+    """A head below the limit is accepted in one piece and byte by byte, also right behind a long body."""
     padding = LIMITS["header_bytes_max"] - len(post(b"", "X: ")) - 40
     request = post(BODY, f"X: {'x' * padding}")
     long = post(BODY[:-1] + b',"more":"' + b"x" * 30_000 + b'"}')
@@ -402,7 +402,7 @@ async def test_a_head_may_be_as_long_as_the_limit(patient: Served) -> None:
 
 
 async def test_nothing_after_a_refusal_is_read(patient: Served) -> None:
-    """Behind a refused head, in the same piece, no request is taken."""
+    """Behind a refused head, in the same piece, no request is accepted."""
     client = await patient.connect()
     await client.send(post(BODY, f"X: {'x' * 4096}") + post())
     assert_refused(await client.answer(), 431)
@@ -411,7 +411,7 @@ async def test_nothing_after_a_refusal_is_read(patient: Served) -> None:
 
 
 async def test_trailers_are_no_headers(patient: Served) -> None:
-    """A token in the trailer of a chunked body authenticates nobody."""
+    """A token in the trailer of a chunked body does not authenticate its request."""
     request = post(b"", framing="Transfer-Encoding: chunked").replace(b"Authorization", b"X-Nothing")
     trailer = f"0\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
     client = await patient.connect()
@@ -463,7 +463,7 @@ async def test_trailers_are_no_headers(patient: Served) -> None:
     ],
 )
 async def test_what_is_sound_is_kept(patient: Served, pieces: list[bytes]) -> None:
-    """However a notification is cut and dressed, it is answered 204 and kept verbatim; the connection goes on."""
+    """A notification that is cut in any way is answered 204 and kept verbatim; the connection goes on."""
     client = await patient.connect()
     for _ in range(2):
         await client.send(*pieces)
@@ -476,7 +476,7 @@ async def test_what_is_sound_is_kept(patient: Served, pieces: list[bytes]) -> No
 
 
 async def test_an_upgrade_may_be_slow_too(strict: Served) -> None:
-    """What asks for another protocol has the limits of any request."""
+    """A request to upgrade to another protocol has the limits of any request."""
     client = await strict.connect()
     await client.send(post(BODY, "Connection: upgrade", "Upgrade: h2c")[:-1])
     assert_refused(await client.answer(), 408)
@@ -487,7 +487,7 @@ async def test_an_upgrade_may_be_slow_too(strict: Served) -> None:
     "framing", ["Content-Length: 65537", "Content-Length: 99999999999", f"Content-Length: {2**63}"]
 )
 async def test_a_declared_body_that_is_too_large_is_not_waited_for(patient: Served, framing: str) -> None:
-    """A body that is declared beyond the limit is 413 before any of it came."""
+    """A body that is announced beyond the limit is 413 before any of it came."""
     client = await patient.connect()
     await client.send(post(b"", framing=framing))
     answer = await client.answer()
@@ -506,7 +506,7 @@ async def test_a_chunked_body_is_too_large_when_it_is(patient: Served) -> None:
 
 
 async def test_more_than_was_declared_is_another_request(patient: Served) -> None:
-    """What follows behind the declared length is no part of the notification: it is refused as a request."""
+    """Bytes behind the announced length are no part of the notification: they are refused as a request."""
     client = await patient.connect()
     await client.send(post(BODY + b'{"more": true}', framing=f"Content-Length: {len(BODY)}"))
     answers = await client.answers()
@@ -515,7 +515,7 @@ async def test_more_than_was_declared_is_another_request(patient: Served) -> Non
 
 
 async def test_a_refused_body_has_a_time_limit_too(strict: Served) -> None:
-    """Whoever was answered before the body had come may finish it, but not for ever, and gets no second answer."""
+    """A client that was answered before its body may finish the body within a limit, and gets no second answer."""
     client = await strict.connect()
     await client.send(post(token="wrong")[:-10])
     assert_refused(await client.answer(), 401)
@@ -532,7 +532,7 @@ async def test_a_body_broken_after_the_answer_gets_no_other(patient: Served) -> 
 
 
 async def test_100_continue(patient: Served) -> None:
-    """Who expects 100-continue is told to go on when the body is wanted."""
+    """A client that expects 100-continue gets it when the body is to be read."""
     client = await patient.connect()
     request = post(BODY, "Expect: 100-continue")
     for _ in range(2):
@@ -543,7 +543,7 @@ async def test_100_continue(patient: Served) -> None:
 
 
 async def test_100_continue_is_not_said_in_vain(patient: Served) -> None:
-    """Who is refused without the body is not told to go on, and a request in its place is never taken for the body."""
+    """A client that is refused before the body gets no 100 Continue; its next request is not taken for the body."""
     client = await patient.connect()
     await client.send(post(BODY, "Expect: 100-continue", token="wrong")[: -len(BODY)])
     assert_refused(await client.answer(), 401)
@@ -647,7 +647,7 @@ async def test_malformed_heads(patient: Served, head: str) -> None:
         client = await patient.connect()
         await client.send(*pieces)
         assert_refused(await client.answer(), 400, 404, 405, 413)
-    # What reached another path with a right token is kept for whoever looks for it.
+    # A post to another path with a right token is kept as a dead letter.
     assert {each.origin[:7] for each in await patient.kept()} <= {"beside:"}
 
 
@@ -669,7 +669,7 @@ async def test_malformed_heads(patient: Served, head: str) -> None:
     ],
 )
 async def test_malformed_chunks(patient: Served, content: bytes) -> None:
-    """A chunked body that is not one gets a clear 4xx or a closed connection, and nothing is kept."""
+    """A malformed chunked body gets a clear 4xx or a closed connection, and nothing is kept."""
     request = post(content, framing="Transfer-Encoding: chunked")
     for pieces in ([request], each_byte(request)):
         client = await patient.connect()
@@ -679,11 +679,11 @@ async def test_malformed_chunks(patient: Served, content: bytes) -> None:
     assert not await patient.kept()
 
 
-# More requests than one.
+# Pipelined requests.
 
 
 async def test_pipelined_requests_are_answered_in_order(patient: Served) -> None:
-    """Requests that did not wait for each other's answers get them in order, and are kept in order."""
+    """Pipelined requests are answered in order, and kept in order."""
     client = await patient.connect()
     posts = [post(body(told(f"A{number}")[0]), f"x-correlator: {number}") for number in range(10)]
     await client.send(b"".join(posts), b"GET /nothing HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
@@ -704,7 +704,7 @@ async def test_pipelined_requests_are_answered_in_order(patient: Served) -> None
     ],
 )
 async def test_a_refusal_does_not_overtake_an_answer(patient: Served, behind: bytes) -> None:
-    """What is malformed behind a sound request, in the same piece, doesn't change what that is answered."""
+    """A malformed request behind a valid one, in the same piece, doesn't change the answer to the valid one."""
     client = await patient.connect()
     await client.send(post() + behind)
     answers = await client.answers()
@@ -718,7 +718,7 @@ async def test_a_refusal_does_not_overtake_an_answer(patient: Served, behind: by
 
 @pytest.mark.parametrize("behind", [post()[:50], post()[:-5], post() + post()[:-5]], ids=["head", "body", "third"])
 async def test_a_slow_request_behind_another_does_not_change_its_answer(behind: bytes) -> None:
-    """While one request is being answered, the one behind it gets no answer in its place, however slow it is."""
+    """While one request is being answered, the next one is not answered in its place, however slow it is."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         del scope, receive
@@ -737,7 +737,7 @@ async def test_a_slow_request_behind_another_does_not_change_its_answer(behind: 
 
 
 async def test_thousands_of_pipelined_requests_are_all_answered(patient: Served) -> None:
-    """However many requests come without waiting for an answer, each is answered in its turn, and few are in memory."""
+    """Any number of pipelined requests are answered in order, and few are in memory."""
     client = await patient.connect()
     protocol: Any = None
     posts = [post(body(told(f"A{number}")[0]), f"x-correlator: {number}") for number in range(300)]
@@ -763,7 +763,7 @@ async def test_thousands_of_pipelined_requests_are_all_answered(patient: Served)
 async def test_who_has_said_all_gets_its_answers(
     backend: SqliteBackend, telemetry: Telemetry, count: int, rest: bytes
 ) -> None:
-    """A client that closes its sending side behind its requests gets every answer, and then it is closed."""
+    """A client that ends its sending side behind its requests gets every answer, and then it is closed."""
     async with backend.opened() as node, serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served:
         client = await served.connect()
         with backend.stalled():
@@ -776,7 +776,7 @@ async def test_who_has_said_all_gets_its_answers(
 
 
 async def test_a_stream_ends_with_its_reader() -> None:
-    """Who closes its side while an answer without an end is being told has left: the application hears it at once."""
+    """When a client ends its side during an endless answer, the application hears at once that it left."""
     left = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -796,7 +796,7 @@ async def test_a_stream_ends_with_its_reader() -> None:
 
 
 async def test_who_leaves_without_its_answer_is_told_of(backend: SqliteBackend, telemetry: Telemetry) -> None:
-    """Where a connection is broken before its answer could be given, the log says so and a metric counts it."""
+    """When a connection breaks before its answer, the log says so and a metric counts it."""
     with capture_logs() as logs:
         async with backend.opened() as node, serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served:
             for pieces in ([post()], [post()[:50], post()[50:]]):
@@ -814,7 +814,7 @@ async def test_who_leaves_without_its_answer_is_told_of(backend: SqliteBackend, 
 
 
 async def test_the_longest_idle_makes_room(node: Node, telemetry: Telemetry) -> None:
-    """A connection too many is taken in place of the one that has been idle for longest, and silent ones go first."""
+    """A new connection beyond the limit takes the place of the longest idle one; silent ones go first."""
     limits = LIMITS | PATIENT | {"connections_max": 3}
     with capture_logs() as logs:
         async with serving(edge_app(node, telemetry), limits, node) as served:
@@ -839,7 +839,7 @@ async def test_the_longest_idle_makes_room(node: Node, telemetry: Telemetry) -> 
 
 
 async def test_slow_ones_make_room(node: Node, telemetry: Telemetry) -> None:
-    """Connections that are in the middle of a head or a body make room too, with 503."""
+    """Connections in the middle of a head or a body make room too, with 503."""
     limits = LIMITS | PATIENT | {"connections_max": 2}
     async with serving(edge_app(node, telemetry), limits, node) as served:
         slow = []
@@ -859,7 +859,7 @@ async def test_slow_ones_make_room(node: Node, telemetry: Telemetry) -> None:
 
 
 async def test_who_waits_for_an_answer_makes_no_room(backend: SqliteBackend, telemetry: Telemetry) -> None:
-    """Where every connection has a request that is being answered, one too many is told 503 and closed."""
+    """If every connection has a request that is being answered, a new one is answered 503 and closed."""
     limits = LIMITS | PATIENT | {"connections_max": 3}
     async with backend.opened() as node, serving(edge_app(node, telemetry), limits, node) as served:
         with backend.stalled():
@@ -876,7 +876,7 @@ async def test_who_waits_for_an_answer_makes_no_room(backend: SqliteBackend, tel
 
 @pytest.mark.parametrize(("trusted", "left"), [([], 2), (["127.0.0.0/8"], 5)])
 async def test_an_address_has_a_share(node: Node, telemetry: Telemetry, trusted: list[str], left: int) -> None:
-    """The connections of one address make room for each other beyond its share, unless it is a trusted proxy's."""
+    """Beyond its share the connections of one address make room for each other, unless it is a trusted proxy's."""
     limits = LIMITS | PATIENT | {"connections_per_address_max": 2, "trusted_proxies": trusted}
     async with serving(edge_app(node, telemetry), limits, node) as served:
         clients = [await served.connect() for _ in range(5)]
@@ -888,7 +888,7 @@ async def test_an_address_has_a_share(node: Node, telemetry: Telemetry, trusted:
 
 
 async def test_silent_strangers_shut_nobody_out(node: Node, telemetry: Telemetry) -> None:
-    """While 500 connections are silent and there is room for 50, every new connection is answered."""
+    """With 500 silent connections and room for 50, every new connection is answered."""
     limits = LIMITS | PATIENT | {"connections_max": 50}
     async with serving(edge_app(node, telemetry), limits, node) as served:
         kept_alive = await served.connect()
@@ -904,7 +904,7 @@ async def test_silent_strangers_shut_nobody_out(node: Node, telemetry: Telemetry
 
 
 async def test_stalled_bodies_harm_no_other_sender(node: Node, telemetry: Telemetry) -> None:
-    """With 1,100 chunked posts of one sender stalled, that sender is told 429 at its half, and others are answered."""
+    """With 1,100 stalled chunked posts of one sender, that sender gets 429 beyond its half, and others are answered."""
     limits = LIMITS | PATIENT | {"connections_max": 2000, "connections_per_address_max": 2000}
     async with serving(edge_app(node, telemetry), limits, node) as served:
         head = post(b"", token=GREEDY_TOKEN, framing="Transfer-Encoding: chunked")
@@ -922,23 +922,23 @@ async def test_stalled_bodies_harm_no_other_sender(node: Node, telemetry: Teleme
 
 
 async def test_a_process_that_stood_still_reads_first(node: Node, telemetry: Telemetry) -> None:
-    """What came while the loop stood still for longer than all limits is read and answered, not timed out."""
+    """Bytes that came while the loop stood still for longer than all limits are read and answered, not timed out."""
     async with serving(edge_app(node, telemetry), LIMITS, node) as served:
         idle, slow = await served.connect(), await served.connect()
         await slow.send(post()[:50])
         await idle.send(post())
         assert await idle.status() == 204
-        # Into the sockets at once: the loop is about to stand still.
+        # Into the sockets at once, before the loop stands still.
         idle.put(post())
         slow.put(post()[50:])
-        time.sleep(3 * LIMIT_SECONDS)  # noqa: ASYNC251  # this is what it is about
+        time.sleep(3 * LIMIT_SECONDS)  # noqa: ASYNC251  # the subject of the test
         assert await idle.status() == 204
         assert await slow.status() == 204
 
 
 @pytest.mark.parametrize("host", [b"Host: localhost\r\n", b""])
 async def test_http_1_0(patient: Served, host: bytes) -> None:
-    """A request of HTTP/1.0 is answered, which need not name a host, and its connection closed."""
+    """An HTTP/1.0 request without a host is answered, and its connection closed."""
     client = await patient.connect()
     await client.send(post().replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"Host: localhost\r\n", host))
     assert [answer.status for answer in await client.answers()] == [204]
@@ -956,7 +956,7 @@ async def test_head(patient: Served) -> None:
 
 
 async def test_connection_close(patient: Served) -> None:
-    """Who asks for the connection to be closed gets its answer first."""
+    """A client that asks for the connection to be closed gets its answer first."""
     client = await patient.connect()
     await client.send(post(BODY, "Connection: close"))
     (answer,) = await client.answers()
@@ -964,7 +964,7 @@ async def test_connection_close(patient: Served) -> None:
 
 
 async def test_who_goes_away_in_the_middle_leaves_nothing(patient: Served) -> None:
-    """A sender that disconnects before its body has arrived is not kept, and harms nobody."""
+    """A sender that disconnects before its body has arrived is not kept, and does no harm."""
     client = await patient.connect()
     await client.send(post()[:-1])
     client.end()

@@ -1,4 +1,4 @@
-"""What the commands print, piece by piece."""
+"""The output of commands, piece by piece."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -20,20 +20,20 @@ EVIL = "\x1b[2J\u202e"
 
 
 def session(session_id: str = SESSION_ID, sender: str = "telefonica-es", age_seconds: float = 0) -> Session:
-    """A session that the network ended so many seconds after the start."""
+    """A session that the network ended `seconds` after the start."""
     since = START - round(age_seconds * SECOND)
     return Session(session_id, sender, QosStatus.UNAVAILABLE, "NETWORK_TERMINATED", since, since, None, None, (), None)
 
 
 def shown(what: RenderableType, width: int = 200) -> list[str]:
-    """The lines that a console so wide shows."""
+    """The lines on a console of this width."""
     out = StringIO()
     Console(file=out, width=width).print(what)
     return [text.rstrip() for text in out.getvalue().splitlines()]
 
 
 def table(sessions: Sequence[Session], width: int) -> list[str]:
-    """The rows of a table of sessions on a console so wide, seen at the start."""
+    """The rows of a table of sessions on a console of this width, seen at the start."""
     return shown(sessions_table(sessions, {QosStatus.UNAVAILABLE: len(sessions)}, START / SECOND), width)[2:-1]
 
 
@@ -49,7 +49,7 @@ def table(sessions: Sequence[Session], width: int) -> list[str]:
     ],
 )
 def test_what_senders_wrote_does_not_command_the_terminal(text: str, harmless_text: str) -> None:
-    """Text from outside is shown without what a terminal would obey."""
+    """Text from outside is shown without characters that control a terminal."""
     assert harmless(text) == harmless_text
 
 
@@ -62,7 +62,7 @@ def test_what_senders_wrote_does_not_command_the_terminal(text: str, harmless_te
     ],
 )
 def test_sessions_fit_a_terminal(width: int, row: str) -> None:
-    """On a terminal of 80 columns a session is one line that has all of it but the end of its sender."""
+    """On a terminal of 80 columns a session is one line with everything but the end of its sender."""
     assert table([session()], width) == [row]
 
 
@@ -71,13 +71,13 @@ def test_sessions_fit_a_terminal(width: int, row: str) -> None:
     [(-5, "0s"), (0.4, "0s"), (119, "119s"), (120, "2m"), (7_199, "120m"), (7_200, "2h"), (172_800, "2d")],
 )
 def test_ages_are_told_in_the_unit_that_fits(seconds: float, age: str) -> None:
-    """How long a session is in its state has at least two of its unit, and is never negative."""
+    """The age of a session's state has at least two of its unit, and is never negative."""
     (row,) = table([session(age_seconds=seconds)], 120)
     assert row.split()[3] == age
 
 
 def test_no_piece_lets_a_sender_command_the_terminal(router: Router) -> None:
-    """Session ids and senders are shown harmlessly in every table and line."""
+    """Session ids and senders are escaped in every table and line."""
     told = posted(b'{"specversion": "1.0", "type": "\\u001b[2J"}', sender=EVIL, key=EVIL)
     ended = posted(bare(), sender=EVIL, key=SESSION_ID)
     (message,) = decisions(router, [told])[0].messages
@@ -96,7 +96,7 @@ def test_no_piece_lets_a_sender_command_the_terminal(router: Router) -> None:
 
 
 def test_the_first_steps_fit_a_terminal() -> None:
-    """What a newcomer is to do is short enough that its beginning is in sight on a terminal of 80 times 24."""
+    """The first steps for a newcomer fit on a terminal of 80 times 24, so that their beginning is in sight."""
     token = "t" * 160
     lines = first_steps("http://127.0.0.1:8080/notifications", token, Settings().data, {}, 0).splitlines()
     urls, cursor = 2, 1
@@ -115,7 +115,7 @@ def test_the_first_steps_fit_a_terminal() -> None:
 def test_commands_are_told_as_they_can_be_typed(
     called: str, path: bool, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program is told by its name where that finds it, else by the path it was called by."""
+    """The program's name is used if the shell finds it, else the path by which it was called."""
     if path:
         (tmp_path / "qod-receiver").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))

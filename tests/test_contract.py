@@ -1,4 +1,4 @@
-"""What `inbox.py` and `reader.py` promise, kept by every backend."""
+"""The promises of `inbox.py` and `reader.py`, kept by every backend."""
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
@@ -33,7 +33,7 @@ from tests.samples import HOUR, SECOND, SESSION_ID, START, posted
 
 @pytest.fixture(params=["sqlite", "kafka"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path, topic_prefix: str) -> Backend:
-    """A backend that is empty, one after the other: the contract holds for each of them."""
+    """An empty backend of each kind, one after the other: the contract holds for all."""
     if request.param == "sqlite":
         return SqliteBackend(tmp_path)
     return KafkaBackend(request.getfixturevalue("kafka"), topic_prefix)
@@ -46,12 +46,12 @@ def router(backend: Backend) -> Router:
 
 
 def numbered(count: int, text: str = "A1", first: int = 0) -> list[Notification]:
-    """Notifications of as many sessions, the number of each in its session's id."""
+    """One notification for each of several sessions, whose ids have their numbers."""
     return [posted(text, session_id=f"s{number:04}") for number in range(first, first + count)]
 
 
 async def persistently(node: Node, *notifications: Notification) -> None:
-    """Append as a patient sender does: what is refused comes again."""
+    """Append as a patient sender does, again after each refusal."""
     async with asyncio.timeout(SECONDS_MAX):
         for notification in notifications:
             while True:
@@ -77,7 +77,7 @@ async def test_a_notification_is_read_as_it_was_appended(node: Node) -> None:
 
 
 async def test_what_was_appended_survives(backend: Backend) -> None:
-    """What `append` returned for is there after the backend was opened anew, in its order."""
+    """A notification whose `append` returned is there after the backend was opened anew, in its order."""
     given = numbered(3)
     async with backend.opened() as node:
         await append(node, *given)
@@ -87,7 +87,7 @@ async def test_what_was_appended_survives(backend: Backend) -> None:
 
 
 async def test_order_is_that_of_appending(backend: Backend) -> None:
-    """Positions begin at 0, have no gaps, and follow the order of appending across reopening."""
+    """Positions begin at 0, have no gaps, and follow the order of appending, also across a reopening."""
     given = numbered(6)
     for part in (given[:2], given[2:5], given[5:]):
         async with backend.opened() as node:
@@ -99,7 +99,7 @@ async def test_order_is_that_of_appending(backend: Backend) -> None:
 
 
 async def test_appended_together_each_is_kept_once(node: Node) -> None:
-    """Of a thousand appends at the same time every one is kept once, at a position of its own."""
+    """Each of a thousand simultaneous appends is kept once, at a position of its own."""
     given = numbered(1000)
     await asyncio.gather(*map(node.inbox.append, given))
     read: list[Notification] = []
@@ -113,7 +113,7 @@ async def test_appended_together_each_is_kept_once(node: Node) -> None:
 
 
 async def test_a_sender_that_went_away_harms_nobody(node: Node) -> None:
-    """An append that its caller gave up on leaves the others that share its sync kept."""
+    """An append that its caller gave up leaves the others that share its sync kept."""
     appends = [node.inbox.append(each) for each in numbered(3)]
     await asyncio.sleep(0)
     appends[1].cancel()
@@ -123,7 +123,7 @@ async def test_a_sender_that_went_away_harms_nobody(node: Node) -> None:
 
 
 async def test_an_append_that_takes_too_long_is_refused(backend: Backend, router: Router) -> None:
-    """Past the time limit senders are told to come again, and so are those who come meanwhile, until it goes on."""
+    """After the time limit senders are told to come again, and so are new ones, until the backend goes on."""
     async with backend.opened(append_timeout_seconds=0.5) as node:
         await persistently(node, *numbered(1))
         assert node.inbox.trouble == ""
@@ -138,7 +138,7 @@ async def test_an_append_that_takes_too_long_is_refused(backend: Backend, router
         assert node.inbox.trouble == ""
         await route(node, router)
         keys = [record.message.key for record in await everything(node.reader, node.topic("status"))]
-    # Whether the refused were kept is not known; the others were, each has its effect once.
+    # Refused ones may have been kept; the others were, each has its effect once.
     assert {"s0000", "s0004", "s0005"} <= set(keys)
     assert len(set(keys)) == len(keys)
     assert set(keys) <= {f"s{number:04}" for number in range(6)}
@@ -173,7 +173,7 @@ async def test_reading_waits_for_a_notification(node: Node) -> None:
 
 
 async def test_rewinding_reads_the_same_again(node: Node, router: Router) -> None:
-    """What was read and not committed is read again after a rewind, and what was committed is not."""
+    """Notifications that were read and not committed are read again after a rewind; committed ones are not."""
     await append(node, *numbered(3))
     first = await node.lane.read(1)
     await commit(node.lane, router, first)
@@ -197,7 +197,7 @@ async def test_what_is_not_committed_is_read_again_after_reopening(backend: Back
 
 
 async def test_nothing_is_visible_before_the_commit(node: Node, router: Router) -> None:
-    """Topics and sessions change when a batch is committed, and with it all of what it caused is there."""
+    """Topics and sessions change when a batch is committed, and only then."""
     await append(node, *numbered(2), posted(b"{", key="broken"), posted("U2:N"))
     batch = await node.lane.read(COUNT_MAX)
     made = decide(router, batch)
@@ -216,12 +216,12 @@ async def test_nothing_is_visible_before_the_commit(node: Node, router: Router) 
 
 
 def _comparable(message: Message) -> Message:
-    """Without what a lane adds of the inbox that it has."""
+    """The headers without those that a lane adds about its inbox."""
     return message._replace(headers=tuple((name, text) for name, text in message.headers if name != "inbox-id"))
 
 
 async def test_a_commit_counts_once(node: Node, router: Router) -> None:
-    """A batch that was committed can't be committed again, and nothing of it stands twice."""
+    """A committed batch can't be committed again, and none of its records is there twice."""
     await append(node, *numbered(2))
     batch = await node.lane.read(COUNT_MAX)
     await commit(node.lane, router, batch)
@@ -246,7 +246,7 @@ async def test_a_lane_goes_on_after_a_commit_in_vain(node: Node, router: Router)
 
 
 async def test_of_two_owners_at_most_one_can_commit(backend: Backend, router: Router) -> None:
-    """Whoever opens a lane that another process has is refused, or the other can commit no more."""
+    """If two open the same lane, one is refused, or the other can't commit any more."""
     refused = 0
     async with AsyncExitStack() as stack:
         owners = [await stack.enter_async_context(backend.opened())]
@@ -274,7 +274,7 @@ async def test_a_closed_lane_can_be_opened_again(backend: Backend) -> None:
 
 
 async def test_sessions_are_restored(backend: Backend, router: Router) -> None:
-    """A batch brings the states of its notifications' sessions as they were committed, by whoever committed them."""
+    """A batch brings its notifications' sessions as the last commit left them, whoever made it."""
     async with backend.opened() as node:
         await append(node, posted("A1#x"), posted("A1", session_id="other"))
         made = await route(node, router)
@@ -287,7 +287,7 @@ async def test_sessions_are_restored(backend: Backend, router: Router) -> None:
 
 
 async def test_the_newest_state_counts(node: Node, router: Router) -> None:
-    """Of several states in one batch the last is what is remembered, and the only record that stays of its session."""
+    """Of several states of a session in one batch the last is remembered, and is its only record that stays."""
     await append(node, posted("A1"), posted("U2"), posted("A3"), posted("U4:N"))
     made = await route(node, router)
     await append(node, posted("A9"))
@@ -296,7 +296,7 @@ async def test_the_newest_state_counts(node: Node, router: Router) -> None:
 
 
 async def test_a_tombstone_forgets(backend: Backend, router: Router) -> None:
-    """After a tombstone a session is nowhere but on the topic, where the tombstone is its last record."""
+    """After a tombstone a session is only on the topic, where the tombstone is its last record."""
     async with backend.opened() as node:
         await append(node, posted("A1"), posted("A1", session_id="other"))
         await route(node, router)
@@ -332,7 +332,7 @@ async def test_the_oldest_are_those_touched_longest_ago(node: Node, router: Rout
 
 
 async def test_the_clock_is_the_latest_receipt_committed(backend: Backend, router: Router) -> None:
-    """A batch's clock is the latest time of receipt before it, though later notifications were received earlier."""
+    """A batch's clock is the latest time of receipt before it, even if later notifications were received earlier."""
     async with backend.opened() as node:
         await append(node, posted("A1", received_micros=START + HOUR), posted("A2", received_micros=START))
         await route(node, router)
@@ -344,7 +344,7 @@ async def test_the_clock_is_the_latest_receipt_committed(backend: Backend, route
 
 
 async def test_lag(backend: Backend, router: Router) -> None:
-    """The lag is what was appended and not committed, whether it was read or not."""
+    """The lag is the number of appended notifications that are not committed, read or not."""
     async with backend.opened() as node:
         assert node.lane.lag == 0
         await append(node, *numbered(3))
@@ -376,11 +376,11 @@ async def routed(node: Node, router: Router) -> Node:
     [("beginning", 0), ("end", 999), ("0", 0), ("3", 3), ("0-3", 3), ("0-10", 10), ("0-999", 999)],
 )
 async def test_cursors(routed: Node, start: str, first: int) -> None:
-    """A reader begins where it is told: at the beginning, the end, or a position."""
+    """A reader begins at the beginning, the end, or a position, as told."""
     topic = routed.topic("status")
     wanted = [each for each in await everything(routed.reader, topic) if each.position >= first]
     assert await routed.reader.records(topic, await routed.reader.cursor(topic, start), COUNT_MAX) == wanted
-    # In Kafka the ends of transactions have positions too: two of the lane's opening, and one between the batches.
+    # In Kafka markers of transactions have positions too: two of the lane's opening, and one between the batches.
     assert len(wanted) in {0, 10, 10 - first, 12 - first, 13 - first}
 
 
@@ -388,7 +388,7 @@ async def test_cursors(routed: Node, start: str, first: int) -> None:
     "start", ["", "-1", "middle", "0-", "-3", "0-x", "7-1", "0-1,", "0-1,7-1", "0:1", "1.5", "0-1-2", "Beginning"]
 )
 async def test_what_is_no_cursor(routed: Node, start: str) -> None:
-    """Another text than these raises ValueError, naming it."""
+    """Any other text raises ValueError with that text."""
     with pytest.raises(ValueError, match="beginning, end, a position") as caught:
         await routed.reader.cursor(routed.topic("status"), start)
     assert repr(start) in str(caught.value)
@@ -396,14 +396,14 @@ async def test_what_is_no_cursor(routed: Node, start: str) -> None:
 
 @pytest.mark.parametrize("start", ["beginning", "end", "3"])
 async def test_a_topic_that_does_not_exist(routed: Node, start: str) -> None:
-    """A topic that nothing was ever written to raises KeyError."""
+    """A topic without a record raises KeyError."""
     with pytest.raises(KeyError):
         await routed.reader.cursor(routed.topic("nope"), start)
 
 
 @pytest.mark.parametrize("count_max", [1, 3, 4, 7, 10, 11])
 async def test_paging(routed: Node, count_max: int) -> None:
-    """Page by page a reader sees every record once, in order; its cursor stands behind what it got."""
+    """Page by page a reader gets every record once, in order, and its cursor stands behind them."""
     cursor: Cursor = await routed.reader.beginning(routed.topic("status"))
     seen: list[Record] = []
     while records := await routed.reader.records(routed.topic("status"), cursor, count_max):
@@ -416,7 +416,7 @@ async def test_paging(routed: Node, count_max: int) -> None:
 
 
 async def test_a_reader_goes_on_with_what_comes(routed: Node, router: Router) -> None:
-    """A cursor at the end stays there until there is more, and then goes on with it."""
+    """A cursor at the end stays there until there are more records, and then goes on with them."""
     cursor = await routed.reader.end(routed.topic("status"))
     assert await routed.reader.records(routed.topic("status"), cursor, COUNT_MAX) == []
     await append(routed, posted("A1"))
@@ -433,12 +433,12 @@ async def test_a_record_is_what_was_committed(node: Node, router: Router) -> Non
     for message in decision.messages:
         (record,) = await everything(node.reader, message.topic)
         assert record.partition == 0
-        assert record.position in {0, 2}  # in Kafka it is behind the ends of two transactions of the lane's opening
+        assert record.position in {0, 2}  # in Kafka it is behind two markers of the lane's opening
         assert _comparable(record.message) == _comparable(message)
 
 
 async def test_topics_are_told(node: Node, router: Router) -> None:
-    """Every topic that was written to is told, in the order of the names; the inbox is none of them."""
+    """Every topic with a record is listed, in the order of the names, without the inbox."""
     await append(node, posted("A1"), posted(b"{"), posted("U2:N"))
     await route(node, router)
     names = ["dead-letter", "sessions", "status", "unavailable"]
@@ -468,13 +468,13 @@ async def sessions(node: Node, router: Router) -> Node:
 async def test_sessions_by_status(
     sessions: Node, qos_status: QosStatus | None, count_max: int, session_ids: list[str]
 ) -> None:
-    """The sessions of a status come last touched first, and no more than were asked for."""
+    """The sessions of a status come last touched first, up to the number asked for."""
     found = await sessions.reader.sessions(qos_status, count_max)
     assert [session.session_id for session in found] == session_ids
 
 
 async def test_session_counts(sessions: Node, router: Router) -> None:
-    """Every status has its count of sessions, those forgotten not among them."""
+    """Every status has its count of sessions, without forgotten ones."""
     counts = {QosStatus.REQUESTED: 1, QosStatus.AVAILABLE: 2, QosStatus.UNAVAILABLE: 2}
     assert await sessions.reader.session_counts() == counts
     batch, (oldest,) = await sessions.lane.oldest(1)

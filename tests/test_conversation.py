@@ -20,7 +20,7 @@ NEVER = float("inf")
 
 
 def told(events: Sequence[Event], now: float = 100) -> tuple[Conversation, Act]:
-    """A conversation to which this happened, all at one time, and what is to be done about the last of it."""
+    """A conversation after these events, all at one time, and the steps to take after the last."""
     conversation, act = Conversation(TIMEOUTS, now), NOTHING
     for event in events:
         act = conversation.handle(event, now)
@@ -47,7 +47,7 @@ def told(events: Sequence[Event], now: float = 100) -> tuple[Conversation, Act]:
         ([*POST, BEGIN], Phase.HEAD, 1, NOTHING, 10),
         ([*POST, BEGIN, ANSWERED], Phase.HEAD, 0, NOTHING, 10),
         ([*POST, BEGIN, HEAD, ANSWERED], Phase.BODY, 0, NOTHING, 20),
-        # One that is answered before its body is here.
+        # A request that is answered before its body has arrived.
         ([BEGIN, HEAD, ANSWERED], Phase.REST, 0, NOTHING, 20),
         ([BEGIN, HEAD, ANSWERED, READ], Phase.IDLE, 0, NOTHING, 60),
         ([BEGIN, HEAD, ANSWERED, REFUSED], Phase.CLOSING, 0, CLOSE, 60),
@@ -65,7 +65,7 @@ def told(events: Sequence[Event], now: float = 100) -> tuple[Conversation, Act]:
         ([*POST, BEGIN, HEAD, REFUSED], Phase.OVER, 1, DROP, NEVER),
         ([*POST, *POST, BEGIN, HEAD, REFUSED, ANSWERED], Phase.OVER, 1, NOTHING, NEVER),
         ([*POST, *POST, BEGIN, HEAD, REFUSED, ANSWERED, ANSWERED], Phase.CLOSING, 0, CLOSE, 60),
-        # A peer that has said all.
+        # A peer that has ended its sending side.
         ([PEER_ENDED], Phase.CLOSING, 0, CLOSE, 60),
         ([BEGIN, PEER_ENDED], Phase.CLOSING, 0, CLOSE, 60),
         ([BEGIN, HEAD, PEER_ENDED], Phase.CLOSING, 0, DROP | CLOSE, 60),
@@ -83,7 +83,7 @@ def told(events: Sequence[Event], now: float = 100) -> tuple[Conversation, Act]:
         ([BEGIN, HEAD, SHUTDOWN, READ, ANSWERED], Phase.CLOSING, 0, CLOSE, 60),
         ([BEGIN, HEAD, SHUTDOWN, ANSWERED], Phase.CLOSING, 0, CLOSE, 60),
         ([BEGIN, HEAD, ANSWERED, SHUTDOWN], Phase.CLOSING, 0, CLOSE, 60),
-        # The end of its time, and of all.
+        # The end of its time, and of the connection.
         ([EXPIRED], Phase.CLOSING, 0, CLOSE, 60),
         ([*POST, ANSWERED, EXPIRED], Phase.CLOSING, 0, CLOSE, 60),
         ([EXPIRED, EXPIRED], Phase.CLOSING, 0, ABORT, 60),
@@ -92,7 +92,7 @@ def told(events: Sequence[Event], now: float = 100) -> tuple[Conversation, Act]:
     ],
 )
 def test_steps(events: Sequence[Event], phase: Phase, due: int, act: Act, seconds: float) -> None:
-    """After these events the phase, the answers due, what is to be done and the time for it are these."""
+    """After these events the phase, the answers due, the steps and their deadline are these."""
     conversation, done = told(events)
     assert (conversation.phase, conversation.due, done) == (phase, due, act)
     assert conversation.deadline == 100 + seconds
@@ -116,7 +116,7 @@ def test_steps(events: Sequence[Event], phase: Phase, due: int, act: Act, second
     ],
 )
 def test_steps_that_there_are_not(before: Sequence[Event], event: Event) -> None:
-    """What can't happen in a phase is a missing key, not a guess."""
+    """An event that can't happen in a phase is a missing key."""
     conversation, _ = told(before)
     with pytest.raises(KeyError):
         conversation.handle(event, 100)
@@ -136,7 +136,7 @@ def test_steps_that_there_are_not(before: Sequence[Event], event: Event) -> None
     ],
 )
 def test_when_time_begins_anew(events: Sequence[Event], deadline: float) -> None:
-    """The time for a head or for a body goes on whatever else happens, and silence begins with the last answer."""
+    """The time for a head or a body runs on whatever else happens, and silence begins with the last answer."""
     conversation = Conversation(TIMEOUTS, 0)
     for now, event in enumerate(events):
         conversation.handle(event, now)
@@ -144,7 +144,7 @@ def test_when_time_begins_anew(events: Sequence[Event], deadline: float) -> None
 
 
 def test_a_peer_that_reads_nothing_has_a_time_limit() -> None:
-    """While an answer can't be written there is a deadline, and then the connection is broken off."""
+    """While an answer can't be written there is a deadline, after which the connection is aborted."""
     conversation, _ = told(POST)
     conversation.block(is_blocked=True, now=200)
     assert conversation.deadline == 260
@@ -163,8 +163,8 @@ def test_standing_still_is_nobodys_fault() -> None:
 
 @given(st.lists(st.sampled_from(Event), max_size=40), st.booleans())
 def test_whatever_happens(events: list[Event], is_blocked: bool) -> None:
-    """Of any events in any order: a refusal is never told while an answer is due, all answers are given before the
-    connection is closed in order, a closed one stays so, and only an answer that is due has no deadline.
+    """For any events in any order: no refusal is given while an answer is due, all answers are given before the
+    connection is closed in order, a closed one stays closed, and only while an answer is due is there no deadline.
     """
     conversation = Conversation(TIMEOUTS, 0)
     conversation.block(is_blocked=is_blocked, now=0)

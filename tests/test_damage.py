@@ -1,4 +1,4 @@
-"""Damage of the file of an embedded node, in any byte of it and its log, and a file that goes while it is served."""
+"""Damage in any byte of an embedded node's file or log, and files that disappear while they are served."""
 
 import asyncio
 import json
@@ -29,19 +29,19 @@ from tests.samples import body, posted, told
 T = TypeVar("T")
 
 SESSIONS = [f"s{number}" for number in range(24)]
-#: What is in the schema and at its beginning, nobody can do without.
+#: The schema and the beginning of the file, without which nothing can be read.
 FIRST_PAGE_BYTES = 4096
 
 
 class Serving(NamedTuple):
-    """A node, and where it was told that something is damaged."""
+    """A node, and the places that were reported as damaged."""
 
     node: Node
     places: dict[str, str]
     sqlite: ServedDirectory
 
     async def patiently(self, what: Callable[[], Awaitable[T]]) -> T:
-        """What comes once the file was made anew, as it is at the next look."""
+        """The result once the file is made anew, as it is at the next look."""
         try:
             return await what()
         except Unavailable:
@@ -52,7 +52,7 @@ class Serving(NamedTuple):
 
 @asynccontextmanager
 async def serving(directory: Path) -> AsyncIterator[Serving]:
-    """The directory, served as `embedded` does."""
+    """Serve the directory as `embedded` does."""
     places: dict[str, str] = {}
 
     def tell(place: str, why: str) -> None:
@@ -78,7 +78,7 @@ async def post(node: Node, *session_ids: str) -> None:
 
 
 async def fill(directory: Path, router: Router, killed: Path | None = None) -> None:
-    """Sessions of which most are routed. `killed` is the directory as a kill would leave it, with its log."""
+    """Make sessions, most of them routed. `killed` is the directory as a kill would leave it, with its log."""
     async with serving(directory) as (node, _, _):
         for number in range(0, 20, 2):
             await post(node, *SESSIONS[number : number + 2])
@@ -89,7 +89,7 @@ async def fill(directory: Path, router: Router, killed: Path | None = None) -> N
 
 
 async def outcome(directory: Path, router: Router) -> tuple[set[str], dict[str, str]]:
-    """Serve the directory, and route another session. Which sessions are missing on a topic, and what is told."""
+    """Serve the directory, and route another session. Returns the sessions that a topic lacks, and the reports."""
     async with serving(directory) as served:
         node = served.node
         await post(node, "new")
@@ -110,7 +110,7 @@ async def outcome(directory: Path, router: Router) -> tuple[set[str], dict[str, 
 
 
 async def test_no_damaged_byte_stops_a_file(tmp_path: Path, router: Router) -> None:
-    """Wherever a byte is damaged, the next start serves; what is missing then is told, and what comes is routed."""
+    """With any byte damaged the next start serves; missing records are reported, and new ones are routed."""
     sound, damaged = tmp_path / "sound", tmp_path / "damaged"
     await fill(sound, router)
     content = (sound / FILE_NAME).read_bytes()
@@ -128,7 +128,7 @@ async def test_no_damaged_byte_stops_a_file(tmp_path: Path, router: Router) -> N
 
 @pytest.mark.parametrize("share", [*(number / 40 for number in range(40)), None])
 async def test_a_damaged_log_is_told(tmp_path: Path, router: Router, share: float | None) -> None:
-    """What a log that ends too early, or is gone (None), takes along is told at the next start, with how many."""
+    """After a log that ends too early, or is gone (None), the next start reports the number of lost notifications."""
     killed = tmp_path / "killed"
     await fill(tmp_path / "live", router, killed)
     log = killed / f"{FILE_NAME}-wal"
@@ -168,14 +168,16 @@ async def test_no_position_of_a_topic_comes_twice(tmp_path: Path, router: Router
 
 
 async def test_a_sound_log_is_not_complained_of(tmp_path: Path, router: Router) -> None:
-    """What a kill leaves is whole, and nothing is told."""
+    """The files after a kill are whole, and nothing is reported."""
     killed = tmp_path / "killed"
     await fill(tmp_path / "live", router, killed)
     assert await outcome(killed, router) == (set(), {})
 
 
 async def test_what_is_lost_is_a_dead_letter(tmp_path: Path, router: Router) -> None:
-    """An older file in the place of a newer one: what it lacks is one dead letter, and is told once."""
+    """For an older file in the place of a newer one, one dead letter stands for the missing part, and it is reported
+    once.
+    """
     async with serving(tmp_path) as (node, _, _):
         await post(node, "s0")
     old = (tmp_path / FILE_NAME).read_bytes()
@@ -194,7 +196,7 @@ async def test_what_is_lost_is_a_dead_letter(tmp_path: Path, router: Router) -> 
 
 
 async def test_a_file_of_an_earlier_release_is_read(tmp_path: Path, router: Router) -> None:
-    """Sessions without checksums are served and checked, and get theirs as they change."""
+    """Sessions without checksums are served and checked, and get checksums as they change."""
     await fill(tmp_path, router)
     with apsw.Connection(str(tmp_path / FILE_NAME)) as other:
         other.execute("ALTER TABLE sessions DROP COLUMN crc; PRAGMA user_version = 1")
@@ -208,7 +210,7 @@ async def test_a_file_of_an_earlier_release_is_read(tmp_path: Path, router: Rout
 
 
 async def test_damaged_sessions_hold_up_no_other(tmp_path: Path, router: Router) -> None:
-    """However many of the sessions touched longest ago are damaged, those behind them are found."""
+    """If many of the least recently touched sessions are damaged, those behind them are found."""
     await fill(tmp_path, router)
     with apsw.Connection(str(tmp_path / FILE_NAME)) as other:
         other.execute("UPDATE sessions SET crc = crc + 1 WHERE position < 12")
@@ -221,7 +223,7 @@ async def test_damaged_sessions_hold_up_no_other(tmp_path: Path, router: Router)
     assert places["qod.sessions-0-3"] == "damaged: its checksum is wrong"
 
 
-# A file that goes while it is served.
+# A file that disappears while it is served.
 
 
 def move(path: Path) -> None:
@@ -230,7 +232,7 @@ def move(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    """Put a copy in its place, as who restores a backup does."""
+    """Put a copy in its place, like an operator who restores a backup."""
     copy = path.with_name("copy")
     shutil.copyfile(path, copy)
     copy.replace(path)
@@ -240,11 +242,11 @@ def replace(path: Path) -> None:
 async def test_nothing_is_kept_where_nobody_finds_it(
     tmp_path: Path, router: Router, go: Callable[[Path], object]
 ) -> None:
-    """Once the file is deleted, moved or replaced, appends and looks are Unavailable, and stay so."""
+    """Once the file is deleted, moved or replaced, appends and reads are Unavailable, and stay so."""
     directory = tmp_path / "data"
     async with serving(directory) as (node, _, sqlite):
         await post(node, "s0")
-        await asyncio.sleep(0.2)  # a look is not forgotten for so long
+        await asyncio.sleep(0.2)  # the result of a look is kept for this long
         go(directory / FILE_NAME)
         for _ in range(3):
             with pytest.raises(Unavailable, match="while it was served"):
@@ -258,7 +260,7 @@ async def test_nothing_is_kept_where_nobody_finds_it(
 
 
 async def test_a_file_that_comes_back_is_served_on(tmp_path: Path, router: Router) -> None:
-    """What was kept before the file was moved away, and after it was put back, is routed."""
+    """Notifications kept before the file was moved away, and after it was put back, are routed."""
     path = tmp_path / FILE_NAME
     async with serving(tmp_path) as (node, _, sqlite):
         await post(node, "s0")
@@ -277,7 +279,7 @@ async def test_a_file_that_comes_back_is_served_on(tmp_path: Path, router: Route
 
 
 async def test_a_log_that_goes_is_made_anew(tmp_path: Path, router: Router) -> None:
-    """A log that is deleted while it is served costs nothing that was kept, not even after a kill."""
+    """Deleting the log while it is served loses nothing that was kept, not even after a kill."""
     directory, killed = tmp_path / "live", tmp_path / "killed"
     async with serving(directory) as (node, places, _):
         await post(node, "s0")
@@ -298,13 +300,13 @@ async def test_a_log_that_goes_is_made_anew(tmp_path: Path, router: Router) -> N
 
 
 def readiness(process: ReceiverProcess) -> tuple[int, dict[str, str]]:
-    """What /readyz answers and tells."""
+    """The status and the checks of /readyz."""
     response = httpx2.get(f"{process.ops_url}/readyz", timeout=SECONDS_MAX)
     return response.status_code, response.json()["checks"]
 
 
 def test_damage_is_on_readyz(tmp_path: Path) -> None:
-    """After a log that ends too early the receiver serves, and tells of it on /readyz, in the log and in a metric."""
+    """After a log that ends too early the receiver serves, and reports it on /readyz, in the log and in a metric."""
     process = ReceiverProcess(tmp_path)
     assert process.post(*(body(told("A1", session_id)[0]) for session_id in SESSIONS[:5])) == [204] * 5
     process.kill()
@@ -323,7 +325,7 @@ def test_damage_is_on_readyz(tmp_path: Path) -> None:
 
 
 def test_no_204_into_nowhere(tmp_path: Path) -> None:
-    """Once its file is deleted a receiver is not ready, though nothing is posted, and answers 503."""
+    """Once its file is deleted a receiver is not ready, even without a post, and answers 503."""
     process = ReceiverProcess(tmp_path)
     assert process.post(body(told("A1")[0])) == [204]
     (tmp_path / FILE_NAME).unlink()
@@ -343,14 +345,14 @@ def test_no_204_into_nowhere(tmp_path: Path) -> None:
 
 
 def checked(directory: Path) -> tuple[int, Sequence[dict[str, str]]]:
-    """The command's exit status and what it tells."""
+    """The command's exit status and its output."""
     command = [sys.executable, "-m", "receiver", "check-data", "--data", str(directory), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
 async def test_a_sound_directory_passes(tmp_path: Path, router: Router) -> None:
-    """While a process serves it and after, and whether it is ours to write or not."""
+    """The command reads a directory while a process serves it and afterwards, writable or not."""
     await fill(tmp_path / "data", router, tmp_path / "killed")
     async with serving(tmp_path / "data") as (node, _, _):
         assert checked(tmp_path / "data")[0] == 0
@@ -368,7 +370,7 @@ async def test_a_sound_directory_passes(tmp_path: Path, router: Router) -> None:
 
 
 def sql(statement: str) -> Callable[[Path], None]:
-    """Another program's change."""
+    """Change the file as another program."""
 
     def change(directory: Path) -> None:
         with apsw.Connection(str(directory / FILE_NAME)) as other:
@@ -379,12 +381,12 @@ def sql(statement: str) -> Callable[[Path], None]:
 
 
 def old_copy(directory: Path) -> None:
-    """A file that lacks what was kept last."""
+    """Replace the file by one that lacks the last notifications."""
     sql("DELETE FROM inbox WHERE position >= 22; UPDATE lane SET inbox_position = 22")(directory)
 
 
 def zeros(directory: Path) -> None:
-    """A page in the middle that is gone."""
+    """Overwrite a page in the middle with zeros."""
     path = directory / FILE_NAME
     content = bytearray(path.read_bytes())
     content[-8192:-4096] = bytes(4096)
@@ -410,7 +412,7 @@ def zeros(directory: Path) -> None:
 async def test_what_is_wrong_is_named(
     tmp_path: Path, router: Router, damage: Callable[[Path], None], place: str, what: str
 ) -> None:
-    """Each kind of damage is told with its place, in the directory itself as in a spool, and the exit status is 1."""
+    """Each kind of damage is reported with its place, in the directory and in a spool, and the exit status is 1."""
     for directory in (tmp_path / "data", tmp_path / "data" / "spool" / "0"):
         directory.mkdir(parents=True)
         await fill(directory, router)
@@ -423,16 +425,16 @@ async def test_what_is_wrong_is_named(
 
 
 async def test_a_damaged_file_is_set_aside(tmp_path: Path, router: Router) -> None:
-    """A file that SQLite can't read is made anew from what can be; the old one lies beside it, as the check says."""
+    """An unreadable file is made anew from what can be read; the old one stays beside it, and the check says so."""
     await fill(tmp_path, router)
     zeros(tmp_path)
     missing, places = await outcome(tmp_path, router)
     assert missing < set(SESSIONS)
     assert f"{FILE_NAME}-damaged-1" in places
     assert [each for each in check(tmp_path, "qod") if isinstance(each, Checked) and each.is_set_aside]
-    assert os.stat(tmp_path / FILE_NAME).st_mode & 0o777 == 0o600  # noqa: PTH116  # as any other path
+    assert os.stat(tmp_path / FILE_NAME).st_mode & 0o777 == 0o600  # noqa: PTH116  # as at any other path
 
 
 def test_nothing_is_no_data(tmp_path: Path) -> None:
-    """A directory that nothing was kept in is not passed."""
+    """The check of a directory without a file fails."""
     assert checked(tmp_path)[0] == 1

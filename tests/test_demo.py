@@ -17,7 +17,7 @@ from tests.receiver_process import COMMAND
 
 
 def test_the_demonstration_ends_well() -> None:
-    """`demo` ends with 0 where all came out as it should, and away from a terminal it prints plain lines."""
+    """`demo` ends with 0 if all results are right, and prints plain lines if its output is no terminal."""
     command = [*COMMAND, "demo", "--seconds", "3", "--sessions", "12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -26,7 +26,7 @@ def test_the_demonstration_ends_well() -> None:
 
 
 def test_the_demonstration_has_everything_that_it_is_to_show() -> None:
-    """The sessions that are played by default meet each end, repetitions, late ones, nonsense and a stranger."""
+    """By default the sessions meet each end, repetitions, late events, unreadable bodies and a stranger."""
     done = subprocess.run([*COMMAND, "demo", "--seconds", "4"], capture_output=True, text=True, check=True)
     for line in (
         r"posted  #\d+ +\S+ +available, new id -> 204",
@@ -76,6 +76,6 @@ def _log() -> Iterator[None]:
 @pytest.mark.usefixtures("_log")
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_other_seeds_end_well_too(seed: int) -> None:
-    """Whatever chance makes of sessions and faults, what comes out is what the ledger says was kept."""
+    """For any seed of sessions and faults the topics have what the ledger says was kept."""
     out = io.StringIO()
     assert await demonstrate(Console(file=out, width=200), 3, 40, 0, seed), out.getvalue()

@@ -1,4 +1,4 @@
-"""The demonstration's judgement: a ledger written by hand, what should come out of it, and all that may be wrong."""
+"""The demonstration's judgement: a ledger written by hand, the expected records, and each possible fault."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ def time(second: float) -> str:
 
 
 def post(state: State, second: float, answer: int | None = 204, **members: Any) -> Post:  # noqa: ANN401  # an entry's
-    """A post as the ledger has it: made at a second, answered half a second later."""
+    """A post in the ledger: made at a second, answered half a second later."""
     sequence = members.pop("sequence", round(second * 10) + 1)
     entry = {
         "sequence": sequence,
@@ -54,7 +54,7 @@ def post(state: State, second: float, answer: int | None = 204, **members: Any) 
 
 
 def routed(topic: str, state: State, told_by: Post, **members: object) -> Routed:
-    """A record that a post left on a topic."""
+    """A post's record on a topic."""
     value = {"sessionId": "s-1", "qosStatus": state[0], "time": told_by.time or time(0), "late": False}
     value |= {"statusInfo": state[1]} if state[1] else {}
     if state[0] == "UNAVAILABLE":
@@ -80,22 +80,22 @@ OUTCOME = Outcome(
 
 
 def without(record: Routed) -> Outcome:
-    """All came out but this."""
+    """All expected records but this."""
     return OUTCOME._replace(routed=[each for each in OUTCOME.routed if each is not record])
 
 
 def instead(record: Routed, other: Routed) -> Outcome:
-    """Another record came out in a record's place."""
+    """All expected records, with another one in this one's place."""
     return OUTCOME._replace(routed=[other if each is record else each for each in OUTCOME.routed])
 
 
 def changed(record: Routed, **members: object) -> Outcome:
-    """A record came out with other members."""
+    """All expected records, with other members in one."""
     return instead(record, record._replace(value={**record.value, **members}))
 
 
 def beside(record: Routed) -> Outcome:
-    """A record came out twice."""
+    """All expected records, with one twice."""
     return OUTCOME._replace(routed=[*OUTCOME.routed, record])
 
 
@@ -105,7 +105,7 @@ def counted(**verdicts: int) -> Outcome:
 
 
 def test_what_should_come_out_is_right() -> None:
-    """A story with a repetition, a stranger, a body that is none and a broken connection has no faults."""
+    """A story with a repetition, a stranger, an unreadable body and a broken connection has no faults."""
     assert compare(POSTS, OUTCOME) == Comparison([], 1, 1, {})
 
 
@@ -185,12 +185,12 @@ def test_what_should_come_out_is_right() -> None:
     ],
 )
 def test_whatever_else_comes_out_is_told(outcome: Outcome, faults: Sequence[str]) -> None:
-    """Each thing that comes out otherwise is told, and nothing else."""
+    """Each differing record is reported, and nothing else."""
     assert compare(POSTS, outcome).faults == faults
 
 
 def test_an_answer_that_is_not_due_is_told() -> None:
-    """Any other answer than 204, 400 for a body that is none and 401 for a stranger is a fault."""
+    """Any other answer than 204, than 400 for an unreadable body and than 401 for a stranger is a fault."""
     for wrong, due in ((GRANTED, 204), (NONE, 400), (STRANGERS, 401)):
         posts = [each._replace(answer=503) if each is wrong else each for each in POSTS]
         assert f"post {wrong.sequence}: answered 503 in place of {due}" in compare(posts, OUTCOME).faults
@@ -198,7 +198,7 @@ def test_an_answer_that_is_not_due_is_told() -> None:
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_what_was_never_answered_may_be_kept_or_not(kept: bool) -> None:
-    """Either way of one post is right, and of that alone; it is counted."""
+    """A post with unknown outcome may be kept or not; both are right for it alone, and it is counted."""
     hung_up = ENDING._replace(answer=None)
     posts = [GRANTED, hung_up]
     records = [ON_STATUS, END_ON_STATUS, ALERT] if kept else [ON_STATUS]
@@ -212,7 +212,7 @@ def test_what_was_never_answered_may_be_kept_or_not(kept: bool) -> None:
 
 @pytest.mark.parametrize("swapped", [True, False])
 def test_what_was_told_at_the_same_time_may_stand_in_either_order(swapped: bool) -> None:
-    """Either order is right, but a beginning behind its end is late, and one before it is not."""
+    """Either order is right, but an AVAILABLE after its end is late, and one before it is not."""
     begun, ended = post(AVAILABLE, 12.2), ENDING
     records = [routed("status", AVAILABLE, begun, late=swapped), routed("status", ENDED, ended)]
     verdicts = {"accepted": 1, "late": 1} if swapped else {"accepted": 2}
@@ -228,7 +228,7 @@ def _reasonless(change: Callable[[Post], Post]) -> tuple[Post, Post]:
 
 @pytest.mark.parametrize("state", [AVAILABLE, ("UNAVAILABLE", None)])
 def test_an_end_without_reason_and_time_leaves_two_states(state: State) -> None:
-    """Where neither says which came last the session may be in either state; each is on status once all the same."""
+    """If no time tells which of two came last, the session may be in either state; each is on status once."""
     begun, ended = _reasonless(lambda told: told._replace(time=None))
     records = [
         routed("status", AVAILABLE, begun),
@@ -242,7 +242,7 @@ def test_an_end_without_reason_and_time_leaves_two_states(state: State) -> None:
 
 
 def test_an_end_without_a_reason_orders_by_its_time() -> None:
-    """Where both times were told the session has ended, and nothing is undetermined."""
+    """If both times are known the session has ended, and nothing is undetermined."""
     begun, ended = _reasonless(lambda told: told)
     records = [
         routed("status", AVAILABLE, begun),

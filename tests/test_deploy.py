@@ -1,4 +1,4 @@
-"""The files of deploy/ against each other, the settings and the commands, and its scripts as processes. No Docker."""
+"""The files of deploy/ agree with each other, the settings and the commands; its scripts run. No Docker."""
 
 import importlib.metadata
 import json
@@ -36,22 +36,22 @@ DEPLOY = ROOT / "deploy"
 README = (DEPLOY / "README.md").read_text()
 COMPOSE: Mapping[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: Mapping[str, Any] = COMPOSE["services"]
-#: What `.env` may say.
+#: Example values for `.env`.
 GIVEN = {
     "QOD_RECEIVER_AUTH__MINT_SECRET": "m" * 64,
     "QOD_RECEIVER_OPS__TOKEN_SHA256": "0" * 64,
     "QOD_SENDER_TOKEN": "t",
 }
-#: What a supervisor of workers grants them beyond the time for requests.
+#: The time that the supervisor of workers has beyond the time for requests.
 END_SECONDS = 20
-#: What has no business in the image that runs.
+#: Names of packages that must not be in the final image.
 TOOLS = re.compile(r"\b(pip|venv|gcc|g\+\+|make|build-essential|curl|wget|git)\b")
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
 class Stage(NamedTuple):
-    """A stage of the Dockerfile: its name, what it builds on, and its instructions."""
+    """A stage of the Dockerfile: its name, its base, and its instructions."""
 
     name: str
     base: str
@@ -81,7 +81,7 @@ def _image_environment() -> dict[str, str]:
 
 
 def _environment(service: str) -> dict[str, str]:
-    """What a service's container has in its environment."""
+    """The environment of a service's container."""
 
     def value(found: re.Match[str]) -> str:
         name, how, otherwise = found.groups()
@@ -92,7 +92,7 @@ def _environment(service: str) -> dict[str, str]:
 
 
 def _settings(service: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings that the program has in a service's container."""
+    """The program's settings in a service's container."""
     for name in list(os.environ):
         if name.upper().startswith("QOD_"):
             monkeypatch.delenv(name)
@@ -102,7 +102,7 @@ def _settings(service: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def _parsed(arguments: Sequence[str]) -> Mapping[str, Any]:
-    """What the command line makes of arguments. Raises its own error where they are wrong."""
+    """The command line's reading of arguments. Raises its own error if they are wrong."""
     command: Any = typer.main.get_command(app)
     rest = list(arguments)
     while members := getattr(command, "commands", None):
@@ -116,7 +116,7 @@ EDGES = [name for name in RECEIVERS if _parsed(SERVICES[name]["command"])["role"
 
 
 def _published(service: str) -> set[int]:
-    """The ports of a container that the machine has on its loopback interface."""
+    """The ports of a container that are published on the loopback interface."""
     found: set[int] = set()
     for each in SERVICES[service].get("ports", ()):
         address, outside, inside = each.split(":")
@@ -136,7 +136,7 @@ def _seconds(text: str) -> int:
 
 
 def test_the_image_that_runs_has_no_tools_to_build_with() -> None:
-    """Its stage, and those that it builds on, install none; it takes from another what that one built."""
+    """The final stage and its bases install no build tools; it copies from another stage what that one built."""
     by_name = {stage.name: stage for stage in STAGES}
     chain = [FINAL]
     while (base := chain[-1].base) in by_name:
@@ -150,14 +150,14 @@ def test_the_image_that_runs_has_no_tools_to_build_with() -> None:
 
 
 def test_the_base_of_the_image_has_a_tag() -> None:
-    """Whatever comes from outside is of a release."""
+    """Each image from outside has a tag other than `latest`."""
     outside = {stage.base for stage in STAGES} - {stage.name for stage in STAGES}
     for base in outside | {each["image"] for each in SERVICES.values()}:
         assert re.fullmatch(r"[a-z/-]+:(?!latest)[\w.-]+(@sha256:[0-9a-f]{64})?", base)
 
 
 def test_the_image_is_not_roots() -> None:
-    """It runs as a user that has a number other than 0, and owns the data directory."""
+    """The image runs as a user with a number other than 0, who owns the data directory."""
     *_, user = FINAL.all("USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
     (made,) = FINAL.all("RUN")
@@ -168,7 +168,7 @@ def test_the_image_is_not_roots() -> None:
 
 
 def test_signals_reach_the_program() -> None:
-    """The image starts it without a shell, and by way of a process 1 that passes signals on."""
+    """The image starts the program without a shell, under a process 1 that passes signals on."""
     entrypoint, command = json.loads(FINAL.all("ENTRYPOINT")[0]), json.loads(FINAL.all("CMD")[0])
     assert entrypoint == ["tini", "--", "qod-receiver"]
     assert any(" tini" in each for stage in STAGES for each in stage.all("RUN"))
@@ -177,7 +177,7 @@ def test_signals_reach_the_program() -> None:
 
 
 def test_every_package_in_the_image_is_locked() -> None:
-    """The program's requirements, and theirs, are in requirements.lock, which the image installs by."""
+    """The program's requirements, and theirs, are in requirements.lock, from which the image installs."""
     (install,) = [each for stage in STAGES for each in stage.all("RUN") if "pip --python" in each]
     assert "--require-hashes -r requirements.lock" in install
     assert "--require-hashes -r requirements-build.lock" in install
@@ -207,7 +207,7 @@ def _locked(name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-build.lock", "requirements-dev.lock"])
 def test_locks_have_hashes(name: str) -> None:
-    """Each package in a lock has one exact version and a hash, and the lock of the tests has all of the others'."""
+    """Each package in a lock has one exact version and a hash, and the tests' lock has all of the other's."""
     content = re.sub(r" \\\n\s+", " ", (ROOT / name).read_text())
     pins = [line for line in content.splitlines() if not line.startswith("#")]
     assert pins
@@ -217,7 +217,7 @@ def test_locks_have_hashes(name: str) -> None:
 
 
 def test_what_builds_is_pinned() -> None:
-    """The build's tools have the version of the lock, and images and actions an exact one."""
+    """The build's tools have the versions of the lock, and images and actions exact ones."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert build == [f"hatchling=={_locked('requirements-build.lock')['hatchling']}"]
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
@@ -231,7 +231,7 @@ def test_what_builds_is_pinned() -> None:
 
 
 def test_the_image_gets_what_it_copies_and_no_secret() -> None:
-    """What the Dockerfile copies exists, and .dockerignore lets nothing else in."""
+    """Each file that the Dockerfile copies exists, and .dockerignore lets nothing else in."""
     first, *rest = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert first == "*"
     allowed = {line[1:] for line in rest if line.startswith("!")}
@@ -259,7 +259,7 @@ def test_the_image_has_the_projects_version() -> None:
 
 @pytest.mark.parametrize("service", RECEIVERS)
 def test_a_service_has_settings_that_the_program_takes(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its environment is valid, points to the Kafka beside it, and guards the operations port."""
+    """Each service's environment is valid, points to the Kafka beside it, and protects the operations port."""
     settings = _settings(service, monkeypatch)
     kafka = SERVICES["kafka"]["environment"]
     assert f"PLAINTEXT://{settings.kafka.bootstrap_servers[0]}" == kafka["KAFKA_ADVERTISED_LISTENERS"]
@@ -270,14 +270,14 @@ def test_a_service_has_settings_that_the_program_takes(service: str, monkeypatch
 
 @pytest.mark.parametrize("service", RECEIVERS)
 def test_a_service_has_a_command_that_the_program_takes(service: str) -> None:
-    """What it runs is spelled as the command line wants it."""
+    """Each service's command is valid for the command line."""
     assert SERVICES[service]["command"][0] == "serve"
     assert _parsed(SERVICES[service]["command"])["role"] in {"edge", "router"}
 
 
 @pytest.mark.parametrize("service", RECEIVERS)
 def test_a_service_publishes_the_ports_that_it_has(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of its processes' operations, and an edge's own; its health check asks each of the first."""
+    """The published ports are the processes' operations ports and an edge's own; the health check asks each process."""
     settings = _settings(service, monkeypatch)
     workers = _parsed(SERVICES[service]["command"])["worker_count"]
     ops = set(range(settings.ops.port, settings.ops.port + workers))
@@ -299,7 +299,7 @@ def test_an_edge_keeps_its_data_and_a_router_has_none(service: str, monkeypatch:
 
 
 def test_no_two_services_share_a_volume() -> None:
-    """Each volume that is declared is one service's, and each that is used is declared."""
+    """Each declared volume belongs to one service, and each used volume is declared."""
     used = [each.split(":")[0] for service in SERVICES.values() for each in service.get("volumes", ())]
     assert sorted(each for each in used if not each.startswith("./")) == sorted(COMPOSE["volumes"])
     assert all((DEPLOY / each).is_file() for each in used if each.startswith("./"))
@@ -307,7 +307,7 @@ def test_no_two_services_share_a_volume() -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_can_do_no_more_than_it_must(service: str) -> None:
-    """It has no capabilities, gets none, and has limits; our own have a root that nobody can write to."""
+    """Each container has no capabilities, can't get any, and has limits; our own have a read-only root."""
     told = SERVICES[service]
     assert told["cap_drop"] == ["ALL"]
     assert told["security_opt"] == ["no-new-privileges:true"]
@@ -318,13 +318,15 @@ def test_a_service_can_do_no_more_than_it_must(service: str) -> None:
 
 @pytest.mark.parametrize("service", RECEIVERS)
 def test_a_service_has_the_time_to_end_in_order(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is killed only after all that an orderly end may take."""
+    """A container is killed only after the longest time of an orderly end."""
     needed = _settings(service, monkeypatch).edge.shutdown_timeout_seconds + END_SECONDS
     assert _seconds(SERVICES[service]["stop_grace_period"]) > needed
 
 
 def test_the_simulator_posts_to_the_edge_and_reaches_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The application asks it to post to the edge's notification URL; both share a network with edges alone."""
+    """The application asks the simulator to post to the edge's URL; simulator and edge share a network that only edges
+    have.
+    """
     api_url, notification_url = map(urlsplit, SERVICES["application"]["command"][-2:])
     assert notification_url.hostname in EDGES
     settings = _settings(notification_url.hostname, monkeypatch)
@@ -336,7 +338,7 @@ def test_the_simulator_posts_to_the_edge_and_reaches_nothing_else(monkeypatch: p
 
 
 def test_the_simulator_has_one_port_for_all_that_ask_it() -> None:
-    """What its command listens on is what is published, asked for its health, and asked for sessions."""
+    """The simulator's published port is the one that it listens on, and that health check and application use."""
     simulator = SERVICES["simulator"]
     assert simulator["command"][0] == "simulate"
     port = _parsed(simulator["command"])["port"]
@@ -347,7 +349,7 @@ def test_the_simulator_has_one_port_for_all_that_ask_it() -> None:
 
 
 def test_kafka_needs_no_other_broker() -> None:
-    """Each of Kafka's own topics has as many replicas as there are brokers: one."""
+    """Each of Kafka's internal topics has as many replicas as there are brokers: one."""
     told = SERVICES["kafka"]["environment"]
     assert {value for name, value in told.items() if name.endswith(("REPLICATION_FACTOR", "MIN_ISR"))} == {"1"}
     assert told["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false", "a topic that nobody planned has the wrong partitions"
@@ -367,7 +369,7 @@ def test_the_sample_names_what_compose_wants_and_has_no_secret() -> None:
 
 
 def _variables(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    """The names that settings have in the environment."""
+    """The names of settings in the environment."""
     for name, field in section.model_fields.items():
         path = f"{prefix}{name.upper()}"
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -380,7 +382,7 @@ VARIABLES = {*_variables(Settings, "QOD_RECEIVER_"), "QOD_RECEIVER_CONFIG"}
 
 
 def test_the_readme_names_settings_that_exist() -> None:
-    """Each variable and each dotted name of a setting in it is one."""
+    """Each variable and each dotted name of a setting in the README exists."""
     assert set(re.findall(r"QOD_RECEIVER_\w+", README)) <= VARIABLES
     dotted = re.findall(rf"`((?:{'|'.join(Settings.model_fields)})\.\w+)`", README)
     assert dotted
@@ -400,14 +402,14 @@ def test_the_readme_names_settings_that_exist() -> None:
     ],
 )
 def test_the_readme_tells_the_defaults_as_they_are(told: str, variable: str, value: float) -> None:
-    """A number in it that is a setting's default is still that."""
+    """A default in the README is the setting's default."""
     assert told in README
     section, name = variable.split(".")
     assert getattr(getattr(Settings.model_construct(), section), name) == value
 
 
 def test_the_readme_names_metrics_that_exist() -> None:
-    """Each metric to watch is one of the program's."""
+    """Each metric in the README exists."""
     families = {family.name: family.type for family in Telemetry().registry.collect()}
     names = {f"{name}_total" if kind == "counter" else name for name, kind in families.items()}
     told = set(re.findall(r"qod_receiver_\w+", README))
@@ -416,7 +418,7 @@ def test_the_readme_names_metrics_that_exist() -> None:
 
 
 def test_the_readmes_commands_are_commands() -> None:
-    """Each call of the program in it, however it gets to the container, is one that the command line takes."""
+    """Each call of the program in the README, in a container or not, is accepted by the command line."""
     commands = "|".join(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # it is a group
     calls = re.findall(rf"(?:qod-receiver(?::[\w.]+)?|edge) ((?:{commands})\b[^`\n)]*)", README)
     assert len(calls) > 7
@@ -425,7 +427,7 @@ def test_the_readmes_commands_are_commands() -> None:
 
 
 def test_the_readme_names_files_and_services_that_exist() -> None:
-    """Links lead somewhere, and `docker compose` is told of services that there are."""
+    """Links in the README lead to files, and `docker compose` commands name existing services."""
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (DEPLOY / link).exists(), link
     for file in re.findall(r"(?:deploy|tests)/[\w./-]*\w", README):
@@ -462,7 +464,7 @@ def _checked(receiver: ReceiverProcess, *arguments: str) -> tuple[int, str]:
 
 
 def test_the_health_check_tells_whether_the_receiver_serves(receiver: ReceiverProcess) -> None:
-    """Its exit status is 0 while every process it was told of says 200, else 1."""
+    """The health check's exit status is 0 while every given process answers 200, else 1."""
     status, out = _checked(receiver, "/readyz")
     assert (status, '"ready":true' in out) == (0, True)
     assert _checked(receiver, "/livez")[0] == 0
@@ -473,7 +475,9 @@ def test_the_health_check_tells_whether_the_receiver_serves(receiver: ReceiverPr
 
 
 def _asked(tmp_path: Path, notification_url: str, token: str) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """Let the application ask until twenty posts were answered or refused: its status, its counts, and the ledger's."""
+    """Run the application until twenty posts were answered or refused; returns its status, its counts, and the
+    ledger's.
+    """
     deadline = time.monotonic() + SECONDS_MAX
     script = str(DEPLOY / "application.py")
     with (
@@ -493,7 +497,7 @@ def _asked(tmp_path: Path, notification_url: str, token: str) -> tuple[int, dict
 
 
 def test_the_application_has_sessions_told_to_the_receiver(receiver: ReceiverProcess, tmp_path: Path) -> None:
-    """It asks until it is told to end, ends with 0, and the receiver answers 204 to all that the simulator posts."""
+    """The application creates sessions until it is told to end, ends with 0, and all posts are answered 204."""
     status, counted, ledger = _asked(tmp_path, receiver.edge_url, receiver.token)
     assert (status, counted["refused"]) == (0, {})
     assert counted["created"] == ledger["sessions"]
@@ -502,7 +506,7 @@ def test_the_application_has_sessions_told_to_the_receiver(receiver: ReceiverPro
 
 
 def test_the_application_tells_what_it_was_refused(tmp_path: Path) -> None:
-    """With a URL that nobody can post to it ends with 1, and says what it was answered."""
+    """With a URL that takes no posts the application ends with 1, and shows the answer."""
     script = str(DEPLOY / "application.py")
     with (
         simulator(tmp_path, "--log-level", "warning") as simulated,
@@ -528,7 +532,7 @@ def test_the_application_tells_what_it_was_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_linters_have_nothing_to_say(command: Sequence[str]) -> None:
-    """The linters of their ecosystems pass, where they are installed; the README names the same commands."""
+    """The linters of these files pass if they are installed; the README names the same commands."""
     assert " ".join(command) in README
     here = Path(sys.executable).parent
     linter = shutil.which(command[0], path=f"{here}{os.pathsep}{os.environ.get('PATH', '')}")

@@ -1,4 +1,4 @@
-"""A broker that is cut off from the controllers, and from nothing else: deposed, it answers as the leader it was."""
+"""A broker that is cut off from the controllers alone is deposed, and goes on answering as the leader that it was."""
 
 from collections.abc import Collection, Iterator
 from functools import partial
@@ -19,7 +19,7 @@ LAST = [f"z{number:03}" for number in range(40)]
 
 
 class Brigade(NamedTuple):
-    """Three brokers, and what is between their controllers."""
+    """Three brokers, and the links between their controllers."""
 
     cluster: Cluster
     quorum: Quorum
@@ -27,7 +27,7 @@ class Brigade(NamedTuple):
 
 @pytest.fixture(scope="module")
 def brigade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brigade]:
-    """Three brokers, one of which can be deposed without knowing."""
+    """Three brokers, one of which can be deposed without noticing."""
     need_kafka()
     cluster = Cluster(tmp_path_factory.mktemp("deposed"), 3, linked=True)
     with Quorum(cluster.links) as quorum, cluster:
@@ -36,7 +36,7 @@ def brigade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brigade]:
 
 
 class Stage:
-    """Topics, some of which a broker leads that is to be deposed. `site` knows the other two brokers alone."""
+    """Topics, some of them led by the broker to be deposed. `site` knows only the other two brokers."""
 
     def __init__(self, brigade: Brigade, prefix: str, directory: Path, led: Collection[str]) -> None:
         self.brigade = brigade
@@ -64,20 +64,20 @@ class Stage:
         await until_true(lambda: all(self._leader(each, name) >= 0 for each in range(3) for name in ALL))
 
     async def depose(self) -> None:
-        """Cut the broker off, and wait until it leads nothing any more in the eyes of the others."""
+        """Cut the broker off, and wait until the others see it lead nothing."""
         self.brigade.quorum.cut_off(self.deposed)
         other = (self.deposed + 1) % 3
         await until_true(lambda: all(self._leader(other, name) not in {self.deposed, -1} for name in self._led))
         assert all(self._leader(self.deposed, name) == self.deposed for name in self._led), "it knows already"
 
     async def heal(self) -> None:
-        """Let the broker learn what it missed."""
+        """Connect the broker again."""
         self.brigade.quorum.cut_off(None)
         await until_true(lambda: all(self._leader(self.deposed, name) != self.deposed for name in self._led))
 
     @property
     def address(self) -> str:
-        """Where the broker listens that is to be deposed."""
+        """The address of the broker to be deposed."""
         return str(self._cluster.addresses[self.deposed])
 
     def _site(self, brokers: Collection[int]) -> Site:
@@ -93,7 +93,7 @@ class Stage:
 async def test_nothing_is_decided_on_what_a_deposed_leader_tells(
     brigade: Brigade, topic_prefix: str, tmp_path: Path, led: Collection[str]
 ) -> None:
-    """A router whose lanes open beside a deposed leader knows all sessions: ends that come again are told once."""
+    """A router whose lanes open beside a deposed leader knows all sessions: repeated ends have no effect."""
     stage = Stage(brigade, topic_prefix, tmp_path, led)
     await stage.set_up()
     site = stage.site
@@ -115,7 +115,7 @@ async def test_nothing_is_decided_on_what_a_deposed_leader_tells(
 
 
 async def test_a_router_leaves_a_leader_that_was_deposed(brigade: Brigade, topic_prefix: str, tmp_path: Path) -> None:
-    """A router that reads its inbox from a leader that is deposed goes on with the next one."""
+    """A router that reads its inbox from a deposed leader goes on with the next leader."""
     stage = Stage(brigade, topic_prefix, tmp_path, ("inbox",))
     await stage.set_up()
     site = stage.site

@@ -22,7 +22,7 @@ Fault = Literal["before", "after", "lost"]
 
 
 class Watched(Router):
-    """A router that tells how far it has come, and fails on the bodies that it is told to fail on."""
+    """A router that notes its progress, and fails on given bodies."""
 
     def __init__(self, *fatal: bytes) -> None:
         super().__init__(prefix="qod", forget_after_seconds=96 * 3600)
@@ -38,10 +38,10 @@ class Watched(Router):
 
 
 class Hindered:
-    """A real lane with faults at chosen commits: before it is made, or after, when nobody learns that it was.
+    """A real lane with faults at chosen commits: before the commit, or after it, without an answer.
 
-    A commit of notifications comes to its fault only when the batch behind it was decided on, where there is one.
-    `oldest` and `read` fail as often as they are told to.
+    A commit of notifications meets its fault only once the next batch was decided on, if there is one. `oldest` and
+    `read` fail a given number of times.
     """
 
     def __init__(
@@ -66,22 +66,22 @@ class Hindered:
 
     @property
     def lag(self) -> int:
-        """The lane's."""
+        """See Lane."""
         return self._lane.lag
 
     async def read(self, count_max: int) -> Batch:
-        """Read, when it has failed often enough."""
+        """Fail, or read."""
         if self._reads_failing:
             self._reads_failing -= 1
             raise Unavailable("no reading", reason="test")
         return await self._lane.read(count_max)
 
     def rewind(self) -> None:
-        """As the lane does."""
+        """See Lane."""
         self._lane.rewind()
 
     async def oldest(self, count_max: int) -> tuple[Batch, Sequence[Session]]:
-        """The oldest, when it has failed often enough."""
+        """Fail, or return the oldest."""
         if self._oldest_failing:
             self._oldest_failing -= 1
             raise Unavailable("no oldest", reason="test")
@@ -90,7 +90,7 @@ class Hindered:
     async def commit(
         self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
     ) -> None:
-        """Commit, with the fault that is planned for this one."""
+        """Commit, with the fault that is planned for this commit."""
         fault = self._faults.get(self.commits)
         self.commits += 1
         if fault is not None:
@@ -127,7 +127,7 @@ async def dispatch(lane: Lane, router: Router, telemetry: Telemetry, batch_max: 
 
 
 def story() -> list[Notification]:
-    """Notifications of interleaved sessions in which every verdict occurs, most of them due to a batch before.
+    """Notifications of interleaved sessions with every verdict, most of which depend on an earlier batch.
 
     Their times of receipt go to and fro.
     """
@@ -139,7 +139,7 @@ def story() -> list[Notification]:
 
 
 async def assert_outcome(node: Node, notifications: Sequence[Notification]) -> None:
-    """The topics hold what a router that never fails makes of the notifications: all of it, in order, once."""
+    """The topics hold the messages of a router that never fails: all, in order, once."""
     made = decisions(Watched(), notifications)
     messages = [message for decision in made for message in decision.messages]
     for topic in {message.topic for message in messages} - {SESSIONS_TOPIC}:
@@ -165,7 +165,7 @@ def sample(telemetry: Telemetry, name: str) -> float:
 
 @pytest.mark.parametrize("batch_max", [1, 2, 3, 7, 100])
 async def test_batches_do_not_matter(node: Node, telemetry: Telemetry, batch_max: int) -> None:
-    """However the inbox is cut into batches, the same comes of it, and each notification is counted once."""
+    """For any cut of the inbox into batches the result is the same, and each notification is counted once."""
     given = story()
     await append(node, *given)
     await dispatch(node.lane, Watched(), telemetry, batch_max)
@@ -195,7 +195,7 @@ async def test_batches_do_not_matter(node: Node, telemetry: Telemetry, batch_max
 async def test_a_commit_that_fails_loses_and_repeats_nothing(
     node: Node, telemetry: Telemetry, caplog: pytest.LogCaptureFixture, faults: dict[int, Fault], batch_max: int
 ) -> None:
-    """Though the batch behind a failing commit was decided on already, all takes effect in order and once."""
+    """If a commit fails whose next batch was decided on already, all take effect in order and once."""
     given = story()
     await append(node, *given)
     router = Watched()
@@ -229,7 +229,7 @@ async def test_reading_that_fails_is_tried_again(node: Node, telemetry: Telemetr
 
 
 async def test_back_off(node: Node, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the backend fails, the longest that is waited doubles from 50 ms up to 5 s, and chance picks below it."""
+    """While the backend fails, the longest pause doubles from 50 ms up to 5 s, and chance picks below it."""
     longest: list[float] = []
 
     def shortest(least: float, most: float) -> float:
@@ -244,7 +244,7 @@ async def test_back_off(node: Node, telemetry: Telemetry, monkeypatch: pytest.Mo
 
 
 async def test_a_lost_lane_ends_it(node: Node, telemetry: Telemetry) -> None:
-    """Whoever lost its lane stops, and nothing of its last batch is there."""
+    """A dispatcher that lost its lane stops, and none of its last batch is there."""
     await append(node, *story())
     router = Watched()
     with pytest.raises(LaneLost):
@@ -253,7 +253,7 @@ async def test_a_lost_lane_ends_it(node: Node, telemetry: Telemetry) -> None:
 
 
 async def test_a_stop_waits_for_the_last_commit(node: Node, telemetry: Telemetry) -> None:
-    """A dispatcher that is stopped in the middle of a commit ends when that is done, and it counts."""
+    """A dispatcher that is stopped during a commit ends when the commit is done, and the commit counts."""
     given = story()
     await append(node, *given)
     router = Watched()
@@ -274,7 +274,7 @@ async def test_a_stop_waits_for_the_last_commit(node: Node, telemetry: Telemetry
 
 @pytest.mark.parametrize("batch_max", [1, 2, 100])
 async def test_one_poisonous_notification_stops_nothing(node: Node, telemetry: Telemetry, batch_max: int) -> None:
-    """What the router fails on becomes a dead letter with its session untouched, and the rest goes on."""
+    """A notification that the router fails on becomes a dead letter, its session untouched; the rest goes on."""
     poison = posted("U3:N", session_id="s1")
     await append(
         node, posted("A1", session_id="s1"), poison, posted("A1", session_id="s2"), posted("U5", session_id="s1")
@@ -296,7 +296,7 @@ async def test_one_poisonous_notification_stops_nothing(node: Node, telemetry: T
 
 
 async def until_remembered(node: Node, router: Router, telemetry: Telemetry, count: int) -> None:
-    """Run a dispatcher until so few sessions are left."""
+    """Run a dispatcher until this many sessions are left."""
     async with running(node.lane, router, telemetry, 1000), asyncio.timeout(SECONDS_MAX):
         while len(await node.reader.sessions(None, COUNT_MAX)) > count:  # noqa: ASYNC110  # there is no event for it
             await asyncio.sleep(0.002)
@@ -314,7 +314,7 @@ async def test_sessions_are_forgotten_by_the_inboxs_clock(node: Node, router: Ro
     assert await remembered() == ["old"]
     await append(node, new)
     assert await remembered() == ["new", "old"]
-    # It forgets as it starts, and now and then: by what was committed, whatever the clock on the wall says.
+    # It forgets at its start, and now and then, by what was committed, whatever the wall clock says.
     await until_remembered(node, router, telemetry, 1)
     records = [record for record in await everything(node.reader, SESSIONS_TOPIC) if record.message.key == "old"]
     assert [record.message.value for record in records] == [None]
@@ -325,7 +325,7 @@ async def test_sessions_are_forgotten_by_the_inboxs_clock(node: Node, router: Ro
 
 
 async def test_more_are_forgotten_than_go_at_once(node: Node, router: Router, telemetry: Telemetry) -> None:
-    """When more sessions are to be forgotten than one commit takes, those touched longest ago go first."""
+    """When more sessions are to be forgotten than one commit takes, the least recently touched go first."""
     await asyncio.gather(*(node.inbox.append(posted("A1", session_id=f"s{number}")) for number in range(300)))
     await dispatch(node.lane, router, telemetry, 1000)
     await append(node, posted("A1", session_id="new", received_micros=START + 97 * HOUR))

@@ -1,4 +1,4 @@
-"""The edge as an ASGI application, over a real inbox: what is asked, what is answered, what is kept."""
+"""The edge as an ASGI application, over a real inbox: requests, answers, and what is kept."""
 
 import asyncio
 import hashlib
@@ -49,7 +49,7 @@ NOTHING: list[bytes] = []
 
 
 class Answer(NamedTuple):
-    """What the application sent, and how often it asked for a piece of the body."""
+    """The application's answer, and how often it asked for a piece of the body."""
 
     status: int
     headers: dict[str, str]
@@ -58,12 +58,12 @@ class Answer(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The code of CAMARA's error body; empty where there is none."""
+        """The code of CAMARA's error body; empty if there is none."""
         return str(orjson.loads(self.content)["code"]) if self.content else ""
 
 
 class Request:
-    """One request to an application. Its body comes in pieces, the last of which may be withheld."""
+    """One request to an application. Its body comes in pieces; the last ones may be withheld."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Request:
         }
         self.pieces = list(pieces)
         self.reads = 0
-        #: Once set, whatever of the body has not been read comes, or the sender is gone where it went away.
+        #: Once it is set, the rest of the body comes, or the sender is gone.
         self.on = asyncio.Event()
         self.on.set()
         self.goes_away = False
@@ -114,7 +114,7 @@ class Request:
 
 
 class Door(NamedTuple):
-    """An edge, the inbox behind it, and what it tells of itself."""
+    """An edge, the inbox behind it, and its metrics and log."""
 
     app: EdgeApp
     node: Node
@@ -122,7 +122,7 @@ class Door(NamedTuple):
     admission: Admission
 
     async def ask(self, request: Request) -> Answer | None:
-        """The answer to a request, None where there was none."""
+        """The answer to a request, None if there was none."""
         sent: list[Message] = []
 
         async def send(message: Message) -> None:
@@ -140,14 +140,14 @@ class Door(NamedTuple):
         assert_documented(start["status"], headers, content)
         return Answer(start["status"], headers, content, request.reads)
 
-    async def answer(self, *pieces: bytes, **what: Any) -> Answer:  # noqa: ANN401  # what Request takes
-        """The answer to a request that is sure to get one."""
+    async def answer(self, *pieces: bytes, **what: Any) -> Answer:  # noqa: ANN401  # Request's arguments
+        """The answer to a request, which must get one."""
         answer = await self.ask(Request(*pieces or (BODY,), **what))
         assert answer is not None
         return answer
 
     async def kept(self) -> Sequence[Notification]:
-        """What was kept since this was last asked."""
+        """The notifications kept since the last call."""
         lane = self.node.lane
         if not lane.lag:
             return []
@@ -156,7 +156,7 @@ class Door(NamedTuple):
         return batch.notifications
 
     def outcomes(self) -> dict[tuple[str, str], float]:
-        """How many requests had which outcome, by sender, as /metrics tells it."""
+        """The number of requests by outcome and sender, as on /metrics."""
         self.telemetry.flush()
         return {
             (sample.labels["outcome"], sample.labels["sender"]): sample.value
@@ -172,7 +172,7 @@ class Door(NamedTuple):
         assert [answer and answer.status for answer in answers] == [204] * len(answers)
 
 
-#: Every answer that there is: its status, its codes, and the headers that come with it.
+#: Every possible answer: its status, its codes, and its headers.
 DOCUMENTED = {
     204: ({""}, set()),
     400: ({"INVALID_ARGUMENT"}, set()),
@@ -188,7 +188,7 @@ DOCUMENTED = {
 
 
 def assert_documented(status: int, headers: dict[str, str], content: bytes) -> None:
-    """The answer is one of those documented, with CAMARA's error body where it is an error."""
+    """The answer is a documented one, with CAMARA's error body if it is an error."""
     codes, wanted = DOCUMENTED[status]
     assert wanted <= headers.keys()
     if "retry-after" in wanted:
@@ -214,7 +214,7 @@ def door(
     anonymous: bool = False,
     rate_per_second: float = 0,
 ) -> Door:
-    """An edge with one token, small limits, and an issuer whose keys can't be had."""
+    """An edge with one token, small limits, and an issuer whose keys are not available."""
     credentials = Credentials(
         tokens=[
             StaticToken(SENDER, hashlib.sha256(TOKEN.encode()).digest()),
@@ -223,7 +223,7 @@ def door(
         issuers=[Issuer(ISSUER, "us", ["HS256"])],
         anonymous=anonymous,
     )
-    # Nobody listens on port 1.
+    # Port 1 refuses connections.
     keys = KeySource("http://127.0.0.1:1/", refresh_min_seconds=30, refresh_max_seconds=3600, timeout_seconds=1)
     admission = Admission(
         in_flight_max=IN_FLIGHT_MAX,
@@ -248,7 +248,7 @@ async def edge(node: Node, telemetry: Telemetry) -> Door:
 
 
 def signed(claims: dict[str, object], key: str) -> str:
-    """The value of Authorization with a JWT of the issuer whose keys can't be had."""
+    """The value of Authorization with a JWT of the issuer whose keys are not available."""
     return "Bearer " + jwt.encode(
         {"iss": ISSUER, "aud": "us", "exp": time.time() + 60} | claims, key, headers={"kid": "k"}
     )
@@ -312,14 +312,14 @@ CHUNKED: dict[str, Any] = {"content_length": None, "transfer_encoding": "chunked
     ],
 )
 async def test_answers(edge: Door, request_: partial[Request], status: int, outcome: str, kept: list[bytes]) -> None:
-    """Each request has its answer and its outcome, and what is to be kept is kept verbatim."""
+    """Each request has its answer and its outcome, and a notification to be kept is kept verbatim."""
     answer = await edge.ask(request_())
     assert answer is not None
     assert answer.status == status
     assert [each.body for each in await edge.kept()] == kept
     ((told_outcome, sender), count) = next(iter(edge.outcomes().items()))
     assert (told_outcome, count) == (outcome, 1)
-    # A token that has expired still tells whose it is.
+    # An expired token still names its sender.
     expired = "expired" in (request_.keywords.get("authorization") or "")
     assert sender == ("old" if expired else "" if status == 401 or outcome == "bad_request" else SENDER)
     assert len(edge.outcomes()) == 1
@@ -329,7 +329,7 @@ async def test_answers(edge: Door, request_: partial[Request], status: int, outc
 
 
 async def test_a_body_may_be_as_large_as_the_limit(edge: Door) -> None:
-    """A body of the greatest length is kept, declared or chunked."""
+    """A body of the greatest length is kept, with its length announced or chunked."""
     content = BODY[:-1] + b',"more":"' + b"x" * (BODY_BYTES_MAX - len(BODY) - 10) + b'"}'
     assert len(content) == BODY_BYTES_MAX
     assert (await edge.answer(content)).status == 204
@@ -339,8 +339,8 @@ async def test_a_body_may_be_as_large_as_the_limit(edge: Door) -> None:
 
 @pytest.mark.parametrize("behind", ["", " ", "\t", " \t "])
 async def test_a_notification_is_kept_with_what_the_edge_knows(edge: Door, behind: str) -> None:
-    """Key, sender, time of receipt, content type, correlator and traceparent are kept beside the body, without the
-    blanks that a sender put behind them.
+    """Key, sender, time of receipt, content type, correlator and traceparent are kept beside the body, without trailing
+    blanks.
     """
     before_micros = time.time_ns() // 1000
     what = {"content_type": "application/json; charset=UTF-8", "x_correlator": "c-1", "traceparent": TRACEPARENT}
@@ -354,7 +354,7 @@ async def test_a_notification_is_kept_with_what_the_edge_knows(edge: Door, behin
 
 @pytest.mark.parametrize(("content", "key"), [(b"{", SENDER), (UNKNOWN, SESSION_ID), (bare("s-1"), "s-1")])
 async def test_the_key_is_the_session_where_there_is_one(edge: Door, content: bytes, key: str) -> None:
-    """What names no session is kept under its sender."""
+    """A body that names no session is kept under its sender."""
     await edge.answer(content)
     assert [each.key for each in await edge.kept()] == [key]
 
@@ -378,7 +378,7 @@ async def test_a_token_that_names_no_sender_is_forbidden(node: Node, telemetry: 
 
 
 async def test_keys_that_cannot_be_had_are_no_reason_for_401(edge: Door) -> None:
-    """While an issuer's keys can't be fetched its tokens are neither right nor wrong: 503, and come again."""
+    """While an issuer's keys can't be fetched its tokens are 503, to be sent again."""
     answer = await edge.answer(authorization=signed({"sub": "x"}, KEY))
     assert (answer.status, answer.headers["retry-after"], answer.reads) == (503, "30", 0)
     assert edge.outcomes() == {("unavailable", ""): 1}
@@ -386,7 +386,7 @@ async def test_keys_that_cannot_be_had_are_no_reason_for_401(edge: Door) -> None
 
 
 async def test_an_inbox_that_cannot_keep_is_503(backend: SqliteBackend, telemetry: Telemetry) -> None:
-    """While nothing can be kept posts and probes get 503 with Retry-After; when it can be again, all is well."""
+    """While nothing can be kept, posts and probes get 503 with Retry-After; afterwards all is well."""
     async with backend.opened(append_timeout_seconds=2) as node:
         edge = door(node, telemetry)
         with backend.stalled():
@@ -414,7 +414,7 @@ _WRONG: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(("first", "status"), [(0, 400), (1, 401), (2, 413)])
 async def test_headers_come_first(edge: Door, first: int, status: int) -> None:
-    """Of several faults the first in this order is told: headers, token, length; and no body is read."""
+    """Of several faults the first in this order is reported: headers, token, length; and no body is read."""
     faults: dict[str, Any] = {}
     for fault in _WRONG[first:]:
         faults |= fault
@@ -424,7 +424,7 @@ async def test_headers_come_first(edge: Door, first: int, status: int) -> None:
 
 
 async def test_limits_come_before_the_body(node: Node, telemetry: Telemetry) -> None:
-    """Who has posted too much gets 429 without the body being read, after its own faults are told."""
+    """A sender beyond its rate gets 429 without the body being read, after its own faults are reported."""
     edge = door(node, telemetry, rate_per_second=0.01)
     for _ in range(2):
         assert (await edge.answer()).status == 204
@@ -438,7 +438,7 @@ async def test_limits_come_before_the_body(node: Node, telemetry: Telemetry) -> 
 
 
 async def test_what_is_in_flight_is_limited(edge: Door) -> None:
-    """One sender has half of the requests at a time, whatever it promises to bring; beyond that it is 429 at once."""
+    """One sender has half of the requests at a time, whatever it announces; beyond that it gets 429 at once."""
     for length in ("10", str(BODY_BYTES_MAX), None):
         held = [Request(BODY, content_length=length) for _ in range(IN_FLIGHT_MAX // 2)]
         for request in held:
@@ -455,7 +455,7 @@ async def test_what_is_in_flight_is_limited(edge: Door) -> None:
 
 
 async def test_bytes_count_as_they_come(node: Node, telemetry: Telemetry) -> None:
-    """Of a body that comes in pieces each counts when it is here: beyond the sender's half it is 429."""
+    """Each piece of a body counts when it has arrived: beyond the sender's half it is 429."""
     edge = door(node, telemetry)
     half = IN_FLIGHT_BYTES_MAX // 2
     pieces = [b"x" * 1000] * (half // 1000 // 2)
@@ -482,7 +482,7 @@ async def test_bytes_count_as_they_come(node: Node, telemetry: Telemetry) -> Non
 
 @pytest.mark.parametrize("pieces", [(), (b"",), (BODY[:20],), (BODY,), (BODY[:20], BODY[20:])])
 async def test_who_goes_away_is_not_kept(edge: Door, pieces: tuple[bytes, ...]) -> None:
-    """A sender that disconnects before its body has ended gets no answer, is not kept, and holds nothing back."""
+    """A sender that disconnects before its body has ended gets no answer, is not kept, and blocks nothing."""
     for _ in range(IN_FLIGHT_MAX + 1):
         request = Request(*pieces, content_length=str(len(BODY)))
         request.goes_away = True
@@ -532,7 +532,7 @@ async def test_who_is_cancelled_holds_nothing_back(edge: Door) -> None:
     ],
 )
 async def test_content_types(edge: Door, content_type: str | None, taken: bool) -> None:
-    """JSON is taken under whatever type; what is none is 400 where the type says JSON, 415 elsewhere, and kept too."""
+    """JSON is accepted under any type; a body that is no JSON is 400 if its type says JSON, else 415, and kept too."""
     assert (await edge.answer(content_type=content_type)).status == 204
     assert (await edge.answer(b"<event/>", content_type=content_type)).status == (400 if taken else 415)
     assert [each.content_type for each in await edge.kept()] == [content_type or ""] * 2
@@ -578,7 +578,7 @@ async def test_correlators(edge: Door, correlator: str | None, echoed: bool) -> 
     ],
 )
 async def test_refusals_have_a_correlator_too(edge: Door, faults: dict[str, Any]) -> None:
-    """Whatever is wrong with a notification, the answer has its correlator."""
+    """Each answer to a wrong notification has its correlator."""
     assert (await edge.answer(b"{", x_correlator="c-1", **faults)).headers["x-correlator"] == "c-1"
 
 
@@ -601,7 +601,7 @@ async def test_refusals_have_a_correlator_too(edge: Door, faults: dict[str, Any]
     ],
 )
 async def test_traceparents(edge: Door, traceparent: str | None, kept: bool) -> None:
-    """A traceparent is kept where W3C Trace Context calls it valid, and is no reason to refuse anything."""
+    """A traceparent is kept if W3C Trace Context calls it valid, and no other is a reason to refuse."""
     assert (await edge.answer(traceparent=traceparent)).status == 204
     assert [each.traceparent for each in await edge.kept()] == [traceparent if kept else ""]
 
@@ -627,7 +627,7 @@ async def test_traceparents(edge: Door, traceparent: str | None, kept: bool) -> 
 async def test_query_tokens(  # noqa: PLR0917  # the columns of a table
     node: Node, telemetry: Telemetry, authorization: str | None, query: str, switched_on: bool, status: int
 ) -> None:
-    """A token in the query is taken where that is switched on, and where Authorization has none."""
+    """A token in the query is accepted if that is switched on and Authorization has none."""
     edge = door(node, telemetry, query_tokens=switched_on)
     assert (await edge.answer(authorization=authorization, query=query)).status == status
 
@@ -644,7 +644,7 @@ async def test_query_tokens(  # noqa: PLR0917  # the columns of a table
 async def test_anonymous_senders(  # noqa: PLR0917  # the columns of a table
     node: Node, telemetry: Telemetry, authorization: str | None, switched_on: bool, status: int, sender: str
 ) -> None:
-    """Who has no token may post where that is switched on; a wrong token is wrong all the same."""
+    """A sender without a token may post if that is switched on; a wrong token is refused all the same."""
     edge = door(node, telemetry, anonymous=switched_on)
     assert (await edge.answer(authorization=authorization)).status == status
     assert [each.sender for each in await edge.kept()] == ([sender] if status == 204 else [])
@@ -677,7 +677,7 @@ async def test_anonymous_senders(  # noqa: PLR0917  # the columns of a table
 )
 @pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS", "HEAD"])
 async def test_paths(node: Node, telemetry: Telemetry, path: str, status: int, method: str) -> None:
-    """The configured path is served, and the same with /notifications appended; nothing else is, by any method."""
+    """The configured path is served, and the same with /notifications appended; no other path is, by any method."""
     answer = await door(node, telemetry, path="/a/b").answer(path=path, method=method)
     assert answer.status == status
 
@@ -700,7 +700,7 @@ async def test_paths(node: Node, telemetry: Telemetry, path: str, status: int, m
 async def test_what_is_posted_beside_is_kept_for_a_right_token(  # noqa: PLR0917  # the columns of a table
     edge: Door, what: dict[str, Any], status: int, outcome: str, sender: str, kept: list[bytes]
 ) -> None:
-    """A post to another path is 404 for everybody, and one with a right token becomes a dead letter."""
+    """A post to another path is 404 for every sender, and with a right token it becomes a dead letter."""
     answer = await edge.answer(path="/wrong/hook", **what)
     assert answer.status == status
     assert edge.outcomes() == {(outcome, sender): 1}
@@ -711,7 +711,7 @@ async def test_what_is_posted_beside_is_kept_for_a_right_token(  # noqa: PLR0917
 
 
 async def test_what_is_posted_beside_has_no_effect_until_it_is_replayed(edge: Door, router: Router) -> None:
-    """It is a dead letter that names the path, whatever it tells; replayed it has its effect."""
+    """A post to another path is a dead letter that names the path, whatever its body; replayed it has its effect."""
     assert (await edge.answer(path="/Notifications")).status == 404
     (decision,) = await route(edge.node, router)
     assert decision.verdict is Verdict.UNRECOGNIZED
@@ -748,7 +748,7 @@ async def test_what_is_posted_beside_has_no_effect_until_it_is_replayed(edge: Do
     ],
 )
 async def test_a_refusal_can_be_investigated(edge: Door, what: dict[str, Any], told: dict[str, Any]) -> None:
-    """The log has a line at warning with what was refused, why and whose it was; a metric counts it."""
+    """The log has a warning with the refused request, the reason and the sender; a metric counts it."""
     what = dict(what)
     client = what.pop("client", ("127.0.0.1", 1))
     request = Request(what.pop("content", BODY), **what)
@@ -780,7 +780,7 @@ async def test_refusals_do_not_flood_the_log(edge: Door) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "QUERY", "post"])
 async def test_other_methods(edge: Door, method: str) -> None:
-    """What is neither a post nor a probe is 405, which tells what is allowed, and is not read."""
+    """A request that is neither a post nor a probe is 405 with the allowed methods, and is not read."""
     answer = await edge.answer(method=method)
     assert (answer.status, answer.code, answer.reads) == (405, "METHOD_NOT_ALLOWED", 0)
     assert answer.headers["allow"] == "POST, GET, HEAD, OPTIONS"
@@ -791,7 +791,7 @@ async def test_other_methods(edge: Door, method: str) -> None:
 @pytest.mark.parametrize("path", ["/notifications", "/notifications/notifications"])
 @pytest.mark.parametrize("origin", [None, "eventemitter.example.com"])
 async def test_probes(edge: Door, method: str, path: str, origin: str | None) -> None:
-    """Who asks whether we are here needs no token; CloudEvents' handshake is answered to OPTIONS that ask for it."""
+    """A probe needs no token; CloudEvents' handshake is answered to OPTIONS that ask for it."""
     what = {"webhook_request_origin": origin, "webhook_request_rate": "120", "authorization": None}
     answer = await edge.answer(method=method, path=path, **what)
     assert (answer.status, answer.headers["allow"], answer.reads) == (204, "POST, GET, HEAD, OPTIONS", 0)
@@ -801,7 +801,7 @@ async def test_probes(edge: Door, method: str, path: str, origin: str | None) ->
     assert not await edge.kept()
 
 
-# Anything at all.
+# Any request.
 
 
 ODD_HEADERS = st.lists(
@@ -811,7 +811,7 @@ ODD_HEADERS = st.lists(
         ),
         st.one_of(
             st.sampled_from(["", BEARER, "application/json", "text/plain", TRACEPARENT, "Bearer a.b.c", "localhost"]),
-            # What the parser lets through: everything but control characters.
+            # All that the parser lets through: no control characters.
             st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, blacklist_characters="\x7f"), max_size=40),
         ),
     ),
@@ -830,7 +830,7 @@ JSON = st.recursive(
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
-    """Bytes, JSON with the members that matter, and a real notification with something changed in it."""
+    """Bytes, JSON with the members that matter, and a real notification with a change in it."""
     kind = draw(st.sampled_from(["bytes", "json", "cut", "changed"]))
     if kind == "bytes":
         return draw(st.binary(max_size=100))

@@ -1,4 +1,4 @@
-"""The program as its users meet it: processes, sockets, signals, exit statuses."""
+"""The program from outside: processes, sockets, signals, exit statuses."""
 
 import asyncio
 import json
@@ -24,13 +24,13 @@ ENDED = {
 
 
 def post(receiver: ReceiverProcess, body: bytes, path: str = "", **headers: str) -> httpx2.Response:
-    """Post a body with the receiver's token, unless `headers` say otherwise."""
+    """Post a body with the receiver's token, unless `headers` has another."""
     known = {"authorization": f"Bearer {receiver.token}", "content-type": "application/json"}
     return httpx2.post(f"{receiver.edge_url}{path}", content=body, headers=known | headers, timeout=SECONDS_MAX)
 
 
 async def test_nothing_is_lost_or_repeated_by_kills(tmp_path: Path) -> None:
-    """Whatever was answered 204 is on its topics once, in order, after SIGKILLs under load."""
+    """Each notification that was answered 204 is on its topics once, in order, after SIGKILLs under load."""
     load = await kill_rounds(tmp_path / "node", rounds=6, seed=20261124)
     assert load.faults["no answer"], "no kill met a request in progress: nothing was tested"
     assert load.faults["repeated"]
@@ -39,7 +39,7 @@ async def test_nothing_is_lost_or_repeated_by_kills(tmp_path: Path) -> None:
 
 
 async def test_sigterm_answers_what_was_begun(tmp_path: Path) -> None:
-    """After SIGTERM under load the exit status is 0, and every 204 that was given is on the topics."""
+    """After SIGTERM under load the exit status is 0, and each notification that was answered 204 is on the topics."""
     load = Load(seed=1)
     load.receiver = receiver = ReceiverProcess(tmp_path / "node")
     running = asyncio.create_task(load.run())
@@ -108,7 +108,7 @@ def test_a_token_is_never_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_probes_are_answered(tmp_path: Path, method: str) -> None:
-    """Senders that look whether we are there before they post find that we are."""
+    """Senders that probe the endpoint before they post get an answer."""
     receiver = ReceiverProcess(tmp_path / "node")
     headers = {"webhook-request-origin": "operator.example"}
     answer = httpx2.request(method, receiver.edge_url, headers=headers, timeout=SECONDS_MAX)
@@ -118,7 +118,7 @@ def test_probes_are_answered(tmp_path: Path, method: str) -> None:
 
 
 def test_replay_brings_back_what_can_be_read_today(tmp_path: Path) -> None:
-    """`replay` sends dead letters again, through the serving process and without one, and does nothing twice."""
+    """`replay` sends dead letters again, through the serving process and without one; nothing takes effect twice."""
     receiver = ReceiverProcess(tmp_path / "node")
     other = ENDED | {"type": "org.camaraproject.qos-booking.v0.status-changed"}
     assert post(receiver, json.dumps(other).encode()).status_code == 204

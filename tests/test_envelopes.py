@@ -1,4 +1,4 @@
-"""Encodings and envelopes: however a notification is wrapped, what it tells has its effect, and nothing is lost."""
+"""Codings and envelopes: a notification in any wrapping has its effect, and nothing is lost."""
 
 import asyncio
 import gzip
@@ -34,7 +34,7 @@ EVENT = told("U1:N#x")[0]
 OTHER = told("A2#y", session_id="other")[0]
 BODY, OTHER_BODY = body(EVENT), body(OTHER)
 DATA = orjson.dumps({"sessionId": SESSION_ID, "qosStatus": "UNAVAILABLE", "statusInfo": "NETWORK_TERMINATED"})
-#: The event as CloudEvents' HTTP binding has it in binary mode.
+#: The event in the binary mode of CloudEvents' HTTP binding.
 BINARY = {
     "ce-specversion": "1.0",
     "ce-type": TYPE,
@@ -46,7 +46,7 @@ BATCH = b" [\n" + BODY + b" , " + OTHER_BODY + b"]\n"
 BATCH_TYPE = "application/cloudevents-batch+json"
 RAW = zlib.compressobj(wbits=-15)
 RAW_DEFLATED = RAW.compress(BODY) + RAW.flush()
-#: A body that is short on the way and longer than it may be.
+#: A body that is short while compressed and too long once inflated.
 BOMB = gzip.compress(BODY[:-1] + b',"more":"' + b"x" * 20 * BODY_BYTES_MAX + b'"}')
 
 
@@ -102,7 +102,7 @@ READ: dict[str, tuple[bytes, dict[str, str | None]]] = {
 
 @pytest.mark.parametrize("name", READ)
 async def test_what_is_wrapped_has_its_effect(edge: Door, router: Router, name: str) -> None:
-    """A notification that is compressed, in binary mode, or under another type is the notification that it is."""
+    """A notification that is compressed, in binary mode, or under another type has the effect of the plain one."""
     content, headers = READ[name]
     assert await answered(edge, content, headers) == 204
     (value,) = await told_on(edge, router, "unavailable")
@@ -114,13 +114,13 @@ async def test_what_is_wrapped_has_its_effect(edge: Door, router: Router, name: 
 
 
 def coded(coding: str) -> dict[str, str | None]:
-    """The header that tells a coding."""
+    """The header that names a coding."""
     return {"content-encoding": coding}
 
 
 XML: dict[str, str | None] = {"content-type": "text/xml"}
 ANOTHER: dict[str, str | None] = {"ce-type": "org.example.x", "ce-more": "1"}
-#: What was posted, its headers, the answer, and the headers that are kept.
+#: A body, its headers, the answer, and the headers that are kept.
 LETTERS: dict[str, tuple[bytes, dict[str, str | None], int, dict[str, str | None]]] = {
     "brotli": (b"\x0b\x02\x80", coded("br"), 415, coded("br")),
     "zstandard, of XML": (b"\x28\xb5", {**coded("zstd"), **XML}, 415, {**coded("zstd"), **XML}),
@@ -140,7 +140,7 @@ LETTERS: dict[str, tuple[bytes, dict[str, str | None], int, dict[str, str | None
 
 @pytest.mark.parametrize("name", LETTERS)
 async def test_what_cannot_be_read_is_kept_with_all_that_it_is_read_with(edge: Door, router: Router, name: str) -> None:
-    """What this release can't read lies in the dead letters byte for byte, with the headers that a later one needs."""
+    """An unreadable body is a dead letter byte for byte, with the headers that a later release needs to read it."""
     content, headers, status, kept = LETTERS[name]
     assert await answered(edge, content, headers) == status
     (letter,) = await told_on(edge, router, "dead-letter")
@@ -150,7 +150,7 @@ async def test_what_cannot_be_read_is_kept_with_all_that_it_is_read_with(edge: D
 
 
 async def test_what_is_inflated_is_bounded(edge: Door, router: Router) -> None:
-    """A body that is too long once it is inflated is 413 and a dead letter, which a replay may bring back."""
+    """A body that is too long once inflated is 413 and a dead letter, which a replay may bring back."""
     assert await answered(edge, BOMB, {"content-encoding": "gzip"}) == 413
     (letter,) = await told_on(edge, router, "dead-letter")
     assert letter["headers"]["content-encoding"] == "gzip"
@@ -164,7 +164,7 @@ async def test_what_is_inflated_is_bounded(edge: Door, router: Router) -> None:
 
 
 async def test_a_batch_is_its_events(edge: Door, router: Router) -> None:
-    """Each event of a batch is kept for itself, verbatim, under its own session, and has its effect."""
+    """Each event of a batch is kept separately, verbatim, under its own session, and has its effect."""
     assert await answered(edge, BATCH, {"content-type": BATCH_TYPE}) == 204
     kept = await edge.kept()
     assert [(each.body, each.key, each.envelope) for each in kept] == [
@@ -189,7 +189,7 @@ UNREAD = {
 @pytest.mark.parametrize("name", UNREAD)
 @pytest.mark.parametrize("odd", [b"", b'"x": NaN, ', b'"x": "\xff", ', b'"x": "\\ud800", '])
 async def test_a_batch_keeps_what_it_cannot_read(edge: Door, router: Router, name: str, odd: bytes) -> None:
-    """What is no notification in a batch is a dead letter of its own; the others have their effect, odd ones too."""
+    """An element of a batch that is no notification is a dead letter; the others have their effect, odd ones too."""
     content = b"[" + b",".join([UNREAD[name], b"{" + odd + BODY[1:], b"[]", bare("s-3")]) + b"]"
     assert await answered(edge, content, {}) == 204
     assert [value["sessionId"] for value in await told_on(edge, router, "status")] == [SESSION_ID, "s-3"]
@@ -198,7 +198,7 @@ async def test_a_batch_keeps_what_it_cannot_read(edge: Door, router: Router, nam
 
 
 async def test_equal_elements_of_a_batch_are_one(edge: Door) -> None:
-    """What stands twice in a batch, byte for byte, is kept once, be it an event, of an unknown type or none at all."""
+    """Equal elements of a batch are kept once, whether events, of an unknown type, or no notification."""
     unknown = BODY.replace(b"qos-status-changed", b"unknown-thing")
     content = b"[" + b",".join([b"{}", BODY, unknown, b"{}", BODY, unknown, b"{ }"]) + b"]"
     assert await answered(edge, content, {}) == 204
@@ -207,7 +207,7 @@ async def test_equal_elements_of_a_batch_are_one(edge: Door) -> None:
 
 @pytest.mark.parametrize("end", [b"", b"]]", b"[]", b"],", b"]" + BODY, b"," + b"[" * 2_000])
 async def test_a_batch_that_does_not_end_so_is_kept_as_it_came(edge: Door, router: Router, end: bytes) -> None:
-    """What begins as an array and is none is one dead letter, whole."""
+    """A body that begins as an array and is none is one dead letter, whole."""
     content = b"[" + BODY + b"," + bare("s-3") + end
     assert await answered(edge, content, {}) == 400
     (letter,) = await told_on(edge, router, "dead-letter")
@@ -216,7 +216,7 @@ async def test_a_batch_that_does_not_end_so_is_kept_as_it_came(edge: Door, route
 
 
 async def test_a_batch_is_answered_once_all_of_it_is_kept(node: Node, telemetry: Telemetry) -> None:
-    """Where one event of a batch can't be kept the answer is 503, and all of it may be posted again."""
+    """If one event of a batch can't be kept the answer is 503, and the whole batch may be posted again."""
     edge = door(node._replace(inbox=_FailsOnce(node.inbox)), telemetry)
     assert await answered(edge, BATCH, {}) == 503
     assert await answered(edge, BATCH, {}) == 204
@@ -254,7 +254,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 @given(st.lists(JSON, max_size=8), st.sampled_from([None, 0, 2, "\t"]), st.booleans())
 def test_an_array_comes_apart_as_it_was_made(tree: list[Any], indent: int | str | None, escaped: bool) -> None:
-    """The elements of an array are those that a reader of JSON finds, whatever is in them."""
+    """The elements of an array are those that a JSON reader finds, whatever they contain."""
     content = json.dumps(tree, indent=indent, ensure_ascii=escaped).encode()
     found = elements(content)
     assert found is not None
@@ -263,19 +263,19 @@ def test_an_array_comes_apart_as_it_was_made(tree: list[Any], indent: int | str 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[", b"[1,]", b"[1 2]", b"[}", b'["]', b"[1]]", b'"[1]"', b"[\xff]"])
 def test_what_is_no_array_does_not_come_apart(content: bytes) -> None:
-    """What is no array of JSON is left as it is."""
+    """A body that is no JSON array is left as it is."""
     assert elements(content) is None
 
 
 def test_quotes_cost_no_more_than_their_length() -> None:
-    """A body of a mebibyte of quotes that don't end is read in time that grows with its length."""
+    """A mebibyte of quotes without an end is read in time that grows with its length."""
     escaped, opened, slashes = b'["' + b'\\"' * 500_000, b"[" + b'"' * 1_000_001, b'{"a":"' + b"\\" * 1_000_000
     for content in (escaped, opened, slashes, b"\xff" + b'"\\"' * 300_000):
         with pytest.raises(Malformed):
             parse(content)
 
 
-# What is kept beside the body.
+# The headers that are kept beside the body.
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_quotes_cost_no_more_than_their_length() -> None:
     ],
 )
 def test_an_envelope_is_bounded(headers: dict[str, str], envelope: Envelope | None) -> None:
-    """Of the headers that a body is read with so much is kept as a record has room for, the needed ones first."""
+    """The headers that a body is read with are kept as far as a record has room, the needed ones first."""
     found = envelope_of(headers)
     assert envelope is None or found == envelope
     assert sum(len(name) + len(value) for name, value in found) <= 8_192
@@ -302,7 +302,7 @@ ENVELOPED = posted("A1")._replace(body=gzip.compress(DATA), envelope=(("ce-type"
 
 
 def test_a_record_of_the_inbox_has_the_envelope() -> None:
-    """Kafka's record has the headers of the request under their own names; one of an earlier release has none."""
+    """Kafka's record has the request's headers under their own names; one of an earlier release has none."""
     for notification in (ENVELOPED, posted("A1")):
         record = inbox_record(notification)
         assert notification_of(_Fetched(record.value, record.key, record.headers)) == notification
@@ -311,7 +311,7 @@ def test_a_record_of_the_inbox_has_the_envelope() -> None:
 
 
 class _Fetched:
-    """A record as a consumer has it."""
+    """A record as a consumer returns it."""
 
     topic, partition, offset = "qod.inbox", 0, 0
 
@@ -321,7 +321,7 @@ class _Fetched:
 
 
 def test_a_pack_has_the_envelope_where_there_is_one() -> None:
-    """A pack is read as it was written, and one without envelopes is the very one that earlier releases wrote."""
+    """A pack is read as it was written, and one without envelopes has the bytes of earlier releases."""
     given_ = [posted("A1"), ENVELOPED, posted("A2")]
     pack = pack_notifications(given_)
     assert unpack_notifications(pack.blob, pack.crc) == given_
@@ -332,7 +332,7 @@ def test_a_pack_has_the_envelope_where_there_is_one() -> None:
 
 
 async def test_what_is_set_aside_keeps_its_envelope(node: Node, telemetry: Telemetry, tmp_path: Path) -> None:
-    """A notification that lay in a file of its own comes back as it was, and so does one from before."""
+    """A notification in a file comes back as it was, also from a file of an earlier release."""
     aside = SetAside(tmp_path / "aside", telemetry, bytes_max=1_000_000)
     aside.keep(ENVELOPED, "too long")
     aside.keep(posted("A1#x"), "too long")
@@ -347,11 +347,11 @@ async def test_what_is_set_aside_keeps_its_envelope(node: Node, telemetry: Telem
     assert sorted(kept, key=repr) == sorted([ENVELOPED, posted("A1#x")], key=repr)
 
 
-# Dead letters from before.
+# Dead letters of earlier releases.
 
 
 def letter(content: bytes, headers: dict[str, str] | None = None) -> Record:
-    """The dead letter that a release made which could read nothing of this."""
+    """The dead letter of a release that could read none of this."""
     notification = posted(content, key=SENDER)
     router = Router(prefix="qod", forget_after_seconds=3600)
     decision = router.give_up(notification, "0-1", None, "unreadable then")
@@ -382,7 +382,7 @@ def letter(content: bytes, headers: dict[str, str] | None = None) -> Record:
     ],
 )
 def test_replay_mends_what_died_before(content: bytes, headers: dict[str, str] | None, keys: list[str]) -> None:
-    """What an earlier release could not read, and this one can, has its effect when it is replayed, once."""
+    """A dead letter that only this release can read has its effect once when it is replayed."""
     notifications = revived(letter(content, headers))
     assert [each.key for each in notifications] == keys
     router = Router(prefix="qod", forget_after_seconds=3600)
@@ -391,7 +391,7 @@ def test_replay_mends_what_died_before(content: bytes, headers: dict[str, str] |
 
 
 def test_a_letter_of_this_release_is_read_again_as_it_was_posted() -> None:
-    """What a dead letter keeps is all that the notification was read with."""
+    """A dead letter keeps all that the notification was read with."""
     router = Router(prefix="qod", forget_after_seconds=3600)
     wrong = ENVELOPED._replace(key=SENDER, envelope=(("ce-id", "x"), ("ce-type", TYPE), ("content-encoding", "gzip")))
     (decision,) = decisions(router, [wrong])
@@ -402,7 +402,7 @@ def test_a_letter_of_this_release_is_read_again_as_it_was_posted() -> None:
 
 
 def test_split_tells_what_parse_tells() -> None:
-    """The parts of a batch tell what they tell alone."""
+    """The parts of a batch give the same events as alone."""
     assert split(BATCH) == [(BODY, parse(BODY)), (OTHER_BODY, parse(OTHER_BODY))]
     assert split(BODY) == ()
     assert len(split(BATCH)) < COUNT_MAX

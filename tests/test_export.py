@@ -1,4 +1,4 @@
-"""`export`: what a directory holds gets into a real cluster once, whoever is killed or cut off on the way."""
+"""`export`: the content of a directory gets into a real cluster once, whatever is killed or cut off on the way."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ from tests.samples import SECOND, SENDER, START, bare, body, posted, told
 
 
 class Directory:
-    """A data directory, what is told to it, and the settings that carry it to a cluster."""
+    """A data directory, the notifications in it, and the settings that carry it to a cluster."""
 
     def __init__(
         self, path: Path, bootstrap: str, prefix: str, routes: Sequence[str] = (), partitions: int = 3
@@ -60,24 +60,24 @@ class Directory:
         )
         self.troubles: list[str] = []
         self.on_move: Callable[[int], None] = lambda _done: None
-        #: A moment ago: what is older than a session's life is forgotten.
+        #: A moment ago: older sessions would be forgotten.
         self._received_micros = time.time_ns() // 1000 - 60 * SECOND
 
     @property
     def partitions(self) -> int:
-        """How many of each topic the cluster is to have."""
+        """The number of each topic's partitions in the cluster."""
         return self.settings.kafka.partitions
 
     def keep(self, *notifications: Notification, routed: bool = True, batch_max: int = 500) -> None:
-        """Keep notifications, each received a millisecond after the one before, and route all that waits."""
+        """Keep notifications, each received a millisecond after the one before, and route all of them."""
         asyncio.run(self._keep(notifications, batch_max if routed else 0))
 
     def held(self) -> dict[str, Sequence[Record]]:
-        """All records that are in it, by topic."""
+        """All of the directory's records, by topic."""
         return asyncio.run(self._held())
 
     async def carry(self, bootstrap: str = "", patience_seconds: float = SECONDS_MAX) -> dict[str, tuple[int, int]]:
-        """Export it: by topic without the prefix how much was carried, and how much there was already."""
+        """Export it. By topic without the prefix: the records that were carried, and those that were there already."""
         kafka = self.settings.kafka.model_copy(update={"bootstrap_servers": (bootstrap or self.bootstrap,)})
         settings = self.settings.model_copy(update={"kafka": kafka})
         async with asyncio.timeout(SECONDS_MAX):
@@ -104,18 +104,18 @@ class Directory:
         self.troubles.append(f"{topic} {what} left out")
 
     def ledger(self) -> dict[str, Any]:
-        """What the exports noted."""
+        """The notes of the exports."""
         found: dict[str, Any] = json.loads((self.path / MILESTONES_NAME).read_bytes())
         return found
 
     def carried_count(self) -> int:
-        """How many records were carried, as far as it was noted."""
+        """The number of carried records, by the notes."""
         if not (self.path / MILESTONES_NAME).exists():
             return 0
         return sum(sum(topics.values()) for topics in self.ledger()["positions"].values())
 
     def session_in_cluster(self, session_id: str) -> Session:
-        """What the cluster remembers of a session."""
+        """The cluster's state of a session."""
 
         async def find() -> Session:
             reader = KafkaReader(connection_of(self.settings), self.settings.prefix)
@@ -133,12 +133,12 @@ class Directory:
             await admin.start()
             mine = [name for name in await admin.list_topics() if name.startswith(f"{self.settings.prefix}.")]
             await admin.delete_topics(mine)
-            while {*mine} & {*await admin.list_topics()}:  # noqa: ASYNC110  # nobody tells
+            while {*mine} & {*await admin.list_topics()}:  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0.05)
             await admin.close()
 
     def command(self, bootstrap: str = "") -> tuple[list[str], dict[str, str]]:
-        """What to run for the command, and in what environment."""
+        """The command and its environment."""
         routes = json.dumps([each.model_dump(include={"topic"}) for each in self.settings.routes])
         given = {"PREFIX": self.settings.prefix, "KAFKA__PARTITIONS": str(self.partitions), "ROUTES": routes}
         environment = {**os.environ, **{f"QOD_RECEIVER_{name}": value for name, value in given.items()}}
@@ -181,7 +181,7 @@ class Directory:
 
 
 class Told(NamedTuple):
-    """What a consumer is told by a record, whichever way it came."""
+    """The content of a record for a consumer, whichever way it came."""
 
     value: bytes | None
     headers: Sequence[tuple[str, str]]
@@ -189,12 +189,12 @@ class Told(NamedTuple):
 
 
 def in_directory(directory: Directory, records: Sequence[Record]) -> dict[str, list[Told]]:
-    """What records of a directory should tell in the cluster, by key and in their order."""
+    """The expected content of a directory's records in the cluster, by key and in order."""
     found: dict[str, list[Told]] = defaultdict(list)
     for _, _, message in records:
         trace = dict(message.headers)["inbox"]
         traced = f"export:{directory.ledger()['id']}:{trace}"
-        # What came without an id has its place for one, and every dead letter has.
+        # An event without an id has its place for one, and so has every dead letter.
         renewed = [
             (name, traced if text == trace and name in {"inbox", "ce_id"} else text) for name, text in message.headers
         ]
@@ -203,19 +203,19 @@ def in_directory(directory: Directory, records: Sequence[Record]) -> dict[str, l
 
 
 def in_cluster(directory: Directory, *topics: str) -> dict[str, dict[str, list[Told]]]:
-    """What the records of topics in the cluster tell, by topic and key, in their order; each in its key's partition."""
+    """The content of the topics' records in the cluster, by topic and key, in order; each is in its key's partition."""
     found: dict[str, dict[str, list[Told]]] = {topic: defaultdict(list) for topic in topics}
     for each in asyncio.run(_consumed(directory, topics)):
         key = each.key.decode()
         assert each.partition == partition_of(key, directory.partitions)
-        # Without what a lane adds of the inbox that it has.
+        # Without the headers that a lane adds about its inbox.
         headers = [(name, text.decode()) for name, text in each.headers if name != "inbox-id"]
         found[each.topic][key].append(Told(each.value, headers, each.timestamp))
     return found
 
 
 async def _consumed(directory: Directory, topics: Sequence[str]) -> Sequence[ConsumerRecord]:
-    """All that is committed, once no transaction is open any more."""
+    """All committed records, once no transaction is open any more."""
     found: list[ConsumerRecord] = []
     consumer = AIOKafkaConsumer(
         bootstrap_servers=directory.bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
@@ -232,7 +232,7 @@ async def _consumed(directory: Directory, topics: Sequence[str]) -> Sequence[Con
 
 
 def expect_all(directory: Directory) -> None:
-    """Everything that the directory holds is in the cluster, and nothing else; of sessions the newest state."""
+    """The cluster has all of the directory's records, and no others; of sessions it has the newest state."""
     held = directory.held()
     found = in_cluster(directory, *held)
     for topic, records in held.items():
@@ -243,7 +243,9 @@ def expect_all(directory: Directory) -> None:
 
 
 def lives(count: int, first: int = 0, sender: str = "acme") -> list[Notification]:
-    """Sessions that begin, that are told twice of, and that end; some without an id, and as many dead letters."""
+    """Sessions that begin, whose change is repeated, and that end; some events have no id, and there are as many dead
+    letters.
+    """
     told_of: list[Notification] = []
     for number in range(first, first + count):
         session_id = f"s{number:05}"
@@ -255,12 +257,12 @@ def lives(count: int, first: int = 0, sender: str = "acme") -> list[Notification
 
 @pytest.fixture
 def directory(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> Directory:
-    """A directory that nothing was kept in, and a cluster that has no topics for it."""
+    """An empty directory, and a cluster without topics for it."""
     return Directory(tmp_path / "data", kafka.bootstrap, topic_prefix)
 
 
 def test_all_is_carried_once(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> None:
-    """Records get into the cluster as they are but for their trace, sessions too; and once more only what is new."""
+    """Records get into the cluster unchanged but for their trace, sessions too; a second export carries new ones."""
     # More partitions than lanes that are open at once.
     directory = Directory(tmp_path / "data", kafka.bootstrap, topic_prefix, partitions=5)
     large = [posted(bytes([65 + number]) * 500_000, session_id="") for number in range(9)]
@@ -276,7 +278,7 @@ def test_all_is_carried_once(kafka: Brokers, topic_prefix: str, tmp_path: Path) 
         f"{prefix}.sessions: 122 sessions carried, 0 were there already",
     ]
     assert f"serve --kafka {directory.bootstrap} --data {directory.path}" in outcome.stdout
-    assert "token-secret" not in outcome.stdout  # nothing was minted
+    assert "token-secret" not in outcome.stdout  # no token was minted
     expect_all(directory)
     again = {"dead-letter": (0, 129), "status": (0, 242), "unavailable": (0, 122), "sessions": (0, 122)}
     assert directory.carried() == again
@@ -289,7 +291,7 @@ def test_all_is_carried_once(kafka: Brokers, topic_prefix: str, tmp_path: Path) 
 
 
 def test_a_bar_for_each_topic_is_drawn_where_somebody_looks(directory: Directory) -> None:
-    """On a terminal each topic has a bar; what is told in the end stands below."""
+    """On a terminal each topic has a bar; the result is below."""
     directory.keep(*lives(5), routed=False)
     (directory.path / "token-secret").write_text("s" * 40)
     command, environment = directory.command()
@@ -297,7 +299,7 @@ def test_a_bar_for_each_topic_is_drawn_where_somebody_looks(directory: Directory
     with subprocess.Popen(command, env=environment, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown = ""
-        with contextlib.suppress(OSError):  # how a terminal ends
+        with contextlib.suppress(OSError):  # at the end of a terminal
             while chunk := os.read(ours, 65_536):
                 shown += chunk.decode(errors="replace")
         assert process.wait(SECONDS_MAX) == 0, shown
@@ -324,7 +326,7 @@ async def test_a_killed_export_goes_on_where_it_stood(
     stood: list[int] = []
     async with Proxy(listen, target) as proxy:
         proxy.delay(0.001)
-        # Killed some pieces after so many records were noted: among the records, anywhere, at the sessions.
+        # Killed some pieces after this many records were noted: among the records, anywhere, at the sessions.
         for noted, pieces in ((1, 100), (0, 300), (3_000, 400)):
             process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=subprocess.DEVNULL)
             passed = None
@@ -344,7 +346,7 @@ async def test_a_killed_export_goes_on_where_it_stood(
 
 
 def test_a_router_goes_on_with_what_was_carried(directory: Directory, tmp_path: Path) -> None:
-    """It knows repetitions of what the directory was told, skips nothing that is new, and is not carried to at work."""
+    """The cluster recognizes the directory's repetitions and skips nothing new; no export goes to routers at work."""
     known = lives(40, sender="anonymous")
     directory.keep(*known)
     assert directory.carried()["sessions"] == (40, 0)
@@ -363,7 +365,7 @@ def test_a_router_goes_on_with_what_was_carried(directory: Directory, tmp_path: 
         **dict.fromkeys((f"t{number:05}" for number in range(20)), 1),
         "s00003": 3,
     }
-    # The directory hears more of the same session, and the cluster is to know all of it.
+    # The directory gets more events of the same session, and the cluster must get all of them.
     directory.keep(posted("U6:D", session_id="s00003", sender="anonymous"))
     assert directory.carried()["sessions"] == (1, 39)
     after = directory.session_in_cluster("s00003")
@@ -375,7 +377,9 @@ def test_a_router_goes_on_with_what_was_carried(directory: Directory, tmp_path: 
 def test_an_end_that_the_api_told_does_not_revive(
     kafka: Brokers, topic_prefix: str, tmp_path: Path, order: tuple[int, int]
 ) -> None:
-    """Whichever of two directories knew the end, and whichever is carried first, the cluster knows all of it."""
+    """Whichever of two directories knows a session's end, and whichever is carried first, the cluster knows all of the
+    session.
+    """
     facts = Facts("QOS_E", 3_600, START + 3_600 * SECOND, "ab12")
     end = telling.Telling("s", QosStatus.UNAVAILABLE, None, START + 5 * SECOND, facts)
     both = [Directory(tmp_path / str(number), kafka.bootstrap, topic_prefix) for number in range(2)]
@@ -390,7 +394,7 @@ def test_an_end_that_the_api_told_does_not_revive(
 
 
 def test_what_is_served_is_not_carried(directory: Directory) -> None:
-    """While another process has the directory its export is refused, and says why."""
+    """While another process has the directory its export is refused, with the reason."""
     directory.keep(*lives(1))
     with contextlib.closing(open_directory(directory.settings)):
         outcome = directory.run()
@@ -399,7 +403,7 @@ def test_what_is_served_is_not_carried(directory: Directory) -> None:
 
 
 def test_without_kafka_it_ends_with_a_word(directory: Directory) -> None:
-    """Where no broker is, the command tells so and ends with 1, and nothing was changed."""
+    """If no broker answers, the command says so and ends with 1, and nothing was changed."""
     directory.keep(*lives(1), routed=False)
     with contextlib.closing(Ports(1)) as ports:
         nowhere = f"{HOST}:{ports.first}"
@@ -410,7 +414,7 @@ def test_without_kafka_it_ends_with_a_word(directory: Directory) -> None:
 
 
 def test_without_brokers_there_is_nowhere_to_carry_to(tmp_path: Path) -> None:
-    """The command wants brokers, from wherever settings come."""
+    """The command needs brokers, from any source of settings."""
     outcome = subprocess.run(
         [*COMMAND, "export"], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS_MAX, check=False
     )
@@ -420,7 +424,7 @@ def test_without_brokers_there_is_nowhere_to_carry_to(tmp_path: Path) -> None:
 
 
 def test_where_nothing_was_received_nothing_is_made(tmp_path: Path) -> None:
-    """A directory without a file of the receiver's is told, and not made one."""
+    """A directory without a file of the receiver's is refused, and gets no file."""
     outcome = Directory(tmp_path / "data", f"{HOST}:1", "qod").run()
     assert (outcome.returncode, outcome.stdout) == (1, "")
     assert outcome.stderr == f"qod-receiver: {tmp_path / 'data'} has nothing to export, there is no qod.sqlite in it\n"
@@ -428,7 +432,7 @@ def test_where_nothing_was_received_nothing_is_made(tmp_path: Path) -> None:
 
 
 async def test_kafka_may_go_away_on_the_way(kafka_cluster: Cluster, topic_prefix: str, tmp_path: Path) -> None:
-    """What fails for a moment is done again; what fails for long ends the export, and the next one goes on."""
+    """A short failure is retried; a long one ends the export, and the next export goes on."""
     directory = Directory(tmp_path / "data", kafka_cluster.bootstrap, topic_prefix)
     await asyncio.to_thread(directory.keep, *lives(30), routed=False)
     way = kafka_cluster.way()
@@ -437,7 +441,7 @@ async def test_kafka_may_go_away_on_the_way(kafka_cluster: Cluster, topic_prefix
         doing: list[asyncio.Task[None]] = []
 
         def end(done: int) -> None:
-            if done and not doing:  # what waited is routed, nothing is carried yet
+            if done and not doing:  # waiting notifications are routed, nothing is carried yet
                 doing.append(asyncio.ensure_future(proxy.down()))
 
         directory.on_move = end
@@ -450,7 +454,7 @@ async def test_kafka_may_go_away_on_the_way(kafka_cluster: Cluster, topic_prefix
         directory.troubles.clear()
 
         async def cut() -> None:
-            while not directory.troubles:  # a request that may be sent twice is, and nobody notices
+            while not directory.troubles:  # a repeatable request is repeated, unnoticed
                 await asyncio.sleep(0.03)
                 proxy.cut()
 
@@ -467,7 +471,7 @@ async def test_kafka_may_go_away_on_the_way(kafka_cluster: Cluster, topic_prefix
 
 
 def test_both_sides_know_how_far_it_came(directory: Directory) -> None:
-    """Kafka may forget where the export stood, and the file may be behind; but nothing is skipped in an older copy."""
+    """Kafka may forget the export's position, and the file may be behind; but an older copy skips no record."""
     directory.keep(*lives(10))
     first = directory.carried()
     assert first == {"dead-letter": (10, 0), "status": (20, 0), "unavailable": (10, 0), "sessions": (10, 0)}
@@ -486,7 +490,7 @@ def test_both_sides_know_how_far_it_came(directory: Directory) -> None:
 
 
 def test_another_cluster_is_carried_to_from_the_beginning(directory: Directory) -> None:
-    """What is known of one cluster does not count for another, nor for topics that were made anew."""
+    """Notes about one cluster don't count for another, nor for topics that were made anew."""
     directory.keep(*lives(10))
     first = directory.carried()
     noted = directory.ledger()
@@ -501,7 +505,7 @@ def test_another_cluster_is_carried_to_from_the_beginning(directory: Directory) 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"id": "x"}'])
 def test_a_damaged_ledger_is_refused(content: bytes, tmp_path: Path) -> None:
-    """No export begins anew because nobody can read how far it came."""
+    """No export begins anew because its position can't be read."""
     (tmp_path / MILESTONES_NAME).write_bytes(content)
     with pytest.raises(Unavailable, match="without it everything would be carried again"):
         Milestones(tmp_path)
@@ -523,7 +527,7 @@ def test_another_prefix_is_refused(directory: Directory) -> None:
 
 
 def test_a_route_that_is_gone_is_carried_still(directory: Directory) -> None:
-    """Records of a topic that the configuration does not name any more are not lost."""
+    """Records of a topic that is no longer in the configuration are carried too."""
     settings = directory.settings
     directory.settings = settings.model_copy(update={"routes": (RouteSettings(topic="pager"),)})
     directory.keep(*lives(3))
@@ -532,11 +536,11 @@ def test_a_route_that_is_gone_is_carried_still(directory: Directory) -> None:
     expect_all(directory)
 
 
-# What is to be remembered where directory and cluster both know a session.
+# The memory of a session that both directory and cluster know.
 
 
 def session(*events: str, touched: int = 0, sender: str = "acme", before: Session | None = None) -> Session:
-    """What is remembered of a session after events, the last of which came at `touched` seconds."""
+    """A session's state after events, the last of which came at `touched` seconds."""
     after = before
     for each in events:
         after, _, _ = apply(after, told(each)[0], sender, START, START + touched * SECOND)[:3]
@@ -571,7 +575,7 @@ def test_what_both_know_is_merged(ours: Session, theirs: Session, ahead: Session
 
 
 def test_merged_memory_is_cut_as_a_routers() -> None:
-    """Beyond its limit the merged memory forgets the oldest, and knows up to when."""
+    """Beyond its limit the merged memory forgets the oldest events, and knows up to which time."""
     ours = session(*(f"{'AU'[n % 2]}{n}" for n in range(MARKS_MAX - 10)), touched=1)
     theirs = session(*(f"{'AU'[n % 2]}{n}" for n in range(1_000, 1_020)), touched=2)
     after = merged(ours, theirs)

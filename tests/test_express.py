@@ -1,4 +1,4 @@
-"""The short way through the edge: what goes it, and that nobody can tell from outside."""
+"""The fast path through the edge: which requests take it, and that its answers are the same."""
 
 import asyncio
 import gzip
@@ -20,7 +20,7 @@ UNKNOWN = body(told("A1")[0], type="org.camaraproject.qos-booking.v0.status-chan
 
 
 def went_short(served: Served) -> bool:
-    """Whether the requests on all connections went the short way: uvicorn keeps a cycle for one that it served."""
+    """Whether the requests on all connections took the fast path: uvicorn keeps a cycle for one that it served."""
     return bool(served.connections) and all(each.cycle is None for each in served.connections)
 
 
@@ -72,7 +72,7 @@ LONG = {
 
 @pytest.mark.parametrize("request_", [*SHORT.values(), *LONG.values()], ids=[*SHORT, *LONG])
 async def test_nobody_can_tell_the_way(served: Served, request_: bytes) -> None:
-    """A request that comes in one piece is answered and kept as when it comes in two, and its repetition is too."""
+    """A request in one piece is answered and kept like one in two, and so is its repetition."""
     answers: list[Answer | None] = []
     for pieces in ((request_,), (request_,), (request_[:-1], request_[-1:])):
         client = await served.connect()
@@ -92,7 +92,7 @@ async def test_nobody_can_tell_the_way(served: Served, request_: bytes) -> None:
     ("request_", "count"), [(each, 1) for each in SHORT.values()] + [(each, 0) for each in LONG.values()]
 )
 async def test_what_goes_the_short_way(served: Served, request_: bytes, count: int) -> None:
-    """A request to our paths that comes in one piece goes the short way, and no other does, whatever its answer is."""
+    """Exactly the requests to our paths that come in one piece take the fast path, whatever their answer."""
     client = await served.connect()
     await client.send(request_)
     await client.answer()
@@ -100,7 +100,7 @@ async def test_what_goes_the_short_way(served: Served, request_: bytes, count: i
 
 
 async def test_one_after_the_other(served: Served) -> None:
-    """On a connection that is kept alive every request has its answer, whatever way the one before went."""
+    """On a kept connection every request has its answer, whichever path the one before took."""
     client = await served.connect()
     statuses = []
     requests = [post(), post(b"{"), post(OTHER), post(token="wrong-token-of-twenty-characters"), post()] * 3
@@ -114,7 +114,7 @@ async def test_one_after_the_other(served: Served) -> None:
 async def test_what_comes_before_the_answer_waits_for_it(
     backend: SqliteBackend, telemetry: Telemetry, behind: bytes
 ) -> None:
-    """A sender that doesn't wait for an answer gets all of them, in order."""
+    """A sender that doesn't wait for answers gets all of them, in order."""
     async with backend.opened() as node, serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served:
         client = await served.connect()
         with backend.stalled():
@@ -127,7 +127,7 @@ async def test_what_comes_before_the_answer_waits_for_it(
 
 
 async def test_what_cannot_be_kept_is_503(backend: SqliteBackend, telemetry: Telemetry) -> None:
-    """A notification that went the short way and was not kept is 503 with CAMARA's body, and the connection goes on."""
+    """A notification on the fast path that was not kept is 503 with CAMARA's body, and the connection goes on."""
     async with (
         backend.opened(append_timeout_seconds=0.2) as node,
         serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served,
@@ -149,7 +149,7 @@ async def test_what_cannot_be_kept_is_503(backend: SqliteBackend, telemetry: Tel
 
 
 async def test_a_sender_that_goes_away_is_kept(backend: SqliteBackend, telemetry: Telemetry) -> None:
-    """A notification that was taken is kept although its sender did not wait for the answer."""
+    """An accepted notification is kept although its sender did not wait for the answer."""
     async with backend.opened() as node, serving(edge_app(node, telemetry), LIMITS | PATIENT, node) as served:
         client = await served.connect()
         with backend.stalled():

@@ -1,4 +1,4 @@
-"""What other programs write into our topics: nothing of it stops a lane, a reader or a view."""
+"""Records of other programs in our topics: none of them stops a lane, a reader or a view."""
 
 import asyncio
 import secrets
@@ -35,7 +35,7 @@ DEEP = b"[" * 900 + b"]" * 900
 
 
 def kept(session_id: str, *more: tuple[bytes, bytes | None]) -> Raw:
-    """A valid notification as it lies in the inbox, with more headers."""
+    """A valid notification as a record of the inbox, with more headers."""
     key, value, millis, headers = inbox_record(posted(body(told("A1", session_id)[0]), session_id=session_id))
     return Raw(key, value, [*((name.encode(), text) for name, text in headers), *more], millis)
 
@@ -48,7 +48,7 @@ def remembered(session_id: str, *more: tuple[bytes, bytes | None]) -> Raw:
     return Raw(key, value, [*((name.encode(), text) for name, text in headers), *more], millis)
 
 
-#: By name, a record that another program put into the inbox, and whether its notification counts.
+#: By name, another program's record in the inbox, and whether its notification counts.
 INBOX = {
     "a header's name that is not UTF-8": (kept("odd", (b"\xff", b"1")), True),
     "a header without a value": (kept("odd", (b"more", None)), True),
@@ -88,7 +88,7 @@ SESSIONS = {
 
 
 class Noting(Telemetry):
-    """Takes down where the records stand that were passed over."""
+    """Notes the places of the records that were passed over."""
 
     places: Sequence[str] = ()
 
@@ -100,7 +100,7 @@ class Noting(Telemetry):
 
 @pytest.fixture
 async def foreign(kafka: Brokers) -> Site:
-    """Topics that take all that anybody writes, a sessions topic that is not compacted among them."""
+    """Topics that take any record; the sessions topic is not compacted."""
     site = Site(kafka, f"t{secrets.token_hex(6)}")
     site.plan = site.plan._replace(partitions=1)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
@@ -113,7 +113,7 @@ async def foreign(kafka: Brokers) -> Site:
 
 @pytest.mark.parametrize("name", INBOX)
 async def test_no_record_of_the_inbox_stops_a_lane(foreign: Site, telemetry: Telemetry, name: str) -> None:
-    """What is behind it in the partition is routed; it is too where it is a notification, else it is a dead letter."""
+    """The records behind it are routed. If it is a notification it is routed too, else it is a dead letter."""
     odd, is_valid = INBOX[name]
     async with Partition(foreign.connection, foreign.topics.inbox) as partition:
         for records in ([kept("before"), odd, kept("behind")], [kept("last")]):
@@ -130,7 +130,9 @@ async def test_no_record_of_the_inbox_stops_a_lane(foreign: Site, telemetry: Tel
 
 @pytest.mark.parametrize("name", SESSIONS)
 async def test_no_session_stops_a_lane_nor_a_reader(foreign: Site, name: str) -> None:
-    """The sessions around it are remembered; it is too where it is one, else it is counted, and told with its place."""
+    """The sessions around it are remembered. If it is a session it is too, else it is counted and reported with its
+    place.
+    """
     odd, is_valid = SESSIONS[name]
     async with Partition(foreign.connection, foreign.topics.sessions) as partition:
         for records in ([remembered("before"), odd, remembered("behind")], [remembered("last")]):
@@ -146,7 +148,7 @@ async def test_no_session_stops_a_lane_nor_a_reader(foreign: Site, name: str) ->
 
 
 def test_what_is_passed_over_is_counted() -> None:
-    """Each record that nothing can be made of is in the metric."""
+    """The metric counts each record that can't be read."""
     telemetry = Telemetry(StringIO())
     telemetry.passed_over("qod.sessions-0-17", "marks is missing")
     assert telemetry.registry.get_sample_value("qod_receiver_records_passed_over_total") == 1
@@ -160,7 +162,7 @@ def read(data: bytes, position: int = 0) -> Records:
 
 
 def test_the_client_is_the_one_that_was_mended() -> None:
-    """Every consumer reads by our records, and the client's own are still made of what these stand on."""
+    """Every consumer uses our records, and the client's own still have the members that these rely on."""
     assert (fetcher.MemoryRecords, fetcher.PartitionRecords) == (Batches, Records)
     records = fetcher.PartitionRecords(
         TopicPartition("t", 0), Batches(batch([Raw(b"k", b"v")])), (), 0, None, None, True, 0
@@ -172,7 +174,7 @@ def test_the_client_is_the_one_that_was_mended() -> None:
 
 @pytest.mark.parametrize("compression", range(5))
 def test_a_name_that_is_not_utf8_costs_no_record(compression: int) -> None:
-    """All records of its batch are there, those behind a position only, and the batch behind it too."""
+    """All records of its batch are there, only those behind a position, and the next batch too."""
     raws = [Raw(b"a", b"1"), Raw(b"b", None, [(b"\xff", b"x"), (b"y", None)], 1_795_514_400_007), Raw(None, b"3")]
     data = batch(raws, compression) + batch([Raw(b"d", b"4")], compression, base_offset=3)
     found = list(read(data))
@@ -188,7 +190,7 @@ def test_a_name_that_is_not_utf8_costs_no_record(compression: int) -> None:
 
 
 def test_a_damaged_batch_is_fetched_again_before_it_is_passed_over() -> None:
-    """What was damaged on its way is read the next time; what is damaged for good is one unreadable record."""
+    """A batch that was damaged on its way is read the next time; one damaged for good is one unreadable record."""
     before, damaged, behind = (batch([Raw(b"k", b"vvvv")] * 3, base_offset=3 * number) for number in range(3))
     data = before + damaged[:-3] + b"!!!" + behind
     where = TopicPartition(secrets.token_hex(4), 0)
@@ -220,13 +222,13 @@ def test_a_damaged_batch_is_fetched_again_before_it_is_passed_over() -> None:
     ],
 )
 def test_no_foreign_letter_is_replayed(value: bytes) -> None:
-    """What is no letter of ours among the dead letters is none that can be sent again."""
+    """A record that is no letter of ours among the dead letters is not sent again."""
     assert revived(Record(0, 1, Message("qod.dead-letter", "k", value, [], 0))) == ()
 
 
 @pytest.mark.parametrize("value", [b"\xff", DEEP, b"", b"{"])
 def test_any_record_can_be_shown(value: bytes) -> None:
-    """A value that is no JSON is shown in Base64, at whatever time it says to be of."""
+    """A value that is no JSON is shown in Base64, whatever the record's time."""
     for millis in (-1, 1 << 62, -(1 << 62)):
         shown = Record(0, 1, Message("t", "k", value, [], millis)).fields()
         assert shown["value"] is None
@@ -234,7 +236,7 @@ def test_any_record_can_be_shown(value: bytes) -> None:
 
 
 async def test_no_damaged_row_stops_a_file(tmp_path: Path, router: Router) -> None:
-    """Rows of a file that nothing can be made of are passed over by whoever reads it, and all others are read."""
+    """A view passes over unreadable rows of a file, and reads all others."""
     backend = SqliteBackend(tmp_path)
     async with backend.opened() as node:
         for number in range(4):
@@ -246,7 +248,7 @@ async def test_no_damaged_row_stops_a_file(tmp_path: Path, router: Router) -> No
             other.execute("DELETE FROM sessions WHERE key = ?", (key,))
             other.execute("INSERT INTO sessions VALUES (?, ?, 0, ?, ?, NULL)", (-position, key, headers, value))
         other.execute("UPDATE messages SET pack = x'00' WHERE position = 1")
-        pack = b"\xff\xff\xff\xff\x00"  # its checksum is right, and it is none of ours
+        pack = b"\xff\xff\xff\xff\x00"  # its checksum is right, but it has no known form
         other.execute("UPDATE messages SET crc = ?, pack = ? WHERE position = 2", (crc32(pack), pack))
     file = tmp_path / FILE_NAME
     other.close()
@@ -266,7 +268,7 @@ async def test_no_damaged_row_stops_a_file(tmp_path: Path, router: Router) -> No
 
 
 async def test_nothing_that_others_write_stops_us(kafka: Brokers, topic_prefix: str) -> None:
-    """Of records mutated in every way none stops a lane or a reader, and none that is valid is passed over."""
+    """Records mutated in every way stop no lane and no reader, and no valid one is passed over."""
     seed = secrets.randbelow(1 << 32)
     async with asyncio.timeout(600):
         outcome = await fuzz(kafka.bootstrap, topic_prefix, 3_000, seed)

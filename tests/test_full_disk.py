@@ -1,4 +1,4 @@
-"""A disk that is full, for an edge that spools and for a node over one directory: it heals by itself, and starts."""
+"""A full disk of an edge that spools and of a node with one directory: it recovers by itself, and can start."""
 
 import secrets
 import threading
@@ -28,7 +28,7 @@ FAR_FUTURE = 2**62
 
 @pytest.fixture
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A disk of so many megabytes, of 8 where the test says nothing."""
+    """A disk of some megabytes, 8 by default."""
     with small_disk(tmp_path / "disk", getattr(request, "param", 8) * MIB) as directory:
         yield directory
 
@@ -38,7 +38,7 @@ def _large(session_id: str) -> bytes:
 
 
 def _post_until_refused(receiver: KafkaReceiver) -> Sequence[str]:
-    """Post until the answer is 503; returns the sessions of what was answered 204."""
+    """Post until the answer is 503; returns the sessions that were answered 204."""
     kept: list[str] = []
     for first in range(0, POSTS_MAX, 20):
         numbers = range(first, first + 20)
@@ -51,7 +51,7 @@ def _post_until_refused(receiver: KafkaReceiver) -> Sequence[str]:
 
 
 def _check(receiver: KafkaReceiver, kept: Sequence[str]) -> None:
-    """All is kept again, and what was kept before is on the topic, once."""
+    """New notifications are kept again, and those kept before are on the topic, once."""
     until(lambda: receiver.get("/readyz")["ready"] and receiver.spooled() == 0, "drained")
     assert [answer.status for answer in receiver.tell("last", "A1", "U2")] == [204, 204]
     topic = f"{receiver.prefix}.status"
@@ -68,7 +68,9 @@ def _check(receiver: KafkaReceiver, kept: Sequence[str]) -> None:
 def test_an_edge_with_a_full_disk_heals(
     disk: Path, filled_before: bool, killed: bool, kafka_cluster: Cluster, tmp_path: Path
 ) -> None:
-    """What was kept until the disk was full is sent once Kafka is back, each once, and notifications are kept again."""
+    """Notifications that were kept until the disk was full are sent once Kafka is back, each once, and new ones are
+    kept.
+    """
     prefix = f"t{secrets.token_hex(6)}"
     with KafkaReceiver(tmp_path / "node", kafka_cluster.bootstrap, prefix, "--data", str(disk / "data")) as receiver:
         until(lambda: set(receiver.checks().values()) == {"ok"}, "all well")
@@ -89,7 +91,7 @@ def test_an_edge_with_a_full_disk_heals(
 
 @contextmanager
 def _taking_all_room(disk: Path) -> Iterator[None]:
-    """While this lasts, another program takes what room there is, as soon as there is any."""
+    """For as long as the block lasts, another program takes any room at once."""
     done = threading.Event()
 
     def take() -> None:
@@ -106,7 +108,7 @@ def _taking_all_room(disk: Path) -> Iterator[None]:
 
 
 def test_an_edge_without_any_room_goes_on_with_kafka(disk: Path, kafka_cluster: Cluster, tmp_path: Path) -> None:
-    """Where another program takes the reserve, all is sent and kept by Kafka all the same, and nothing comes twice."""
+    """If another program takes the reserve, Kafka still gets all notifications, and none twice."""
     prefix = f"t{secrets.token_hex(6)}"
     with KafkaReceiver(tmp_path / "node", kafka_cluster.bootstrap, prefix, "--data", str(disk / "data")) as receiver:
         until(lambda: set(receiver.checks().values()) == {"ok"}, "all well")
@@ -132,7 +134,7 @@ def _checks(receiver: ReceiverProcess) -> str:
 
 
 def test_a_node_with_a_full_disk_heals(disk: Path, tmp_path: Path) -> None:
-    """What was kept is routed in the room of the reserve, also after a kill; with room again it keeps as before."""
+    """Kept notifications are routed in the room of the reserve, also after a kill; with room new ones are kept."""
     directory = disk / "data"
     directory.mkdir()
     for name in ("log", "out"):  # a log on the same disk would be lost
@@ -177,7 +179,7 @@ async def _append_until_refused(node: ServedDirectory, name: str) -> int:
 
 
 async def test_retention_makes_room_on_a_full_disk(disk: Path, router: Router) -> None:
-    """What retention removes goes back to the disk until the reserve is whole; then all goes on as before."""
+    """Room that retention makes goes back to the disk until the reserve is whole; then all goes on as before."""
     directory = disk / "data"
     node = ServedDirectory(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=30)
     whole = Node(node.inbox, node.lane, SqliteReader(directory, SESSIONS_TOPIC))
@@ -197,7 +199,7 @@ async def test_retention_makes_room_on_a_full_disk(disk: Path, router: Router) -
 
 
 def test_a_reserve_has_blocks_of_its_own(disk: Path) -> None:
-    """A reserve takes its bytes from the disk, none of them where not all are there, and gives them back at once.
+    """A reserve takes its bytes from the disk, or none if not all are there, and gives them back at once.
 
     It is safe with some room beside it.
     """

@@ -1,4 +1,4 @@
-"""The fuzz of requests in short, and that it sees whatever may be wrong."""
+"""A short run of random requests, and that its model sees each kind of fault."""
 
 import ast
 import random
@@ -21,7 +21,7 @@ SECRET = b"a token"
 
 
 def test_hundreds_of_requests_are_answered_as_they_must_be(tmp_path: Path) -> None:
-    """Of a few hundred requests of a seed every answer and every record is right, and nothing else is wrong."""
+    """For a few hundred requests of a seed every answer and every record is right, and nothing else is wrong."""
     outcome = fuzz(tmp_path, 400, seed=8)
     assert not outcome.found
     assert outcome.answers.keys() >= {"204", "400", "401", "404", "405", "413", "415", "closed"}
@@ -30,7 +30,7 @@ def test_hundreds_of_requests_are_answered_as_they_must_be(tmp_path: Path) -> No
 
 
 def test_the_model_shares_nothing_with_the_receiver() -> None:
-    """What is right follows from how a request was made: the model imports nothing of the program."""
+    """The right results follow from how a request was made: the model imports nothing of the program."""
     for path in FUZZING.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -47,13 +47,13 @@ class Heard(NamedTuple):
 
 
 class Run(NamedTuple):
-    """All that a judge heard and saw."""
+    """All that a judge took in."""
 
     heard: list[Heard]
     seen: list[tuple[str, dict[str, Any]]]
 
     def wrong(self) -> int:
-        """How many findings a judge has of it."""
+        """The number of a judge's findings."""
         judge = Judge([SECRET])
         for each in self.heard:
             judge.hear(*each)
@@ -63,7 +63,7 @@ class Run(NamedTuple):
         return len(judge.found)
 
     def first(self, status: int) -> int:
-        """Where the first request is that was answered so, with records of its own and a correlator."""
+        """The place of the first request with this answer, with records of its own and a correlator."""
         return next(
             number
             for number, (_, request, (answer, *_)) in enumerate(self.heard)
@@ -77,7 +77,7 @@ class Run(NamedTuple):
         )
 
     def without(self, topic: str, **members: object) -> None:
-        """Take that record away."""
+        """Remove that record."""
         self.seen.remove((topic, self.record(topic, **members)))
 
     def answer(self, of: int, /, **changes: object) -> None:
@@ -87,33 +87,33 @@ class Run(NamedTuple):
         self.heard[at] = self.heard[at]._replace(answers=[first._replace(**changes), *more])  # type: ignore[arg-type]
 
     def answer_again(self, status: int) -> None:
-        """Have the first request that was answered so answered once more."""
+        """Answer the first request with this answer once more."""
         at = self.first(status)
         answers = self.heard[at].answers
         self.heard[at] = self.heard[at]._replace(answers=[*answers, answers[0]])
 
 
 class _Recorder(Judge):
-    """Keeps what it hears and sees."""
+    """Keeps the judge's input."""
 
     def __init__(self) -> None:
         super().__init__([])
         self.run = Run([], [])
 
     def hear(self, place: Place, request: Request, answers: Sequence[Answer]) -> None:
-        """As the judge does."""
+        """See Judge."""
         self.run.heard.append(Heard(place, request, answers))
         super().hear(place, request, answers)
 
-    def see(self, topic: str, record: Any) -> None:  # noqa: ANN401  # what JSON is
-        """As the judge does."""
+    def see(self, topic: str, record: Any) -> None:  # noqa: ANN401  # JSON
+        """See Judge."""
         self.run.seen.append((topic, record))
         super().see(topic, record)
 
 
 @pytest.fixture(scope="module")
 def true_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What a real receiver answered and kept, which is all right."""
+    """A real receiver's answers and records, which are all right."""
     tokens, recorder = Tokens(random.Random(3)), _Recorder()
     with key_server(tokens.keys) as jwks_url:
         run = Fuzz(started(tmp_path_factory.mktemp("fuzz"), tokens, jwks_url), tokens, 3)
@@ -183,7 +183,7 @@ ALTERED: dict[str, Callable[[Run], object]] = {
 
 @pytest.mark.parametrize("name", ALTERED)
 def test_whatever_is_wrong_is_seen(true_run: Run, name: str) -> None:
-    """A run of which one answer or one record was altered has findings; as it was it has none."""
+    """A run with one altered answer or record has findings; the original has none."""
     run = Run(list(true_run.heard), deepcopy(true_run.seen))
     assert not run.wrong()
     ALTERED[name](run)
@@ -191,7 +191,7 @@ def test_whatever_is_wrong_is_seen(true_run: Run, name: str) -> None:
 
 
 def test_another_expectation_is_not_met(true_run: Run) -> None:
-    """A model that wants another status than was answered, or another record, finds that."""
+    """A model that expects another status, or another record, has findings."""
     at = true_run.first(204)
     place, request, answers = true_run.heard[at]
     *lines, line = request.right[204]

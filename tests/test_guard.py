@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def descendants(process_id: int) -> Iterator[int]:
-    """What a process started, what that started, and so on."""
+    """The descendants of a process."""
     for child in children(process_id):
         yield child
         yield from descendants(child)
@@ -60,7 +60,7 @@ def test_a_run_that_is_ended_leaves_nothing(
 
 
 def test_what_hides_is_found(tmp_path: Path) -> None:
-    """A process ends with the guarded one though it leads a session, stands still, and its parent is gone."""
+    """A process ends with the guarded one though it leads a session, is paused, and its parent is gone."""
     code = (
         "import subprocess, sys, time; from tests.guard import guarded; guarded(); guarded()\n"
         "subprocess.run([*sys.argv[1:]], check=True); print('started', flush=True); time.sleep(3600)"
@@ -82,5 +82,5 @@ def test_what_hides_is_found(tmp_path: Path) -> None:
 
 
 def state(process_id: int) -> str:
-    """The state of a process as the kernel has it."""
+    """The state of a process in the kernel."""
     return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]

@@ -1,7 +1,7 @@
-"""Transactions that hang: a partition that had no leader when its transaction was ended never hears of the end.
+"""Hanging transactions: a partition without a leader at the end of its transaction never gets the marker.
 
-Brokers of 4.x call such a transaction complete (KAFKA-20734). What it wrote there is neither committed nor aborted,
-until the next marker of the same producer id comes along, whatever that one is about.
+Brokers of 4.x call such a transaction complete (KAFKA-20734). Its records there are neither committed nor aborted,
+until the next marker of the same producer id comes, whatever that one is about.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from tests.test_export import Directory
 
 PARTITIONS = 8
 SESSIONS = [f"s{number:03}" for number in range(80)]
-#: A transaction times out after 15 s; on a slow machine a broker's end may take longer.
+#: A transaction times out after 15 s; on a slow machine a broker may take longer to end it.
 _ATTEMPTS = 5
 _TOPICS = ("status", "unavailable", "sessions")
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three brokers, of which one can be away, and then leads partitions that have no other replica."""
+    """Three brokers, of which one can be stopped; it then leads partitions without another replica."""
     need_kafka()
     properties = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}
     with Cluster(tmp_path_factory.mktemp("hanging"), 3, properties=properties) as made:
@@ -78,7 +78,7 @@ class Stage:
             await asyncio.wait({running})
 
     async def ends(self, isolation: str, *, without: int | None = None) -> dict[TopicPartition, int]:
-        """Where the partitions of the output topics end, but for those that a broker leads which is away."""
+        """The ends of the output topics' partitions, except those that a stopped broker leads."""
         leaders = self.cluster.metadata().leaders
         partitions = [
             TopicPartition(f"{self.prefix}.{topic}", number)
@@ -91,26 +91,26 @@ class Stage:
         return found
 
     async def open_partitions(self, *, without: int | None = None) -> set[TopicPartition]:
-        """Where a transaction is open: the uncommitted end is beyond the committed one."""
+        """The partitions with an open transaction: their end is beyond what is committed."""
         uncommitted = await self.ends("read_uncommitted", without=without)
         committed = await self.ends("read_committed", without=without)
         return {each for each, end in uncommitted.items() if committed[each] < end}
 
     def hold_back(self) -> None:
-        """No transaction is ended any more, once records were written."""
+        """Hold back the ends of transactions, once records were written."""
         before = self._writes_count()
         for proxy in self.proxies:
             proxy.hold_back(END_TXN, when=lambda: self._writes_count() > before)
 
     def let_through(self, *, lost: bool = False) -> None:
-        """Let transactions be ended again; what was held back arrives now, or is lost with its connections."""
+        """Let transactions end again; the requests held back arrive now, or are lost with their connections."""
         for proxy in self.proxies:
             if lost:
                 proxy.cut()
             proxy.let_through(END_TXN)
 
     async def all_have_written(self, count: int = PARTITIONS) -> None:
-        """Wait until so many writers want to end a transaction, all lanes or fewer."""
+        """Wait until this many writers want to end a transaction."""
         await until(lambda: sum(each.held[END_TXN] for each in self.proxies) >= count, "all of them commit")
 
     def _router(self, **settings: str) -> KafkaReceiver:
@@ -130,7 +130,7 @@ class Stage:
         pytest.fail(f"each lane has one broker: {leaders}")
 
     async def end_without_a_broker(self, then: Callable[[], None] = lambda: None) -> None:
-        """Let the transactions be ended while some of their partitions have no leader, and then have one again.
+        """Let transactions end while some of their partitions have no leader, and then have one again.
 
         `then` is called once the leader is gone; without it the transactions end by their time limit.
         """
@@ -148,7 +148,7 @@ class Stage:
         await asyncio.to_thread(self.cluster.start)
 
     async def all_routed(self) -> None:
-        """Wait until the router has nothing left to do, and consumers see all that it did."""
+        """Wait until the router has routed all, and consumers see its records."""
 
         def is_done() -> bool:
             lags = self.router.samples("qod_receiver_inbox_lag")
@@ -160,7 +160,7 @@ class Stage:
                 await asyncio.sleep(0.1)
 
     async def committed(self) -> bool:
-        """Whether any lane's position was committed beyond its beginning."""
+        """Whether any lane committed a position beyond its beginning."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.cluster.bootstrap)
         await admin.start()
         try:
@@ -170,14 +170,14 @@ class Stage:
         return any(each.offset > 0 for each in positions.values())
 
     async def told(self, topic: str) -> Counter[int]:
-        """How many sessions have so many records on a topic, repeated ones counted too."""
+        """The number of sessions with this many records on a topic, repeated ones counted too."""
         found = await asyncio.to_thread(told_on, self.cluster.bootstrap, f"{self.prefix}.{topic}", PARTITIONS)
         return Counter(len(found.get(each, ())) for each in SESSIONS)
 
 
 @asynccontextmanager
 async def staged(cluster: Cluster, directory: Path, prefix: str, *, routed: bool = True) -> AsyncIterator[Stage]:
-    """A stage, whose router routes all partitions unless it is not wanted."""
+    """A stage whose router routes all partitions, unless `routes` is false."""
     stage = Stage(cluster, directory, prefix)
     try:
         for proxy in stage.proxies:
@@ -192,7 +192,7 @@ async def staged(cluster: Cluster, directory: Path, prefix: str, *, routed: bool
 
 
 async def until(done: Callable[[], object], what: str) -> None:
-    """Wait for what nobody tells of."""
+    """Wait for a condition by asking again and again."""
     try:
         async with asyncio.timeout(SECONDS_MAX):
             while not await asyncio.to_thread(done):  # noqa: ASYNC110  # the same
@@ -219,7 +219,7 @@ async def test_what_hangs_of_a_dead_owner_is_not_committed(cluster: Cluster, tmp
 async def test_what_hangs_is_judged_by_the_positions_of_all_groups(
     cluster: Cluster, tmp_path: Path, topic_prefix: str
 ) -> None:
-    """Records that a router of another group committed do not make the transaction that hangs look committed."""
+    """Records that a router of another group committed do not make a hanging transaction look committed."""
     async with staged(cluster, tmp_path, topic_prefix) as stage:
         await stage.append("R1")
         await stage.all_routed()
@@ -242,7 +242,7 @@ async def test_what_hangs_is_judged_by_the_positions_of_all_groups(
 async def test_what_was_committed_is_not_aborted_with_the_next(
     cluster: Cluster, tmp_path: Path, topic_prefix: str
 ) -> None:
-    """A commit whose marker is missing on some partitions is not undone when the transaction after it is aborted."""
+    """A commit whose marker is missing on some partitions is not undone when the next transaction is aborted."""
     for attempt in range(_ATTEMPTS):
         async with staged(cluster, tmp_path / str(attempt), f"{topic_prefix}-{attempt}") as stage:
             stage.hold_back()

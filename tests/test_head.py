@@ -1,4 +1,4 @@
-"""Heads: what is read of them, and that one which is known by its bytes is read as if it had been parsed."""
+"""Heads: what is read of them, and that a head recognized by its bytes gives the same as the parser."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,16 @@ PLAIN = (("Host", "a"), ("Authorization", "Bearer x"), ("Content-Length", "300")
 
 
 def written(lines: Lines) -> bytes:
-    """A head, as a sender writes it."""
+    """A head as a sender writes it."""
     return "\r\n".join(["POST /n HTTP/1.1", *(f"{name}: {value}" for name, value in lines), "", ""]).encode("latin-1")
 
 
 def parsed(content: bytes) -> Head | None:
-    """What the parser makes of a head, None where it refuses it."""
+    """The parser's result for a head, None if it refuses it."""
     headers: list[tuple[bytes, bytes]] = []
 
     class Heard:
-        """What the parser tells."""
+        """The parser's events."""
 
         def on_header(self, name: bytes, value: bytes) -> None:
             """See httptools."""
@@ -48,7 +48,7 @@ def parsed(content: bytes) -> Head | None:
     ],
 )
 def test_a_head_is_known_again(lines: Lines) -> None:
-    """Another request of the same sender is known, with its own length, correlator and traceparent."""
+    """Another request of the same sender is recognized, with its own length, correlator and traceparent."""
     known = KnownHeads()
     first = parsed(written(lines))
     assert first is not None
@@ -75,10 +75,10 @@ VALUES = ["1", "300", "0300", "9" * 13, "abc", "a b", " c", "d ", "a=b", "", TRA
 LINES = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=5)
 
 
-@example([[("X-Correlator", "1"), ("X-Correlator", "a b")]], [])  # the last one counts, and is none
+@example([[("X-Correlator", "1"), ("X-Correlator", "a b")]], [])  # the last one counts, and is invalid
 @given(st.lists(LINES, min_size=1, max_size=4), LINES)
 def test_a_known_head_is_read_as_if_it_was_parsed(before: Sequence[Lines], lines: Lines) -> None:
-    """Whatever heads are remembered, one that is found among them is what the parser and the reader make of it."""
+    """For any remembered heads, one that is found among them gives the same as the parser and the reader."""
     known = KnownHeads()
     for each in before:
         content = written([*PLAIN[:2], *each])
@@ -93,7 +93,7 @@ def test_a_known_head_is_read_as_if_it_was_parsed(before: Sequence[Lines], lines
 
 
 def test_a_token_is_never_taken_for_known() -> None:
-    """A head whose token stands where a request's own values do is not known again."""
+    """A head with its token in the place of a request's own values is not recognized."""
     known = KnownHeads([b"x-request-id"])
     content = written([*PLAIN, ("X-Request-Id", "a-token")])
     known.remember(content, read_head([(b"host", b"a"), (b"x-request-id", b"a-token")], [b"x-request-id"]))
@@ -102,7 +102,7 @@ def test_a_token_is_never_taken_for_known() -> None:
 
 
 def test_heads_that_never_come_again_are_hardly_remembered() -> None:
-    """Of a sender whose every head differs few are remembered, and one that comes again is known in the end."""
+    """Of a sender whose every head differs few are remembered, and one that comes again is recognized in the end."""
     known = KnownHeads()
     for number in range(5_000):
         content = written([*PLAIN, ("X-Mine", f"{number}")])
@@ -119,7 +119,7 @@ def test_heads_that_never_come_again_are_hardly_remembered() -> None:
 
 
 def test_a_length_that_is_not_told() -> None:
-    """A head without a length has none, and one of many digits is longer than any body."""
+    """A head without a length has none, and a length of too many digits counts as longer than any body."""
     assert read_head([(b"host", b"a")]).length == UNTOLD
     assert read_head([(b"host", b"a"), (b"content-length", b"9" * 4_000)]).length >= 10**12
 

@@ -1,4 +1,4 @@
-"""Issuers' keys, fetched from a real server on the loopback interface that is well, ill, slow or lying."""
+"""Issuers' keys, fetched from a real server on the loopback interface that works, fails, is slow or lies."""
 
 import asyncio
 import contextlib
@@ -23,31 +23,31 @@ from tests.limits import SECONDS_MAX
 ISSUER = "https://auth.operator.example"
 AUDIENCE = "qod-receiver.example"
 PRIVATE = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("k-1", "k-2", "k-3")}
-#: No test waits that long: where it is a time limit, it isn't reached, and where it is a pause, it isn't over.
+#: Longer than any test waits: as a time limit it is never reached, and as a pause it never ends.
 LONG = SECONDS_MAX
 ANSWER_BYTES_MAX = 1024 * 1024
 
 
 def jwk(name: str, **members: object) -> dict[str, Any]:
-    """A public key as its issuer shows it, with other members, or without those that are `...`."""
+    """A public key as its issuer publishes it, with other members, or without those that are `...`."""
     told = ECAlgorithm.to_jwk(PRIVATE[name].public_key(), as_dict=True) | {"kid": name, "use": "sig"} | members
     return {member: value for member, value in told.items() if value is not ...}
 
 
 def key_set(*names: str) -> bytes:
-    """The answer of an issuer that has these keys."""
+    """The answer of an issuer with these keys."""
     return json.dumps({"keys": [jwk(name) for name in names]}).encode()
 
 
 def bearer(name: str, key_id: str | None = None, *, anonymous_key: bool = False, issuer: str = ISSUER) -> bytes:
-    """A value of Authorization, with a token that is signed by this key, under its own name or another or none."""
+    """A value of Authorization with a token signed by this key, under its own name, another, or none."""
     claims = {"iss": issuer, "aud": AUDIENCE, "sub": "acme", "exp": time.time() + 3600}
     headers = {} if anonymous_key else {"kid": key_id or name}
     return b"Bearer " + jwt.encode(claims, PRIVATE[name], "ES256", headers).encode()
 
 
 class KeyServer(ThreadingHTTPServer):
-    """An issuer's key server. What it answers can be changed at any time; it counts how often it was asked."""
+    """An issuer's key server. Its answer can be changed at any time, and it counts the requests."""
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -63,17 +63,17 @@ class KeyServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the keys are."""
+        """The URL of the keys."""
         return f"http://127.0.0.1:{self.server_port}/keys"
 
     def count(self) -> None:
-        """Somebody asks."""
+        """Count a request."""
         with self._arrival:
             self.asked += 1
             self._arrival.notify_all()
 
     def wait_until_asked(self, times: int) -> bool:
-        """Wait until it has been asked so many times; returns whether it was."""
+        """Wait until there were this many requests; returns whether there were."""
         with self._arrival:
             return self._arrival.wait_for(lambda: self.asked >= times, timeout=SECONDS_MAX)
 
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: KeyServer
 
     def do_GET(self) -> None:
-        """Answer as the server was told to; what is slow ends with the test."""
+        """Answer as the test set it; a slow answer ends with the test."""
         server = self.server
         status, headers, content = server.status, server.headers, server.content
         server.count()
@@ -100,12 +100,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 @contextlib.contextmanager
 def serving(port: int = 0) -> Iterator[KeyServer]:
-    """A key server that is well and has the key k-1."""
+    """A key server that works and has the key k-1."""
     with KeyServer(port) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
@@ -164,7 +164,7 @@ async def unavailability(authenticate: Asked, authorization: bytes) -> Unavailab
 
 
 async def test_keys_are_fetched_once(server: KeyServer) -> None:
-    """The first token of an issuer makes one request for its keys; the tokens after it make none."""
+    """The first token of an issuer makes one request for its keys; later tokens make none."""
     authenticate = authenticator(server)
     assert server.asked == 0
     for _ in range(5):
@@ -173,7 +173,7 @@ async def test_keys_are_fetched_once(server: KeyServer) -> None:
 
 
 async def test_tokens_that_need_no_keys_fetch_none(server: KeyServer) -> None:
-    """Nobody is asked about a token that no issuer of ours is said to have signed."""
+    """A token of an unknown issuer makes no request."""
     authenticate = authenticator(server)
     foreign = jwt.encode({"iss": "https://evil.example"}, PRIVATE["k-1"], "ES256", {"kid": "k-1"})
     for authorization in (None, b"Bearer x", b"Bearer a.b.c", b"Basic eDp5", b"Bearer " + foreign.encode()):
@@ -183,7 +183,7 @@ async def test_tokens_that_need_no_keys_fetch_none(server: KeyServer) -> None:
 
 
 async def test_an_unknown_key_refreshes(server: KeyServer) -> None:
-    """A token that names an unknown key makes the keys be fetched again, and is refused if it is not among them."""
+    """A token with an unknown key has the keys fetched again, and is refused if its key is not among them."""
     authenticate = authenticator(server)
     assert await authenticate(bearer("k-1")) == "acme"
     told = await refusal(authenticate, bearer("k-2"))
@@ -196,7 +196,7 @@ async def test_an_unknown_key_refreshes(server: KeyServer) -> None:
 
 
 async def test_refreshing_is_limited(server: KeyServer) -> None:
-    """Tokens with made-up keys don't make us a flood: until we may ask again they are 503, for they may be right."""
+    """Tokens with made-up keys don't flood the issuer: until it may be asked again they are 503."""
     authenticate = authenticator(server, pause=LONG)
     assert await authenticate(bearer("k-1")) == "acme"
     for number in range(20):
@@ -217,7 +217,7 @@ async def test_refreshing_is_possible_after_a_pause(server: KeyServer) -> None:
 
 
 async def test_keys_rotate(server: KeyServer) -> None:
-    """A new key is taken once a token is signed with it; the old one, as long as its issuer shows it, and no longer."""
+    """A new key is accepted once a token is signed with it; the old one as long as its issuer publishes it."""
     authenticate, old = authenticator(server), bearer("k-1")
     assert await authenticate(old) == "acme"
     server.content = key_set("k-1", "k-2")
@@ -230,7 +230,7 @@ async def test_keys_rotate(server: KeyServer) -> None:
 
 
 async def test_tokens_that_name_no_key_survive_a_rotation(server: KeyServer) -> None:
-    """A token without a key's name makes the keys be fetched again where none of those at hand signed it."""
+    """A token without a key's name has the keys fetched again if none of the known ones signed it."""
     authenticate = authenticator(server)
     assert await authenticate(bearer("k-1", anonymous_key=True)) == "acme"
     server.content = key_set("k-2", "k-3")
@@ -238,7 +238,7 @@ async def test_tokens_that_name_no_key_survive_a_rotation(server: KeyServer) -> 
 
 
 async def test_the_only_key_needs_no_name(server: KeyServer) -> None:
-    """A token that names no key is checked with the only key there is, whether that has a name or not."""
+    """A token that names no key is checked with the only key, whether that has a name or not."""
     for only in (jwk("k-1"), jwk("k-1", kid=...), jwk("k-1", use=...)):
         server.content = json.dumps({"keys": [only]}).encode()
         authenticate = authenticator(server, sender="fixed")
@@ -247,7 +247,7 @@ async def test_the_only_key_needs_no_name(server: KeyServer) -> None:
 
 
 async def test_keys_for_other_purposes_are_passed_over(server: KeyServer) -> None:
-    """Keys for encryption, of unknown kinds or broken do not hide those that sign, and are not used."""
+    """Keys for encryption, of unknown kinds or broken don't hide those that sign, and are not used."""
     odd = [{"kty": "new"}, {}, "x", None, {"kty": "EC", "kid": "k-3"}, jwk("k-2", use="enc")]
     server.content = json.dumps({"keys": [*odd, jwk("k-1")], "more": 1}).encode()
     authenticate = authenticator(server)
@@ -256,7 +256,7 @@ async def test_keys_for_other_purposes_are_passed_over(server: KeyServer) -> Non
     await refusal(authenticate, bearer("k-3"))
 
 
-# Issuers that are not well. Each row is what such a one answers.
+# Issuers that fail. Each row is the answer of one.
 
 PADDED = key_set("k-1").ljust(ANSWER_BYTES_MAX)
 ILL: dict[str, dict[str, Any]] = {
@@ -292,7 +292,7 @@ PATIENCE = 2.0
 
 
 def time_limit(illness: dict[str, Any]) -> float:
-    """A time limit that only those reach who are slow."""
+    """A time limit that only slow issuers reach."""
     return PATIENCE if illness.keys() & {"silent", "trickling"} else LONG
 
 
@@ -304,7 +304,7 @@ def fall_ill(server: KeyServer, illness: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("illness", ILL.values(), ids=ILL)
 async def test_an_issuer_that_was_never_well_is_503(server: KeyServer, illness: dict[str, Any]) -> None:
-    """Without an issuer's keys no token of its is known to be wrong: 503, never 401, and within the time limit."""
+    """Without an issuer's keys its tokens are 503, never 401, within the time limit."""
     fall_ill(server, illness)
     authenticate = authenticator(server, pause=LONG, timeout=time_limit(illness))
     told = await unavailability(authenticate, bearer("k-1"))
@@ -315,7 +315,7 @@ async def test_an_issuer_that_was_never_well_is_503(server: KeyServer, illness: 
 
 @pytest.mark.parametrize("illness", ILL.values(), ids=ILL)
 async def test_an_issuer_that_falls_ill_keeps_its_keys(server: KeyServer, illness: dict[str, Any]) -> None:
-    """An answer that is none takes no key away: tokens go on to be taken, and unknown keys are 503."""
+    """A wrong answer removes no key: tokens with known keys are accepted, and unknown keys are 503."""
     authenticate = authenticator(server, timeout=time_limit(illness))
     assert await authenticate(bearer("k-1")) == "acme"
     fall_ill(server, illness)
@@ -325,7 +325,7 @@ async def test_an_issuer_that_falls_ill_keeps_its_keys(server: KeyServer, illnes
 
 
 async def test_an_issuer_that_nobody_answers_for_is_503() -> None:
-    """Where nothing listens, tokens are 503, until something does."""
+    """If nothing listens there, tokens are 503, until a server does."""
     with serving() as server:
         port = server.server_port
     authenticate, token = authenticator(f"http://127.0.0.1:{port}/keys"), bearer("k-1")
@@ -335,7 +335,7 @@ async def test_an_issuer_that_nobody_answers_for_is_503() -> None:
 
 
 async def test_an_issuer_that_recovers_is_asked_again(server: KeyServer) -> None:
-    """Once an issuer is well, the same token that was 503 is taken."""
+    """Once an issuer works, the same token that was 503 is accepted."""
     server.status = 503
     authenticate, token = authenticator(server), bearer("k-1")
     await unavailability(authenticate, token)
@@ -345,23 +345,23 @@ async def test_an_issuer_that_recovers_is_asked_again(server: KeyServer) -> None
 
 @pytest.mark.parametrize("content", [PADDED, gzip.compress(PADDED)], ids=["plain", "packed"])
 async def test_the_longest_answer_is_read(server: KeyServer, content: bytes) -> None:
-    """An answer of 1 MiB is read, packed or not."""
+    """An answer of 1 MiB is read, compressed or not."""
     server.content = content
     if content is not PADDED:
         server.headers = {"Content-Encoding": "gzip"}
     assert await authenticator(server)(bearer("k-1")) == "acme"
 
 
-# Several at a time.
+# Simultaneous requests.
 
 
-#: Less than a fetch takes in these tests: what is asked in spite of it was asked by turns.
+#: Less than a fetch takes in these tests: a second request would have to be made one after the other.
 SHORT = 1.0
 
 
 @pytest.mark.parametrize("pause", [SHORT, LONG])
 async def test_requests_at_a_time_make_one_fetch(server: KeyServer, pause: float) -> None:
-    """However many requests want an issuer's keys at a time, it is asked once, and all of them are answered by that."""
+    """However many requests need an issuer's keys at a time, it is asked once, and that answers all of them."""
     server.pause_seconds = 2.0
     authenticate = authenticator(server, pause=pause)
     assert await asyncio.gather(*(authenticate(bearer("k-1")) for _ in range(30))) == ["acme"] * 30
@@ -369,7 +369,7 @@ async def test_requests_at_a_time_make_one_fetch(server: KeyServer, pause: float
 
 
 async def test_few_strangers_wait_for_keys(server: KeyServer) -> None:
-    """Of requests whose sender is not known yet 512 wait for keys at most, more are 503; known senders go on."""
+    """Of requests with an unknown sender at most 512 wait for keys, more are 503; known senders go on."""
     authenticate = authenticator(server)
     assert await authenticate(bearer("k-1")) == "acme"
     server.silent = True
@@ -395,7 +395,7 @@ async def test_requests_at_a_time_fail_together(server: KeyServer, pause: float)
 
 
 async def test_keys_that_were_on_their_way_are_not_current(server: KeyServer) -> None:
-    """A token that came while keys were being fetched is not refused by them: they may have been sent before it was."""
+    """A token that came during a fetch is not refused by its keys: they may be older than the token."""
     server.pause_seconds = 2.0
     authenticate = authenticator(server, pause=LONG)
     first = asyncio.create_task(authenticate(bearer("k-1")))
@@ -406,7 +406,7 @@ async def test_keys_that_were_on_their_way_are_not_current(server: KeyServer) ->
 
 
 async def test_known_keys_do_not_wait_for_unknown_ones(server: KeyServer) -> None:
-    """While keys are being fetched, tokens whose keys are at hand are taken without waiting."""
+    """During a fetch, tokens with known keys are accepted without waiting."""
     authenticate = authenticator(server)
     assert await authenticate(bearer("k-1")) == "acme"
     server.pause_seconds = 2.0
@@ -432,12 +432,12 @@ async def test_issuers_do_not_wait_for_each_other(server: KeyServer) -> None:
         await waiting
 
 
-# Keys that become old.
+# Old keys.
 
 
 @contextlib.asynccontextmanager
 async def kept_fresh(authenticate: Asked) -> AsyncIterator[None]:
-    """While this lasts, the keys are kept fresh."""
+    """Keep the keys fresh for as long as the block lasts."""
     task = asyncio.create_task(authenticate.keep_fresh())
     try:
         yield
@@ -449,12 +449,12 @@ async def kept_fresh(authenticate: Asked) -> AsyncIterator[None]:
 
 
 async def until_asked(server: KeyServer, times: int) -> None:
-    """Wait until the server has been asked so many times."""
+    """Wait until there were this many requests."""
     assert await asyncio.to_thread(server.wait_until_asked, times)
 
 
 async def test_keys_are_fetched_before_they_are_wanted(server: KeyServer) -> None:
-    """Keys are fetched at the start, without a token that wants them, and not again while they are young."""
+    """Keys are fetched at the start, without a token, and not again while they are young."""
     authenticate = authenticator(server, pause=LONG)
     async with kept_fresh(authenticate):
         await until_asked(server, 1)
@@ -464,7 +464,7 @@ async def test_keys_are_fetched_before_they_are_wanted(server: KeyServer) -> Non
 
 
 async def test_old_keys_are_fetched_anew(server: KeyServer) -> None:
-    """Old keys are replaced with no token asking for it; until there are new ones, whatever fails, they are used."""
+    """Old keys are replaced without a token; while the issuer fails, the old ones are used."""
     authenticate, old = authenticator(server, pause=0.5, age_max=0.1), bearer("k-1")
     assert await authenticate(old) == "acme"
     fall_ill(server, ILL["is a list"])
@@ -473,7 +473,7 @@ async def test_old_keys_are_fetched_anew(server: KeyServer) -> None:
         await until_asked(server, 2)
         assert await authenticate(old) == "acme"
         server.content = key_set("k-2")
-        # Once it asks again, what it was told the time before is in use.
+        # Once it asks again, the answer of the time before is in use.
         await until_asked(server, 4)
         with pytest.raises((Refused, Unavailable)):
             await authenticate(old)

@@ -1,4 +1,4 @@
-"""Routers that share the work through Kafka alone, and an edge that goes on without it."""
+"""Routers that share the work through Kafka alone, and an edge that goes on without Kafka."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -35,7 +35,7 @@ _SPOOL_BYTES_MAX = 4 * 1024 * 1024
 
 
 class Site:
-    """Topics of its own on the cluster, and whatever runs on them."""
+    """Topics of a test on the cluster, and the parts that run on them."""
 
     def __init__(self, brokers: Brokers, prefix: str) -> None:
         self.connection = KafkaConnection([brokers.bootstrap], Security().options())
@@ -51,14 +51,14 @@ class Site:
         return other
 
     async def ends(self) -> int:
-        """How many records the inbox has."""
+        """The number of records in the inbox."""
         async with reading(self.connection, "read_uncommitted") as consumer:
             places = [TopicPartition(self.plan.inbox, each) for each in range(PARTITIONS)]
             return sum((await consumer.end_offsets(places)).values())
 
     @asynccontextmanager
     async def inbox(self, append_timeout_seconds: float = 30) -> AsyncIterator[KafkaInbox]:
-        """An inbox that is at work."""
+        """An inbox at work."""
         inbox = KafkaInbox(self.connection, self.plan.inbox, append_timeout_seconds=append_timeout_seconds)
         async with _running(inbox.run()):
             async with asyncio.timeout(SECONDS_MAX):
@@ -84,7 +84,7 @@ class Site:
             async with asyncio.timeout(SECONDS_MAX):
                 cursor: dict[int, int] = {}
                 while not enough(found):
-                    with suppress(Unavailable):  # a broker that stood still may be away for a moment
+                    with suppress(Unavailable):  # a broker that was paused may be away for a moment
                         cursor = cursor or dict(await reader.beginning(topic))
                         found += await reader.records(topic, cursor, COUNT_MAX)
                     await asyncio.sleep(0.02)
@@ -105,14 +105,14 @@ async def _running(call: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def site(kafka: Brokers, topic_prefix: str) -> Site:
-    """Four partitions that nothing was ever written to."""
+    """Four partitions without a record."""
     made = Site(kafka, topic_prefix)
     await create(made.connection, made.plan)
     return made
 
 
 async def until(done: Callable[[], bool]) -> None:
-    """Wait for what nobody tells of: a minute at most."""
+    """Wait for a condition by asking again and again, for a minute at most."""
     async with asyncio.timeout(SECONDS_MAX):
         while not done():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.02)
@@ -159,7 +159,7 @@ async def test_a_dead_letter_that_was_appended_twice_dies_once(site: Site, telem
 async def test_the_spool_keeps_what_kafka_cannot(
     site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path
 ) -> None:
-    """While the broker stands still appends are kept on disk; then they are routed, once each, in order per session."""
+    """While the broker is paused appends are kept on disk; then they are routed, once each, in order per session."""
     async with site.inbox(append_timeout_seconds=3) as inbox:
         spool = _spool(tmp_path, inbox, telemetry)
         try:
@@ -188,7 +188,7 @@ async def test_the_spool_keeps_what_kafka_cannot(
 async def test_a_spool_is_drained_after_a_restart(
     site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path
 ) -> None:
-    """What waited on the disk when the process ended goes to Kafka after the next start."""
+    """Notifications on the disk of a process that ended go to Kafka after the next start."""
     async with site.inbox(append_timeout_seconds=3) as inbox:
         spool = _spool(tmp_path, inbox, telemetry)
         kafka_cluster.pause(0)
@@ -209,7 +209,7 @@ async def test_a_spool_is_drained_after_a_restart(
 
 
 async def test_routers_of_two_groups(site: Site, telemetry: Telemetry) -> None:
-    """Where routers have different names for their group, each event has its effect once, and both say so."""
+    """With routers in two groups each event has its effect once, and both report the other."""
     other = copy(site)
     other.topics = Topics.of(site.prefix, "router-b", site.router.topics)
     sessions = [f"s{number:02}" for number in range(40)]
@@ -226,8 +226,8 @@ async def test_routers_of_two_groups(site: Site, telemetry: Telemetry) -> None:
 async def test_a_batch_is_appended_twice(
     site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path, between: str
 ) -> None:
-    """Where Kafka's answer to a batch is lost, all of it is in the inbox twice and has its effects once: 400 changes of
-    one session, more than it remembers, and 3,000 dead letters, whatever router decides on the second ones.
+    """If Kafka's answer to a batch is lost, the inbox has all of it twice and it has its effects once: 400 changes of
+    one session, more than it remembers, and 3,000 dead letters, whichever router decides on the second ones.
     """
     times = range(400)
     flaps = [posted(f"{'AU'[second % 2]}{second}#{second}", session_id="flaps") for second in times]
@@ -273,7 +273,7 @@ def _value(record: Record) -> bytes:
 
 
 async def _kept(inbox: KafkaInbox, notification: Notification) -> None:
-    """Append it, again where a broker that has only just made the topic did not know it yet."""
+    """Append, again if the broker does not know the new topic yet."""
     while True:
         async with asyncio.timeout(SECONDS_MAX):
             await inbox.connected.wait()
@@ -305,7 +305,9 @@ async def test_a_full_spool_refuses(site: Site, kafka_cluster: Cluster, telemetr
 async def test_a_spool_takes_no_more_of_the_disk_than_it_may(
     body_bytes: int, site: Site, kafka_cluster: Cluster, telemetry: Telemetry, tmp_path: Path
 ) -> None:
-    """Its limit counts the file with its log and index; once all is in Kafka the file is small, and takes as much."""
+    """The spool's limit counts the file with its log and index; once Kafka has all, the file is small, and takes as
+    much again.
+    """
     counts = []
     async with site.inbox(append_timeout_seconds=2) as inbox:
         spool = _spool(tmp_path, inbox, telemetry, bytes_max=_SPOOL_BYTES_MAX)
@@ -325,7 +327,7 @@ async def test_a_spool_takes_no_more_of_the_disk_than_it_may(
 
 
 async def _fill(spool: Spool, name: str, body_bytes: int) -> int:
-    """Append, many at a time, until that is refused; returns how often it was not."""
+    """Append many notifications at a time until one is refused; returns how many were kept."""
     count = 0
     while True:
         appends = []

@@ -27,7 +27,7 @@ _HEADERS = [("ce_id", b"1"), ("ce_time", b"2026-11-24T10:00:00Z"), ("list", b"a,
 
 @pytest.fixture(scope="module")
 def three_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster that can do without one of its brokers."""
+    """A cluster that can lose one of its brokers."""
     need_kafka()
     with Cluster(tmp_path_factory.mktemp("three"), brokers=3) as cluster:
         yield cluster
@@ -81,7 +81,7 @@ async def test_start_and_start_again(tmp_path: Path) -> None:
 
 
 async def test_restart(kafka_cluster: Cluster, topic_prefix: str) -> None:
-    """A broker that is restarted has its data and its address, and clients that knew it go on."""
+    """A restarted broker has its data and its address, and clients that knew it go on."""
     bootstrap = kafka_cluster.bootstrap
     await _create(bootstrap, topic_prefix)
     async with _producer(bootstrap) as producer:
@@ -109,7 +109,7 @@ async def test_java_reads_what_we_write(kafka: Brokers, topic_prefix: str) -> No
 
 
 async def test_java_partitions(kafka: Brokers, topic_prefix: str) -> None:
-    """The Java producer gives keys the partitions that the client of Python gives them."""
+    """The Java producer gives keys the same partitions as the Python client."""
     await _create(kafka.bootstrap, topic_prefix, partitions=7)
     keys = [f"session-{number}" for number in range(50)]
     choose, partitions = DefaultPartitioner(), list(range(7))
@@ -140,7 +140,7 @@ async def test_kill_the_leader(three_brokers: Cluster, topic_prefix: str) -> Non
 
 
 async def test_pause_the_leader(three_brokers: Cluster, topic_prefix: str) -> None:
-    """A broker that stands still loses its partitions, and is in sync again after it goes on."""
+    """A paused broker loses its partitions, and is in sync again after it goes on."""
     await _create(three_brokers.bootstrap, topic_prefix, replication=3)
     three_brokers.wait_until_ready(SECONDS_MAX)
     paused = three_brokers.leader(topic_prefix)
@@ -167,8 +167,8 @@ def test_no_broker_is_left(tmp_path: Path) -> None:
     until(lambda: not lives(pid), "the broker has ended")
 
 
-class _Token(AbstractTokenProvider):  # type: ignore[misc]  # the client has no types
-    """A token that was got beforehand."""
+class _Token(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
+    """A fixed token."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -189,7 +189,7 @@ def _options(broker: Cluster, mechanism: str, password: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
 async def test_sasl(secure_broker: Cluster, mechanism: str, topic_prefix: str) -> None:
-    """Who has the password, or a token that is not over, can write over TLS, and who has not is refused."""
+    """A client with the password, or with a valid token, can write over TLS; others are refused."""
     await _create(secure_broker.bootstrap, topic_prefix)
     bootstrap = secure_broker.secured("SASL")
     async with _producer(bootstrap, **_options(secure_broker, mechanism, PASSWORD)) as producer:
@@ -216,7 +216,7 @@ async def test_tls(secure_broker: Cluster, topic_prefix: str) -> None:
 
 @pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("false", pytest.skip.Exception)])
 def test_without_java(ci: str, outcome: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is neither Java nor a cluster the tests are skipped and say why, and fail under CI."""
+    """Without Java and without a cluster the tests are skipped with the reason, and fail under CI."""
     for name, value in {"PATH": "", "JAVA_HOME": "", "KAFKA_BOOTSTRAP_SERVERS": "", "CI": ci}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(outcome, match="no Java 17 or newer and KAFKA_BOOTSTRAP_SERVERS is not set"):
@@ -224,14 +224,14 @@ def test_without_java(ci: str, outcome: type[Exception], monkeypatch: pytest.Mon
 
 
 def test_a_cluster_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a cluster is named, no Java is needed."""
+    """With a cluster in the environment no Java is needed."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9092")
     assert unavailable_reason() == ""
 
 
 async def test_a_way_through_proxies(kafka_cluster: Cluster, topic_prefix: str) -> None:
-    """A client on a way meets the proxy alone; a record whose answer was lost is there once after a retry."""
+    """A client on a way uses the proxy alone; a record whose answer was lost is there once after a retry."""
     await _create(kafka_cluster.bootstrap, topic_prefix)
     way = kafka_cluster.way()
     ((listen, target),) = way.proxies
@@ -254,7 +254,7 @@ async def test_a_way_through_proxies(kafka_cluster: Cluster, topic_prefix: str) 
 
 
 class _Line:
-    """A connection through a proxy to a server that answers what it got, and remembers it."""
+    """A connection through a proxy to a server that echoes what it got, and remembers it."""
 
     def __init__(self) -> None:
         self.got = b""
@@ -275,12 +275,12 @@ class _Line:
                 writer.close()
 
     async def connect(self) -> None:
-        """Connect anew."""
+        """Connect again."""
         self._reader, self._writer = await asyncio.open_connection(*self.proxy.listen)
         self._writers.append(self._writer)
 
     async def ask(self, request: bytes, seconds: float = SECONDS_MAX) -> bytes:
-        """The answer to a request; fails when there is none in time."""
+        """The answer to a request; fails if there is none in time."""
         self.say(request)
         return await self.answer(len(request), seconds)
 
@@ -289,11 +289,11 @@ class _Line:
         self._writer.write(request)
 
     async def answer(self, count: int, seconds: float = SECONDS_MAX) -> bytes:
-        """The next bytes that come."""
+        """The next bytes."""
         return await asyncio.wait_for(self._reader.readexactly(count), seconds)
 
     async def end(self) -> bytes:
-        """All that comes until the other side ends the connection."""
+        """All bytes until the other side ends the connection."""
         self._writer.write_eof()
         return await asyncio.wait_for(self._reader.read(), SECONDS_MAX)
 
@@ -312,14 +312,14 @@ class _Line:
 
 @pytest.fixture
 async def line() -> AsyncIterator[_Line]:
-    """A line on which nothing is wrong yet."""
+    """A line without faults."""
     made = _Line()
     async with made.open():
         yield made
 
 
 async def test_proxy_passes_all(line: _Line) -> None:
-    """A proxy that was told nothing carries all bytes in order, and the end of each direction."""
+    """By default a proxy carries all bytes in order, and the end of each direction."""
     sent = os.urandom(1_000_000)
     assert await line.ask(sent) == sent
     assert await line.end() == b""
@@ -327,7 +327,7 @@ async def test_proxy_passes_all(line: _Line) -> None:
 
 
 async def test_proxy_delays(line: _Line) -> None:
-    """A delay holds up each direction so long, without changing the order or slowing what follows."""
+    """A delay holds up each direction for its time, without changing the order or slowing later bytes."""
     line.proxy.delay(2, jitter_seconds=0.02)
     began = time.monotonic()
     for number in range(10):
@@ -339,7 +339,7 @@ async def test_proxy_delays(line: _Line) -> None:
 
 
 async def test_proxy_cuts(line: _Line) -> None:
-    """A cut resets the connections that are, and a new one is well."""
+    """A cut resets the present connections, and a new one works."""
     line.proxy.cut()
     with pytest.raises(ConnectionResetError):
         await line.ask(b"lost")
@@ -362,7 +362,7 @@ async def test_proxy_down(line: _Line) -> None:
 
 
 async def test_proxy_black_hole(line: _Line) -> None:
-    """What goes into a black hole never arrives, new connections fare the same, and healing resets all of them."""
+    """Bytes in a black hole never arrive, on new connections too, and healing resets all of them."""
     line.proxy.black_hole()
     for _ in range(2):
         with pytest.raises(TimeoutError):
@@ -378,7 +378,7 @@ async def test_proxy_black_hole(line: _Line) -> None:
 
 
 async def test_proxy_holds(line: _Line) -> None:
-    """What is held arrives when the proxy is healed, on the connection that it was sent on."""
+    """Held bytes arrive when the proxy is healed, on the connection that they were sent on."""
     line.proxy.hold()
     with pytest.raises(TimeoutError):
         await line.ask(b"late", seconds=0.1)
@@ -401,7 +401,7 @@ async def test_proxy_loses_answers(line: _Line) -> None:
 
 
 async def test_proxy_without_a_server() -> None:
-    """A connection is ended when there is nothing behind the proxy."""
+    """A connection is ended if nothing listens behind the proxy."""
     async with Proxy(("127.0.0.1", 0), ("127.0.0.1", 1)) as proxy:
         reader, writer = await asyncio.open_connection(*proxy.listen)
         with pytest.raises(ConnectionResetError):

@@ -1,4 +1,4 @@
-"""What others read that we wrote, and what we make of what others wrote: Java's clients, and the SDK of CloudEvents."""
+"""Our records read by others, and others' records read by us: Java's clients, and the SDK of CloudEvents."""
 
 import asyncio
 import hashlib
@@ -47,14 +47,14 @@ from tests.receiver_process import COMMAND
 from tests.samples import HOUR, SENDER, bare, body, posted, told
 from tests.test_schemas import SAMPLES, VALIDATORS
 
-#: What a dead letter has of a key that is too long for one.
+#: The key of a dead letter whose own key is too long.
 CUT_KEY = "k" * 257
 
 PARTITIONS = 3
 TOKEN = "interop"
 TOPICS = ("status", "unavailable", "sessions", "dead-letter")
 
-#: Session ids of every length modulo four, beyond ASCII, beyond the first plane of Unicode, and as long as they may be.
+#: Session ids of every length modulo four, beyond ASCII, beyond Unicode's first plane, and of the greatest length.
 SESSION_IDS = [
     "s",
     "s2",
@@ -75,7 +75,7 @@ BODIES = [
     *CONFORMING,
     *(bare(session_id) for session_id in SESSION_IDS),
     body(told("A1#ä-漢", "headers")[0], source="/ä/漢?q=🎉", id="ä-漢-🎉"),
-    body(told("A5", "s")[0]),  # behind
+    body(told("A5", "s")[0]),  # late
     b"{",
     b"\xff\xfe\x00not UTF-8",
     b'{\r\n\t"sessionId": "tabs"\r\n}',
@@ -84,7 +84,7 @@ FORGOTTEN = "forgotten"
 
 
 class Site(NamedTuple):
-    """A prefix and a directory of their own."""
+    """A prefix and a directory of a test."""
 
     kafka: Brokers
     prefix: str
@@ -93,12 +93,12 @@ class Site(NamedTuple):
 
     @property
     def connection(self) -> KafkaConnection:
-        """How to get there."""
+        """The connection to the cluster."""
         return KafkaConnection([self.kafka.bootstrap], Security().options())
 
     @property
     def router(self) -> Router:
-        """What the router decides with."""
+        """The router with the site's settings."""
         return build_router(self.settings)
 
     @property
@@ -113,7 +113,7 @@ def site_of(kafka: Brokers, prefix: str, directory: Path) -> Site:
     config.write_text(
         f"prefix = '{prefix}'\ndata = '{directory / 'data'}'\n"
         f"[kafka]\nbootstrap_servers = '{kafka.bootstrap}'\npartitions = {PARTITIONS}\n"
-        # What was received 97 hours ago keeps its time.
+        # A notification received 97 hours ago keeps its time.
         f"[retention]\ntopics_hours = 336\n"
         f"[[auth.tokens]]\nsender = '{SENDER}'\nsha256 = '{hashlib.sha256(TOKEN.encode()).hexdigest()}'\n"
     )
@@ -124,7 +124,7 @@ def site_of(kafka: Brokers, prefix: str, directory: Path) -> Site:
 
 @contextmanager
 def process(site: Site, role: str) -> Iterator[dict[str, str]]:
-    """A process with this role, and the addresses that it tells."""
+    """A process in this role, and the addresses that it printed."""
     command = [*COMMAND, "serve", "--role", role, "--config", str(site.config), "--port", "0", "--ops-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         limit = threading.Timer(2 * SECONDS_MAX, running.kill)
@@ -139,7 +139,7 @@ def process(site: Site, role: str) -> Iterator[dict[str, str]]:
 
 
 class Written(NamedTuple):
-    """What Java read of each topic after a run."""
+    """The records of each topic after a run, as Java read them."""
 
     site: Site
     bodies: Sequence[bytes]
@@ -154,7 +154,7 @@ class Written(NamedTuple):
 
 @pytest.fixture(scope="module")
 def written(kafka: Brokers, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """What lies on the topics after notifications of every dialect went through an edge and a router."""
+    """The topics after notifications of every dialect went through an edge and a router."""
     site = site_of(kafka, f"t{secrets.token_hex(6)}", tmp_path_factory.mktemp("interop"))
     headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/cloudevents+json"}
     asyncio.run(_long_ago(site))
@@ -182,7 +182,7 @@ def written(kafka: Brokers, tmp_path_factory: pytest.TempPathFactory) -> Written
 
 
 async def _long_ago(site: Site) -> None:
-    """Append a notification that was received so long ago that its session is forgotten once another comes."""
+    """Append a notification that was received so long ago that its session is forgotten once another one comes."""
     inbox = KafkaInbox(site.connection, site.inbox, append_timeout_seconds=SECONDS_MAX)
     running = asyncio.create_task(inbox.run())
     await asyncio.wait_for(inbox.connected.wait(), SECONDS_MAX)
@@ -203,7 +203,7 @@ def _wait_until_routed(ops_url: str, count: int) -> None:
 
 
 async def _tombstone(site: Site, post: Callable[[bytes], None]) -> None:
-    """Let the forgotten session end: a lane looks for such at most once a second, when something comes."""
+    """Let the forgotten session end: when a notification comes, lanes look for such at most once a second."""
     beside = next(key for key in SESSION_IDS if partition_of(key, PARTITIONS) == partition_of(FORGOTTEN, PARTITIONS))
     async with reading(site, "sessions") as records, asyncio.timeout(SECONDS_MAX):
         while not any(record.message.value is None for record in records):
@@ -213,7 +213,7 @@ async def _tombstone(site: Site, post: Callable[[bytes], None]) -> None:
 
 
 class Records(list[Record]):
-    """The records of a topic, as far as they were read."""
+    """The records of a topic that were read so far."""
 
     def __init__(self, reader: KafkaReader, topic: str) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class Records(list[Record]):
         self._cursor: Cursor | None = None
 
     async def more(self) -> None:
-        """Read what is there by now."""
+        """Read the records that are there by now."""
         if self._cursor is None:
             self._cursor = await self._reader.beginning(self._topic)
         self += await self._reader.records(self._topic, self._cursor, 1000)
@@ -231,7 +231,7 @@ class Records(list[Record]):
 
 @asynccontextmanager
 async def reading(site: Site, name: str) -> AsyncIterator[Records]:
-    """The records of a topic, read bit by bit."""
+    """The records of a topic, to be read bit by bit."""
     reader = KafkaReader(site.connection, site.prefix)
     try:
         yield Records(reader, f"{site.prefix}.{name}")
@@ -240,7 +240,7 @@ async def reading(site: Site, name: str) -> AsyncIterator[Records]:
 
 
 async def _count(site: Site, name: str) -> int:
-    """How many records a topic has, at its end."""
+    """The number of a topic's records, by its end."""
     async with reading(site, name) as records:
         before = -1
         while before < len(records):
@@ -250,7 +250,7 @@ async def _count(site: Site, name: str) -> int:
 
 
 def decided(site: Site, inbox: Sequence[JavaRecord]) -> Mapping[str, Sequence[tuple[Any, ...]]]:
-    """What must stand on each topic, partition by partition: partition, key, headers, value and timestamp."""
+    """The expected records of each topic, partition by partition: partition, key, headers, value and timestamp."""
     topics: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
     sessions: dict[str, Session | None] = {}
     clock_micros = dict.fromkeys(range(PARTITIONS), 0)
@@ -268,7 +268,7 @@ def decided(site: Site, inbox: Sequence[JavaRecord]) -> Mapping[str, Sequence[tu
 
 
 def notification_of(record: JavaRecord) -> Notification:
-    """The notification in a record of the inbox: read here once more, as its documentation says."""
+    """The notification in a record of the inbox, read a second way, by the documentation."""
     headers = {name: (value or b"").decode() for name, value in record.headers}
     assert record.key is not None
     assert record.value is not None
@@ -284,12 +284,12 @@ def notification_of(record: JavaRecord) -> Notification:
 
 
 def _decided_headers(record: JavaRecord) -> Sequence[tuple[str, bytes | None]]:
-    """Without what a lane adds of the inbox that it has."""
+    """The headers without those that a lane adds about its inbox."""
     return tuple((name, value) for name, value in record.headers if name != "inbox-id")
 
 
 def test_java_reads_what_was_posted(written: Written) -> None:
-    """Each notification lies in the inbox byte for byte, with the headers that its request had."""
+    """Each notification is in the inbox byte for byte, with the headers of its request."""
     posted_ones = [record for record in written.inbox if record.key != FORGOTTEN.encode()]
     assert sorted(record.value or b"" for record in posted_ones) == sorted(written.bodies)
     for record in posted_ones:
@@ -318,7 +318,7 @@ def test_java_reads_the_tombstone(written: Written) -> None:
 
 
 def test_java_would_choose_the_same_partitions(written: Written) -> None:
-    """Each record lies in the partition that Java's producer chooses for its key."""
+    """Each record is in the partition that Java's producer chooses for its key."""
     records = [*written.inbox, *(record for topic in TOPICS for record in written.topics[topic])]
     lies_in = {(record.key or b"").decode(): record.partition for record in records}
     assert {(record.key or b"").decode(): record.partition for record in reversed(records)} == lies_in
@@ -336,7 +336,7 @@ async def _create(connection: KafkaConnection, topic: str) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_the_sdk_of_cloudevents_reads_every_record(written: Written, topic: str) -> None:
-    """Its binding for Kafka, and the one before that, take each record for the event that its headers tell of."""
+    """The SDK's binding for Kafka, and the one before that, read each record as the event in its headers."""
     for record in written.records(topic):
         headers = {name: value or b"" for name, value in record.headers}
         event = from_binary_event(KafkaMessage(headers, record.key, record.value or b""))
@@ -346,7 +346,7 @@ def test_the_sdk_of_cloudevents_reads_every_record(written: Written, topic: str)
         assert event.get_extension("partitionkey") == (record.key or b"").decode()
         assert event.get_datacontenttype() == "application/json"
         assert event.get_data() == json.loads(record.value or b"")
-        if "ce_time" in texts:  # else it makes one up
+        if "ce_time" in texts:  # else the SDK makes one up
             time_told = event.get_time()
             assert time_told is not None
             assert rfc3339.micros(time_told.isoformat()) == rfc3339.micros(texts["ce_time"])
@@ -357,7 +357,7 @@ def test_the_sdk_of_cloudevents_reads_every_record(written: Written, topic: str)
 
 
 def test_the_sdk_reads_the_inbox(written: Written) -> None:
-    """What was posted as CloudEvents has it is a structured event in the inbox, too."""
+    """A post in CloudEvents' structured mode is a structured event in the inbox, too."""
     records = [record for record in written.inbox if record.value in CONFORMING]
     assert len(records) == len(CONFORMING)
     for record in records:
@@ -383,12 +383,12 @@ async def routing(site: Site, telemetry: Telemetry) -> AsyncIterator[None]:
 
 @pytest.fixture
 def site(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> Site:
-    """Topics that nothing was written to."""
+    """Topics without a record."""
     return site_of(kafka, topic_prefix, tmp_path)
 
 
 async def routed(site: Site, telemetry: Telemetry, behind: int, dead: int) -> tuple[Records, Records]:
-    """The records of status and dead-letter, once so many are routed that lie behind the dead ones, and these."""
+    """The records of status and dead-letter, once these many are routed, which lie behind the dead letters."""
     async with (
         routing(site, telemetry),
         reading(site, "status") as statuses,
@@ -408,7 +408,7 @@ def verdicts(records: Sequence[Record]) -> Counter[tuple[str, str]]:
 
 
 async def test_what_java_writes_into_the_inbox(site: Site, telemetry: Telemetry) -> None:
-    """Records of Java's producer, which has neither our headers nor our habits, are decided on or are dead letters."""
+    """Records of Java's producer, with neither our headers nor our habits, are decided on or are dead letters."""
     behind = [f"behind-{number}" for number in range(24)]
     partitions = {partition_of(key, PARTITIONS) for key in behind}
     assert len(partitions) == PARTITIONS
@@ -433,7 +433,7 @@ async def test_what_java_writes_into_the_inbox(site: Site, telemetry: Telemetry)
 
 
 async def test_what_others_write_into_the_inbox(site: Site, telemetry: Telemetry) -> None:
-    """Records that no client of ours would write stop nobody: neither their headers, nor their times or places."""
+    """Records with headers, times or places that no client of ours would write stop no lane."""
     strange: list[tuple[bytes, dict[str, Any]]] = [
         (b"\xff\xfe", {"value": b"\x00\xff"}),
         (b"bytes", {"value": bare("bytes"), "headers": [("sender", b"\xff"), ("received-at", b"\xff")]}),

@@ -1,4 +1,4 @@
-"""Every way to log in to a cluster, through the settings, on the real broker; and what is told where it fails."""
+"""Every way to log in to a cluster, through the settings, on the real broker; and the message when it fails."""
 
 import asyncio
 import base64
@@ -37,13 +37,13 @@ from tests.proxy import Proxy
 from tests.receiver_process import COMMAND, run
 from tests.samples import bare, posted
 
-#: With what RFC 6749 encodes, and Basic could not tell apart.
+#: Characters that RFC 6749 encodes, and that Basic alone could not tell apart.
 CLIENT_ID, CLIENT_SECRET, SCOPE = "qod:receiver", "s3cret+/%: é", "kafka"
 WRONG = "wr0ng-password"
 
 
 class TokenServer(ThreadingHTTPServer):
-    """An authorization server on the loopback interface. What it answers can be changed at any time."""
+    """An authorization server on the loopback interface. Its answer can be changed at any time."""
 
     def __init__(self, port: int = 0) -> None:
         super().__init__((HOST, port), _Handler)
@@ -57,11 +57,11 @@ class TokenServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where tokens are."""
+        """The URL of tokens."""
         return f"http://{HOST}:{self.server_port}/token"
 
     def answer_to(self, authorization: str, form: dict[str, list[str]]) -> tuple[int, bytes]:
-        """What a request comes to (RFC 6749, 4.4 and 5)."""
+        """The answer to a request (RFC 6749, 4.4 and 5)."""
         self.asked += 1
         if self.answer is not None:
             return self.answer
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: TokenServer
 
     def do_POST(self) -> None:
-        """Answer as the server was told to; what is slow ends with the test."""
+        """Answer as the test set it; a slow answer ends with the test."""
         server = self.server
         form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
         status, content = server.answer_to(self.headers["Authorization"], form)
@@ -95,12 +95,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 @contextlib.contextmanager
 def serving_tokens(port: int = 0) -> Iterator[TokenServer]:
-    """An authorization server that is well."""
+    """An authorization server that works."""
     with TokenServer(port) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -122,13 +122,13 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
-    """Certificates and tokens of somebody whom the broker doesn't know."""
+    """Certificates and tokens of an authority that the broker doesn't know."""
     return Credentials(tmp_path_factory.mktemp("stranger"))
 
 
 @pytest.fixture
 def tokens() -> Iterator[TokenServer]:
-    """An authorization server that is well."""
+    """An authorization server that works."""
     with serving_tokens() as server:
         yield server
 
@@ -165,19 +165,19 @@ class Site(NamedTuple):
         return self.config("SASL", sasl_mechanism="OAUTHBEARER", oauth_client_secret=secret, **client)
 
     def by_certificate(self, certificate: Path, key: Path, ca: Path | None = None) -> Path:
-        """A configuration file with a certificate of our own."""
+        """A configuration file with a client certificate."""
         files = {"tls_certificate_file": certificate, "tls_key_file": key}
         return self.config("MUTUAL", tls_ca_file=ca or self.broker.credentials.ca, **files)
 
     def issue_tokens(self) -> None:
-        """From now on the authorization server's tokens are such as the broker takes."""
-        # A token ends on a whole second: in no case before the time that is told with it.
+        """Let the authorization server issue tokens that the broker accepts from now on."""
+        # A token ends on a whole second, never before the time that the answer says.
         self.tokens.token = lambda life_seconds: self.broker.credentials.token(lifetime_seconds=life_seconds + 1)
 
 
 @pytest.fixture
 def site(broker: Cluster, stranger: Credentials, tokens: TokenServer, topic_prefix: str, tmp_path: Path) -> Site:
-    """A prefix and a directory of the test's own, and tokens that the broker takes."""
+    """A prefix and a directory of the test's own, and tokens that the broker accepts."""
     made = Site(broker, stranger, tokens, topic_prefix, tmp_path)
     made.issue_tokens()
     return made
@@ -198,19 +198,19 @@ async def serving(settings: Settings, telemetry: Telemetry) -> AsyncIterator[Clu
 
 
 async def statuses(node: ClusteredNode, prefix: str, count: int) -> Sequence[Record]:
-    """The records of the status topic, once there are so many."""
+    """The records of the status topic, once there are this many."""
     found: list[Record] = []
     async with asyncio.timeout(SECONDS_MAX):
         cursor = await node.reader.beginning(f"{prefix}.status")
         while len(found) < count:
-            with suppress(Unavailable):  # on a busy machine a token may end before it was used
+            with suppress(Unavailable):  # on a busy machine a token may expire before it is used
                 found += await node.reader.records(f"{prefix}.status", cursor, 1000)
             await asyncio.sleep(0.02)
     return found
 
 
 async def refusal(settings: Settings) -> str:
-    """What is told of a cluster that can't be asked."""
+    """The message for a cluster that can't be asked."""
     plan = plan_of(settings, build_router(settings))
     with pytest.raises(Unavailable) as caught:
         await topics.check(connection_of(settings), plan)
@@ -231,9 +231,9 @@ WAYS: dict[str, Callable[[Site], Path]] = {
 async def test_a_notification_goes_all_the_way(
     site: Site, way: str, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each way in is good for all that a node does: topics, appends, the group, transactions. No log has a secret."""
+    """Each way to log in works for topics, appends, the group and transactions. No log has a secret."""
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.DEBUG, "aiokafka")  # which whoever set up the log before may have made silent
+    caplog.set_level(logging.DEBUG, "aiokafka")  # an earlier test's set-up of the log may have silenced it
     async with serving(load(WAYS[way](site), {}), telemetry) as node:
         await node.inbox.append(posted("A1"))
         (record,) = await statuses(node, site.prefix, 1)
@@ -286,7 +286,7 @@ REFUSALS: dict[str, tuple[Callable[[Site], Path], str]] = {
     "expired certificate": (_expired, f"{FAILED}, the broker wants another kafka.tls_certificate_file: "),
     "login that nobody wants": (
         lambda site: site.config("TLS", security_protocol="SASL_SSL", sasl_username=USER, sasl_password=PASSWORD),
-        f"{FAILED}: nobody logs in there, see kafka.security_protocol",
+        f"{FAILED}: the listener has no SASL, see kafka.security_protocol",
     ),
     "no login": (lambda site: site.config("SASL", security_protocol="SSL"), "does kafka.security_protocol fit?"),
     "TLS where there is none": (lambda site: site.config("CLIENT"), "does kafka.security_protocol fit?"),
@@ -295,7 +295,7 @@ REFUSALS: dict[str, tuple[Callable[[Site], Path], str]] = {
 
 @pytest.mark.parametrize("case", REFUSALS)
 async def test_a_refusal_is_told_in_one_line(site: Site, case: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever is wrong with a login is told in one line that names the broker and no secret."""
+    """Each wrong login gives one line that names the broker and no secret."""
     caplog.set_level(logging.DEBUG)
     made, reason = REFUSALS[case]
     async with asyncio.timeout(SECONDS_MAX):
@@ -314,7 +314,7 @@ async def test_a_refusal_is_told_in_one_line(site: Site, case: str, caplog: pyte
     ],
 )
 async def test_a_broker_whose_certificate_is_not_its_own(site: Site, host: str, days: int, reason: str) -> None:
-    """A broker is not trusted when its certificate is over, or another host's."""
+    """A broker is not trusted if its certificate has expired, or is another host's."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*site.broker.credentials.issue("impostor", "impostor", host=host, days=days))
 
@@ -339,7 +339,7 @@ def test_a_wrong_password_on_the_command_line(site: Site) -> None:
 
 
 def test_a_wrong_password_of_an_edge_that_serves(site: Site) -> None:
-    """An edge with a wrong password takes notifications, and tells on /readyz and in its log what is wrong."""
+    """An edge with a wrong password keeps notifications, and says on /readyz and in its log what is wrong."""
     config, log = site.by_password("SCRAM-SHA-512", WRONG), site.directory / "log"
     command = [*COMMAND, "serve", "--role", "edge", "--config", str(config), "--port", "0", "--ops-port", "0"]
     with log.open("wb") as err, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True) as process:
@@ -367,7 +367,7 @@ def test_a_wrong_password_of_an_edge_that_serves(site: Site) -> None:
 
 
 async def test_tokens_are_renewed_and_sessions_with_them(site: Site, telemetry: Telemetry) -> None:
-    """A broker ends a session with its token. Nobody notices: each token is renewed before, and no lane is lost."""
+    """A broker ends a session with its token. Each token is renewed before: no request fails, no lane is lost."""
     site.tokens.life_seconds = 10
     count = 0
     async with serving(load(site.by_token(), {}), telemetry) as node:
@@ -386,7 +386,7 @@ async def test_tokens_are_renewed_and_sessions_with_them(site: Site, telemetry: 
 
 
 async def test_an_authorization_server_that_is_down(site: Site, telemetry: Telemetry) -> None:
-    """Without tokens the edge goes on, on disk, and says why; when there are tokens again all is routed, once."""
+    """Without tokens the edge goes on, on disk, and says why; with tokens again all is routed, once."""
     site.tokens.life_seconds = 3
     count = 0
     async with Proxy((HOST, 0), (HOST, site.tokens.server_port)) as proxy:
@@ -408,7 +408,7 @@ async def test_an_authorization_server_that_is_down(site: Site, telemetry: Telem
 
 
 def credentials(server: TokenServer, timeout_seconds: float = SECONDS_MAX) -> KafkaTokens:
-    """What asks an authorization server, in time."""
+    """A client of an authorization server, with a time limit."""
     return KafkaTokens(server.url, CLIENT_ID, CLIENT_SECRET, SCOPE, timeout_seconds=timeout_seconds)
 
 
@@ -429,7 +429,7 @@ def credentials(server: TokenServer, timeout_seconds: float = SECONDS_MAX) -> Ka
     ],
 )
 async def test_an_answer_without_a_token(tokens: TokenServer, status: int, content: bytes, told: str) -> None:
-    """Whatever an authorization server answers in place of a token is told without what it says."""
+    """Any answer of an authorization server without a token is reported, without its content."""
     tokens.answer = status, content
     with pytest.raises(Unavailable) as caught:
         await credentials(tokens).token()
@@ -445,14 +445,14 @@ async def test_an_answer_without_a_token(tokens: TokenServer, status: int, conte
     ],
 )
 async def test_no_authorization_server(url: str, why: str) -> None:
-    """Where nobody is, or nobody can be, this is told."""
+    """An authorization server that can't be reached is reported."""
     with pytest.raises(Unavailable, match=f"no token for Kafka: the token server can't be reached: {why}"):
         await KafkaTokens(url, CLIENT_ID, CLIENT_SECRET, None).token()
 
 
 @pytest.mark.parametrize("life", ['"3600"', '"NaN"', "1e400", "null", '"soon"', "[]"])
 async def test_a_life_of_unknown_length(tokens: TokenServer, life: str) -> None:
-    """A token whose life is not told, or nonsense, is used, and not for ever."""
+    """A token without a life, or with a senseless one, is used for a limited time."""
     tokens.answer = 200, f'{{"access_token": "a.b", "expires_in": {life}}}'.encode()
     source = credentials(tokens)
     assert [await source.token(), await source.token()] == ["a.b", "a.b"]
@@ -462,7 +462,7 @@ async def test_a_life_of_unknown_length(tokens: TokenServer, life: str) -> None:
 
 @pytest.mark.parametrize("fault", ["silent", "trickling"])
 async def test_a_slow_authorization_server(tokens: TokenServer, fault: str) -> None:
-    """An authorization server that doesn't come to an end is waited for no longer than allowed, by all together."""
+    """For an authorization server that never finishes all callers together wait no longer than the limit."""
     setattr(tokens, fault, True)
     source = credentials(tokens, timeout_seconds=2)
     outcomes = await asyncio.gather(*(source.token() for _ in range(20)), return_exceptions=True)
@@ -471,7 +471,7 @@ async def test_a_slow_authorization_server(tokens: TokenServer, fault: str) -> N
 
 
 async def test_who_runs_out_of_time_has_asked_for_the_others(tokens: TokenServer) -> None:
-    """A connection that is given up while it waits for a token does not take it from the next."""
+    """A connection that is given up while it waits for a token leaves the token to the next."""
     tokens.trickling = True
     source = credentials(tokens)
     with pytest.raises(TimeoutError):
@@ -481,7 +481,9 @@ async def test_who_runs_out_of_time_has_asked_for_the_others(tokens: TokenServer
 
 
 async def test_a_token_is_used_until_its_end(tokens: TokenServer) -> None:
-    """A token that can't be renewed is used as long as it lives; later there is a new one as soon as one is given."""
+    """A token that can't be renewed is used as long as it lives; later there is a new one as soon as the server gives
+    one.
+    """
     tokens.answer = 200, b'{"access_token": "first", "expires_in": 10.0}'
     source = credentials(tokens)
     assert await source.token() == "first"

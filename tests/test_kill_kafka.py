@@ -1,4 +1,4 @@
-"""The oracles of the kill test see what they are there to see, and see it not in a short run of the real thing."""
+"""The kill test's oracles see each kind of fault, and see none in a short run of the real thing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +27,10 @@ ROUTER = Router(
     routes=[Route("alerts", unexpected=True), Route("acme", senders=frozenset({"acme"}))],
     forget_after_seconds=FORGET_SECONDS,
 )
-#: Two sessions, one of them with a repetition, and a notification that nobody can read, which was appended twice.
+#: Two sessions, one of them with a repetition, and an unreadable notification that was appended twice.
 STORY = ("s A1", "s U2:N", "t A1@bell", "s U2:N", "t U3:D@bell", "malformed")
 
-#: What a short run has time for, on a machine that does other things too.
+#: The faults for which a short run has time, also on a busy machine.
 WANTED = (
     *("edge killed", "edge ended in order", "router killed", "third router joined"),
     *("network answers lost", "network black hole", "network cut"),
@@ -52,7 +52,7 @@ def _posting(spelled: str) -> Posting:
 
 
 def _true_story() -> tuple[Ledger, Topics]:
-    """A ledger, and the topics as they should be: the inbox in one partition, and what the router makes of it."""
+    """A ledger, and the right topics: the inbox in one partition, and the router's messages."""
     ledger = Ledger()
     inbox: list[Standing] = []
     outputs: dict[str, list[Standing]] = {name: [] for name in (*OUTPUTS, "sessions")}
@@ -81,7 +81,7 @@ def _standing(message: Message, offset: int) -> Standing:
 
 
 def _changed(name: str, change: Callable[[list[Standing]], Sequence[Standing]]) -> Forge:
-    """Topics of which one is different."""
+    """Topics with one difference."""
 
     def forge(topics: Topics) -> Topics:
         if name == "inbox":
@@ -192,7 +192,7 @@ def _of(record: Standing, **headers: str) -> Standing:
     ],
 )
 def test_a_forged_topic_is_found_out(forge: Forge, inbox_wrong: Wrong, ledger_wrong: Wrong) -> None:
-    """Each oracle counts what was forged, under its name, and nothing beside it."""
+    """Each oracle counts the forged fault, under its name, and no other."""
     ledger, topics = _true_story()
     forged = forge(topics)
     assert dict(by_inbox(ledger, forged, ROUTER, FORGET_SECONDS).wrong) == inbox_wrong
@@ -200,14 +200,14 @@ def test_a_forged_topic_is_found_out(forge: Forge, inbox_wrong: Wrong, ledger_wr
 
 
 def test_an_inbox_out_of_order_is_found_out() -> None:
-    """One that was posted when another had been answered must not lie before it."""
+    """A notification that was posted after another's answer must not lie before it."""
     ledger, topics = _true_story()
     ledger.attempts["a0"].began, ledger.attempts["a0"].answered = 1.6, 1.7
     assert dict(by_inbox(ledger, topics, ROUTER, FORGET_SECONDS).wrong) == {"out of order": 1}
 
 
 def test_the_true_story_is_believed() -> None:
-    """Nothing is wrong with topics as they should be."""
+    """The right topics have no findings."""
     ledger, topics = _true_story()
     for findings in (by_inbox(ledger, topics, ROUTER, FORGET_SECONDS), by_ledger(ledger, topics)):
         assert not findings.details
@@ -215,7 +215,9 @@ def test_the_true_story_is_believed() -> None:
 
 @pytest.mark.usefixtures("kafka_cluster")
 async def test_nothing_is_lost_or_repeated_by_kills_on_kafka(tmp_path: Path) -> None:
-    """Whatever was answered 204 is on its topics once, whole and in order, whatever was killed and cut off."""
+    """Each notification that was answered 204 is on its topics once, whole and in order, whatever was killed and cut
+    off.
+    """
     outcome = await run(tmp_path / "site", Plan(seconds=20, seed=20261124, pace=2.5, wanted=WANTED))
     details = [detail for findings in outcome.judged.values() for detail in findings.details]
     assert outcome.right, f"{outcome.troubles} {details[:20]}"

@@ -1,4 +1,4 @@
-"""What the operator's API tells: news where a session is behind it, and no news twice."""
+"""Facts from the operator's API: they have an effect if a session is behind the API, and none twice."""
 
 from collections.abc import Sequence
 
@@ -28,9 +28,9 @@ FACTS = Facts("QOS_E", 3600, START + 3600 * SECOND, "ab12")
 
 
 def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
-    """What spelled events make of a session, those behind a `~` being told by the API, those with a `!` with facts.
+    """The session after spelled events: those behind a `~` are told by the API, those with a `!` with facts.
 
-    `~xU5` is an end that is concluded from the API's not knowing the session.
+    `~xU5` is an end that was concluded because the API did not know the session.
     """
     session: Session | None = None
     verdict = ACCEPTED
@@ -49,7 +49,7 @@ def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
 @pytest.mark.parametrize(
     ("before", "text", "verdict", "status", "info"),
     [
-        # It is behind, or it is not.
+        # The session is behind the API, or not.
         ("", "~R1", ACCEPTED, "R", None),
         ("", "~A1", ACCEPTED, "A", None),
         ("", "~U1", ACCEPTED, "U", None),
@@ -60,12 +60,12 @@ def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
         ("A1", "~U2:E", ACCEPTED, "U", "E"),
         ("U1:N", "~A9", DUPLICATE, "U", "N"),
         ("U1:N", "~U9", DUPLICATE, "U", "N"),
-        # One that went without a reason may have come back, by what the API says after that.
+        # A session that ended without a reason may come back, by what the API tells after that.
         ("A1 U5", "~A2000", ACCEPTED, "A", None),
         ("A1 U5", "~A1001", DUPLICATE, "U", None),
         ("A1 U5", "~U6", UNCHANGED, "U", None),
         ("A1 U5 ~U6", "A7", LATE, "U", None),
-        # A notification comes after all.
+        # The notification arrives later.
         ("~A1", "A1", DUPLICATE, "A", None),
         ("~A2", "A1", UNCHANGED, "A", None),
         ("~R1", "A2", ACCEPTED, "A", None),
@@ -80,7 +80,7 @@ def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
         ("~A1 U5:N", "A2", UNCHANGED, "U", "N"),
         ("~A1 ~U5", "A2", UNCHANGED, "U", None),
         ("~A1 ~U5", "R2", LATE, "U", None),
-        # The API did not know it, which may have been a gateway's mistake.
+        # The API did not know the session, maybe by a gateway's mistake.
         ("A1", "~xU5", ACCEPTED, "U", None),
         ("A1 ~xU5", "A1001", ACCEPTED, "A", None),
         ("A1 ~xU5", "A1002", ACCEPTED, "A", None),
@@ -88,7 +88,7 @@ def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
         ("A1 ~xU5", "A1000", LATE, "U", None),  # told before it was missing
         ("A1 ~xU5", "A1003", LATE, "U", None),  # by a clock that is ahead
         ("A1 ~xU5", "A?", LATE, "U", None),
-        ("R1 ~xU5", "A1002", LATE, "U", None),  # perhaps the first one, late, by a clock that is ahead
+        ("R1 ~xU5", "A1002", LATE, "U", None),  # maybe the session's first one, late, by a clock that is ahead
         ("~A1 ~xU5", "A1002", UNCHANGED, "U", None),
         ("~A1 ~xU5 R2", "A1003", UNCHANGED, "U", None),
         ("~A1 ~xU5 A2", "A1003", ACCEPTED, "A", None),
@@ -102,7 +102,7 @@ def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
         ("A1 ~xU5 A1002", "~xU5", DUPLICATE, "A", None),
         ("A1 ~xU5 A1002", "~xU2000", ACCEPTED, "U", None),
         ("A1 ~xU5 A1002", "U1003:N", ACCEPTED, "U", "N"),
-        # It was none: the end is confirmed, and final.
+        # The conclusion is confirmed, and final.
         ("A1 ~xU5", "U4:N", UNCHANGED, "U", "N"),
         ("A1 ~xU5 U4:N", "A1003", LATE, "U", "N"),
         ("A1 ~xU5 U4:N", "U9:E", UNCHANGED, "U", "E"),
@@ -112,16 +112,16 @@ def after(texts: Sequence[str]) -> tuple[Session, Verdict]:
         ("A1 ~U5", "~xU9", DUPLICATE, "U", None),
         ("A1 U5:N", "~xU9", DUPLICATE, "U", "N"),
         ("A1 U5", "~xU9", UNCHANGED, "U", None),
-        # Facts are no news of the status, and none twice.
+        # Facts don't change the status, and have no effect twice.
         ("A1", "~!A2", UNCHANGED, "A", None),
         ("A1 ~!A2", "~!A3", DUPLICATE, "A", None),
         ("U1:N", "~!A2", UNCHANGED, "U", "N"),
-        # Whoever the session's sender is, the API's word counts.
+        # The API's facts count for any sender's session.
         ("A1@other", "~U2", ACCEPTED, "U", None),
     ],
 )
 def test_what_is_learned(before: str, text: str, verdict: Verdict, status: str, info: str | None) -> None:
-    """A session is moved on by the API, never back, and what a sender tells later is no news any more."""
+    """The API moves a session forward, never back, and a later notification of the same has no further effect."""
     session, found = after([*before.split(), text])
     assert found is verdict
     assert session.qos_status[0] == status
@@ -129,13 +129,13 @@ def test_what_is_learned(before: str, text: str, verdict: Verdict, status: str, 
 
 
 def test_the_sender_stays() -> None:
-    """A session belongs to the sender who told of it first, though the API moves it on."""
+    """A session belongs to the sender that told of it first, though the API moves it on."""
     session, _ = after(["A1@other", "~U2"])
     assert session.sender == "other"
 
 
 def test_a_merged_session_is_its_senders() -> None:
-    """Two sessions of one id are one only where they are one sender's; then the end's reason is kept."""
+    """Two sessions with one id are one only if they are one sender's; then the end's reason is kept."""
     ours, _ = after(["A1", "~U5"])
     theirs, _ = after(["A1", "U4:N"])
     assert (
@@ -146,7 +146,7 @@ def test_a_merged_session_is_its_senders() -> None:
 
 
 def test_facts_stay() -> None:
-    """What the API told of a session is remembered through all that senders tell, and its latest word counts."""
+    """The API's facts about a session are remembered whatever senders tell, and its latest facts count."""
     session, _ = after(["~!R1", "A2", "~A3", "U4:N"])
     assert session.facts == FACTS
     assert merged(FACTS, Facts("QOS_S")) == FACTS._replace(qos_profile="QOS_S")
@@ -166,7 +166,7 @@ def test_facts_stay() -> None:
 def test_a_senders_word_takes_an_end_back(
     before: str, told_second: float, received_second: int, verdict: Verdict
 ) -> None:
-    """An AVAILABLE counts that was told after the end came in, its sender's first only if it is clearly later."""
+    """An AVAILABLE counts if it was told after the end came in; a sender's first one only if it is clearly later."""
     session, _ = after(before.split())
     event, sender = told(f"A{told_second}")
     received_micros = START + received_second * SECOND
@@ -174,7 +174,7 @@ def test_a_senders_word_takes_an_end_back(
 
 
 def test_what_was_never_away_goes_on() -> None:
-    """After a mistaken end the availability from before goes on, and lasts until the end that is none."""
+    """After a mistaken end the earlier availability continues, until a true end."""
     session, _ = after(["A1", "~xU5", "A1002"])
     assert (session.available_micros, session.available_seconds) == (START + SECOND, None)
     session, _ = after(["A1", "~xU5", "~A2000", "U2021:N"])
@@ -198,7 +198,7 @@ TEXTS = st.lists(
 
 @given(TEXTS)
 def test_learning_twice_changes_nothing(texts: list[str]) -> None:
-    """Whatever happened before, what the API tells a second time leaves the session as it is."""
+    """After any events, a repeated fact from the API leaves the session as it is."""
     once, _ = after([*texts, "~!U9"])
     twice, verdict = learn(once, told("U9")[0], FACTS, SENDER, RECEIVED + 100 * SECOND)
     assert verdict is DUPLICATE
@@ -207,7 +207,7 @@ def test_learning_twice_changes_nothing(texts: list[str]) -> None:
 
 @given(TEXTS, TEXTS)
 def test_an_end_is_told_once(before: list[str], later: list[str]) -> None:
-    """After the API told of the end nothing that is posted is accepted any more: no alert comes twice."""
+    """After the API told of the end no post is accepted any more: no alert comes twice."""
     known = [*before, "~U9"]
     assume(QosStatus.UNAVAILABLE in after(known)[0].learned)  # and was not known before
     for text in later:
@@ -222,7 +222,7 @@ def test_an_end_is_told_once(before: list[str], later: list[str]) -> None:
 
 
 def learned(text: str, facts: Facts = NO_FACTS, origin: str = RECONCILE) -> Notification:
-    """What the API told, as it is in the inbox."""
+    """A fact from the API, as a notification of the inbox."""
     event, _ = told(text.removeprefix("x"))
     assert event.time_micros is not None
     missing = text.startswith("x")
@@ -231,14 +231,14 @@ def learned(text: str, facts: Facts = NO_FACTS, origin: str = RECONCILE) -> Noti
 
 
 def value_of(decision: Decision, topic: str) -> dict[str, object]:
-    """The value of the only message for a topic."""
+    """The value of the only message to a topic."""
     (message,) = (each for each in decision.messages if each.topic == f"qod.{topic}")
     found: dict[str, object] = orjson.loads(message.value or b"")
     return found
 
 
 def test_values_are_enriched(router: Router) -> None:
-    """Once the client knows a session, every value on its topics carries what is known of it."""
+    """Once the client knows a session, every value on its topics carries the known facts."""
     first, *_, last = decisions(router, [learned("R1", FACTS, CLIENT), posted("A2"), posted("U3:N")])
     known = {
         "qosProfile": "QOS_E",
@@ -253,7 +253,7 @@ def test_values_are_enriched(router: Router) -> None:
 
 
 def test_what_was_learned_is_marked(router: Router) -> None:
-    """Who reads the topics can tell what was posted from what was found by asking."""
+    """Records tell whether their notification was posted or came from the API."""
     _, decision = decisions(router, [posted("A1"), learned("U2:E")])
     assert [message.topic for message in decision.messages] == ["qod.sessions", "qod.status", "qod.unavailable"]
     for message in decision.messages:
@@ -262,7 +262,9 @@ def test_what_was_learned_is_marked(router: Router) -> None:
 
 
 def test_a_mistaken_end_is_taken_back(router: Router) -> None:
-    """An end that was concluded from the API's not knowing the session is told, and so is an AVAILABLE after it."""
+    """An end that was concluded, because the API does not know the session, is on the topics, and so is an AVAILABLE
+    after it.
+    """
     posts = posted("A1"), learned("xU2"), posted("A1001", received_micros=RECEIVED + SECOND)
     *_, end, back = decisions(router, posts)
     for decision, status in (end, "UNAVAILABLE"), (back, "AVAILABLE"):
@@ -272,13 +274,13 @@ def test_a_mistaken_end_is_taken_back(router: Router) -> None:
 
 
 def test_nobody_else_tells_facts(router: Router) -> None:
-    """What a sender posts is believed for its status, whatever else stands in the body."""
+    """Only a sender's status counts, whatever else the body has."""
     (decision,) = decisions(router, [learned("A1", FACTS)._replace(origin="")])
     assert not members(FACTS).keys() & value_of(decision, "status").keys()
 
 
 def test_facts_that_are_none_are_a_dead_letter(router: Router) -> None:
-    """A body of ours that an older or newer release can't read is kept, not passed over."""
+    """A notification of ours that an older or newer release can't read becomes a dead letter."""
     body = learned("A1", FACTS).body.replace(b"3600", b'"an hour"')
     (decision,) = decisions(router, [learned("A1")._replace(body=body)])
     assert [message.topic for message in decision.messages] == ["qod.dead-letter"]
@@ -286,7 +288,7 @@ def test_facts_that_are_none_are_a_dead_letter(router: Router) -> None:
 
 @given(TEXTS)
 def test_a_session_is_read_back(texts: list[str]) -> None:
-    """The sessions topic tells all that is remembered, of what was learned too."""
+    """The sessions topic has all that is remembered, facts included."""
     router = Router(prefix="qod", forget_after_seconds=96 * 3600)
     posts = [
         learned(text.lstrip("~!"), FACTS if "!" in text else NO_FACTS) if text.startswith("~") else posted(text)
@@ -302,7 +304,7 @@ def test_a_session_is_read_back(texts: list[str]) -> None:
 
 
 def test_facts_are_read_back() -> None:
-    """Facts are what their members say, and members of another type are refused."""
+    """Facts are read from their members, and members of another type are refused."""
     facts = FACTS._replace(device={"phoneNumber": "+34600000001"})
     assert facts_of({**members(facts), "sessionId": "s"}) == facts
     assert members(NO_FACTS) == {}
@@ -320,7 +322,7 @@ def test_facts_are_read_back() -> None:
 
 
 def test_a_device_is_hashed_with_a_key() -> None:
-    """The hash is the same for a device whatever else is told of it, another with another key, and none for nobody."""
+    """A device's hash ignores its other members; another key gives another hash, and no device gives none."""
     device = {"phoneNumber": "+34600000001"}
     assert device_hash(device, KEY) == device_hash({**device, "ipv6Address": "2001:db8::1"}, KEY)
     assert device_hash(device, KEY) != device_hash(device, b"j" * 32)
@@ -330,14 +332,14 @@ def test_a_device_is_hashed_with_a_key() -> None:
 
 @pytest.mark.parametrize("identifiers", [False, True])
 def test_a_device_is_told_only_where_that_is_wanted(identifiers: bool) -> None:
-    """The identifiers of a device are in what is kept only where the configuration says so."""
+    """A device's identifiers are kept only if the configuration says so."""
     session = theirs("A")
     telling = Telling(SESSION_ID, session.qos_status, None, START, facts_told(session, KEY, identifiers=identifiers))
     assert (b"+34600000001" in notification(telling, CLIENT, SENDER, RECEIVED).body) is identifiers
 
 
 def test_a_notification_is_sent_to_the_process_that_keeps_it() -> None:
-    """What another command learned is the same notification in the process that serves."""
+    """Facts that another command learned give the same notification in the serving process."""
     made = learned("A1", FACTS)
     assert received(orjson.loads(orjson.dumps(sent(made))), RECEIVED) == made
     cases: list[dict[str, object]] = [
@@ -358,7 +360,7 @@ def test_a_notification_is_sent_to_the_process_that_keeps_it() -> None:
 def theirs(
     status: str, *, started: float | None = 1, expires: float | None = 61, info: str | None = None
 ) -> ApiSession:
-    """A session of a minute, as the API tells it."""
+    """A session of a minute in the API's form."""
     event, _ = told(f"{status}0")
     begun, ends = (None if each is None else START + round(each * SECOND) for each in (started, expires))
     return ApiSession(SESSION_ID, event.qos_status, info, "QOS_E", 60, begun, ends, {"phoneNumber": "+34600000001"})
@@ -379,7 +381,7 @@ def theirs(
         ("R0", theirs("A", started=None), 10, ("A", None, 10)),
         ("A1 U5", theirs("A"), 2000, ("A", None, 2000)),
         ("A1 U5", theirs("A"), 1000, None),
-        # An end: when it was, and why, as far as that can be told.
+        # An end: its time and its reason, as far as they are known.
         ("A1", theirs("U", expires=30), 40, ("U", None, 30)),
         ("A1", theirs("U", expires=61), 70, ("U", StatusInfo.DURATION_EXPIRED, 61)),
         ("A1", theirs("U", expires=90), 70, ("U", StatusInfo.DURATION_EXPIRED, 70)),
@@ -389,7 +391,7 @@ def theirs(
         ("~!A1", None, 4000, ("U", StatusInfo.DURATION_EXPIRED, 3600)),
         ("U5 ~!U6", None, 70, None),
         ("~!R1 A30", None, 40, ("U", None, 40)),
-        # It was missing before, by mistake.
+        # The session was missing before, by mistake.
         ("~!A1 ~xU40", theirs("A"), 2000, ("A", None, 2000)),
         ("~!A1 ~xU40", None, 2000, None),
         ("~!A1 ~xU3600:E ~A3700", None, 4000, ("U", None, 4000)),
@@ -398,7 +400,7 @@ def theirs(
 def test_a_difference(
     ours: str, api: ApiSession | None, asked: int, expected: tuple[str, str | None, int] | None
 ) -> None:
-    """What is news is told with the time and the reason that the API knows, and with no others."""
+    """A difference is told with the time and the reason that the API knows, and with no others."""
     mine = {SESSION_ID: after(ours.split())[0]} if ours else {}
     found = differences({SESSION_ID: api}, mine, START + asked * SECOND, lambda _: NO_FACTS)
     if expected is None:
@@ -411,7 +413,7 @@ def test_a_difference(
 
 
 def test_an_end_that_was_planned_is_known_by_duration() -> None:
-    """Where only the duration was told, the session's time is up that long after it became AVAILABLE."""
+    """If only the duration is known, the session's time is up that long after it became AVAILABLE."""
     mine = after(["A1"])[0]._replace(facts=Facts(duration_seconds=60))
     for asked, expected in (50, (None, 50)), (70, (StatusInfo.DURATION_EXPIRED, 61)):
         ((_, telling, _),) = differences(
@@ -421,7 +423,7 @@ def test_an_end_that_was_planned_is_known_by_duration() -> None:
 
 
 def test_facts_are_a_difference() -> None:
-    """A session whose status is known may still be one of which nothing else is."""
+    """A session with a known status may still have unknown facts."""
     mine = {SESSION_ID: after(["A1"])[0]}
     ((_, telling, is_news),) = differences({SESSION_ID: theirs("A")}, mine, START + 10 * SECOND, lambda _: FACTS)
     assert (telling.facts, is_news) == (FACTS, False)
@@ -429,7 +431,7 @@ def test_facts_are_a_difference() -> None:
 
 @given(TEXTS, st.sampled_from(["R", "A", "U"]), st.integers(0, 100))
 def test_a_difference_that_was_told_is_none(texts: list[str], status: str, asked: int) -> None:
-    """Once the router has decided on what was told, there is no difference any more."""
+    """Once the router has decided on a difference, there is none any more."""
     mine, _ = after(texts)
     asked_micros = START + asked * SECOND
     for each in differences({SESSION_ID: theirs(status)}, {SESSION_ID: mine}, asked_micros, lambda _: FACTS):

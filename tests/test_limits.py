@@ -1,4 +1,4 @@
-"""What topics take, and how the one record that is refused is found."""
+"""The limits of topics, and the search for the one record that is refused."""
 
 from base64 import b64decode
 
@@ -27,13 +27,13 @@ HOUR_MILLIS = 3_600_000
 WHERE = TopicPartition("qod.status", 0)
 
 
-#: Nothing can be read there.
+#: No broker listens there.
 NOWHERE = KafkaConnection(["127.0.0.1:9"], Security().options())
 
 
 @pytest.fixture
 def limits() -> Limits:
-    """Of a cluster of which nothing is known."""
+    """The limits of a cluster whose settings are unknown."""
     return Limits(NOWHERE)
 
 
@@ -55,7 +55,7 @@ def limits() -> Limits:
     ],
 )
 def test_bounds_are_those_of_all_releases(configs: dict[str, str], bounds: tuple[int | None, ...]) -> None:
-    """The bounds of a topic are read from what brokers before 3.6, since then and since 4.0 call them."""
+    """The bounds of a topic are read by the names of brokers before 3.6, since then, and since 4.0."""
     found = bounds_of(configs)
     assert found[: len(bounds)] == bounds
     assert not any(found[len(bounds) :])
@@ -63,7 +63,7 @@ def test_bounds_are_those_of_all_releases(configs: dict[str, str], bounds: tuple
 
 @pytest.mark.parametrize("error", REFUSALS)
 async def test_one_of_many_is_found(limits: Limits, error: type[KafkaError]) -> None:
-    """Whatever a broker says because of a record, that one is found among 2,000, and no other is given up."""
+    """Whatever error a broker gives for a record, that record is found among 2,000, and no other is given up."""
     lessons = Lessons()
     for _ in range(100):
         batches = Batches(limits, lessons)
@@ -71,7 +71,7 @@ async def test_one_of_many_is_found(limits: Limits, error: type[KafkaError]) -> 
             batches.add(WHERE, RawRecord(b"k", b"x" * (900 if mark == 777 else 400), 0, []), mark)
             for mark in range(2_000)
         ]
-        if not all(fitting_ones):  # what the topic takes is less by now, so it is not even sent
+        if not all(fitting_ones):  # the topic's learned limit is lower by now, so it is not even sent
             assert [mark for mark, fits in enumerate(fitting_ones) if not fits] == [777]
             return
         number = next(number for number, each in enumerate(batches.filled) if 777 in each.marks)
@@ -83,7 +83,7 @@ async def test_one_of_many_is_found(limits: Limits, error: type[KafkaError]) -> 
 
 @pytest.mark.parametrize("ahead_hours", [-300, -30, 0, 2, 3, 30, 300, 9_000])
 def test_a_wrong_clock_is_found_by_steps(ahead_hours: int) -> None:
-    """Where brokers don't say which times they take, steps back find a clock that is ahead; one behind is taken."""
+    """If brokers don't say which times they take, steps back find a clock that is ahead; one behind is accepted."""
     true_millis = 1_764_000_000_000
     limits = Limits(NOWHERE, lambda: true_millis + ahead_hours * HOUR_MILLIS)
     stamped = true_millis + ahead_hours * HOUR_MILLIS
@@ -92,7 +92,7 @@ def test_a_wrong_clock_is_found_by_steps(ahead_hours: int) -> None:
 
 
 def test_a_refusal_that_somebody_else_learned_from_is_no_second_step(limits: Limits) -> None:
-    """Batches that were on their way together, and are refused together, move the clock once."""
+    """Simultaneous batches that are refused together move the clock once."""
     window = limits.window("qod.inbox")
     assert limits.mistimed("qod.inbox", window)
     after = limits.window("qod.inbox")
@@ -101,7 +101,7 @@ def test_a_refusal_that_somebody_else_learned_from_is_no_second_step(limits: Lim
 
 
 def test_effort_follows_the_link() -> None:
-    """What is sent at once doubles while it goes quickly, shrinks where it takes long, and is halved where it fails."""
+    """The bytes of a send double while sends are quick, shrink when they take long, and are halved when one fails."""
     effort = Effort(2.0, bytes_first=1000, bytes_min=100, bytes_max=4000)
     effort.took(1000, 0.1)
     effort.took(2000, 0.1)
@@ -121,7 +121,7 @@ def test_effort_follows_the_link() -> None:
 @pytest.mark.parametrize("bytes_max", [700, 1_000, 1_501, 20_000, 99_999, 200_000])
 @pytest.mark.parametrize("size", [0, 1, 500, 90_000])
 def test_a_dead_letter_fits(bytes_max: int, size: int) -> None:
-    """A letter is cut to what its topic takes, and still says what was wrong, and how much there was."""
+    """A letter is cut to its topic's limit, and still has its reason, and the length of the whole."""
     router = Router(prefix="qod", forget_after_seconds=1)
     (letter,) = router.decide(posted(b"{" + b"x" * size), "0-7", None, 0).messages
     shorter = fitting(letter, bytes_max)
@@ -138,7 +138,7 @@ def test_a_dead_letter_fits(bytes_max: int, size: int) -> None:
 
 
 def test_what_was_learned_of_positions_is_of_one_inbox() -> None:
-    """Positions that could not be written are forgotten with the inbox that they were in, and with no other."""
+    """Unwritable positions are forgotten when the inbox is another one, and only then."""
     lessons = Lessons()
     lessons.are_of("one")
     lessons.unwritable[3] = "too long"

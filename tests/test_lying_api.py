@@ -1,4 +1,4 @@
-"""Comparisons with an API that is wrong: no false end, nothing told twice, and nobody else disturbed."""
+"""Comparisons with an API that is wrong: no false end, nothing told twice, and no other session affected."""
 
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -23,7 +23,7 @@ SECOND = 1_000_000
 
 
 class Table:
-    """Sessions of ours that nothing else changes."""
+    """Our sessions, which nothing else changes."""
 
     def __init__(self, sessions: Mapping[str, Session]) -> None:
         self._sessions = sessions
@@ -38,7 +38,7 @@ class Table:
 
 
 def live(count: int, *, seconds_left: float = 3600, facts: bool = True) -> Table:
-    """So many sessions that are AVAILABLE, of which the API told, or only their sender did."""
+    """AVAILABLE sessions, which the API told of, or only their sender."""
     now = time.time_ns() // 1000
     known = Facts("QOS_E", 7200, now + round(seconds_left * SECOND), "ab") if facts else NO_FACTS
     made = {}
@@ -50,7 +50,7 @@ def live(count: int, *, seconds_left: float = 3600, facts: bool = True) -> Table
 
 @asynccontextmanager
 async def comparing(table: Table) -> AsyncIterator[tuple[FaultyApi, Reconciler]]:
-    """An API, and what compares its sessions with these."""
+    """An API, and a reconciler of its sessions with these."""
     async with FaultyApi().listening() as api, QodClient(api.settings(attempts_max=1), quotes=False) as client:
         yield api, Reconciler(client, table, SENDER, lambda each: facts_told(each, KEY, identifiers=True))
 
@@ -59,7 +59,7 @@ GONE = error(404, "NOT_FOUND", "there is no such session")
 
 
 async def test_a_session_that_is_gone_is_over() -> None:
-    """One that is neither on the list nor known is told to be over: the rest of these tests could find an end."""
+    """A session that is neither on the list nor known is told as over: so the other tests could find an end."""
     async with comparing(live(1)) as (api, reconciler):
         api.script(answer(200, []), GONE)
         ((_, telling, is_news),) = await reconciler.compare()
@@ -67,7 +67,7 @@ async def test_a_session_that_is_gone_is_over() -> None:
 
 
 async def test_another_clients_session_is_not_over() -> None:
-    """Of a session that the API never told of it may not tell this client either."""
+    """The API may not show this client a session that it never told of, so such a session is not over."""
     async with comparing(live(1, facts=False)) as (api, reconciler):
         api.script(answer(200, []), GONE)
         assert not await reconciler.compare()
@@ -85,7 +85,7 @@ async def test_another_clients_session_is_not_over() -> None:
     ],
 )
 async def test_a_gateways_word_ends_nobody(told: object) -> None:
-    """A 404 that is not the API's is no word on a session, and it is told that there was none."""
+    """A 404 that is not the API's ends no session, and it is reported."""
     async with comparing(live(2)) as (api, reconciler):
         api.script(answer(200, []), answer(404, told))
         assert not await reconciler.compare()
@@ -97,7 +97,7 @@ async def test_a_gateways_word_ends_nobody(told: object) -> None:
 
 
 async def test_a_part_of_the_list_ends_nobody() -> None:
-    """From a list that is not whole nothing follows: no session is even asked for."""
+    """An incomplete list has no effect: no session is even requested."""
     listed = [{**SESSION, "sessionId": "s-0"}]
     async with comparing(live(3)) as (api, reconciler):
         api.script(answer(200, listed, x_total_count="3"), answer(200, []), GONE)
@@ -107,7 +107,7 @@ async def test_a_part_of_the_list_ends_nobody() -> None:
 
 
 async def test_an_odd_status_hides_no_other_session() -> None:
-    """A session that can't be read counts as listed, and is told of; the ends of others are found all the same."""
+    """A session that can't be read counts as listed, and is reported; other sessions' ends are found all the same."""
     odd = {**SESSION, "sessionId": "s-0", "qosStatus": "GRACE_PERIOD"}
     async with comparing(live(3)) as (api, reconciler):
         api.script(answer(200, [odd, {**SESSION, "sessionId": "s-1"}]), GONE)
@@ -121,7 +121,9 @@ async def test_an_odd_status_hides_no_other_session() -> None:
 
 
 async def test_an_api_that_forgot_everything_ends_nobody() -> None:
-    """That nearly all are gone at once, before their time, is taken for the API's mistake, or for the wrong client."""
+    """If nearly all sessions are gone at once, before their time, the API or the client counts as wrong, and none is
+    ended.
+    """
     async with comparing(live(100)) as (api, reconciler):
         api.script(answer(200, []), GONE)
         with pytest.raises(ReceiverError, match="no longer knows 100 of our 100 sessions"):
@@ -130,7 +132,7 @@ async def test_an_api_that_forgot_everything_ends_nobody() -> None:
 
 @pytest.mark.parametrize("count", [2_500, 6_000])
 async def test_an_api_that_forgot_many_ends_nobody(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So it is however few of them are asked for at a time: those stand for all."""
+    """The same holds if only a few are requested at a time: those stand for all."""
     monkeypatch.setattr("receiver.qod.reconciler._ASKED_MAX", 100)
     async with comparing(live(count)) as (api, reconciler):
         api.script(answer(200, []), GONE)
@@ -139,7 +141,7 @@ async def test_an_api_that_forgot_many_ends_nobody(count: int, monkeypatch: pyte
 
 
 async def test_a_part_that_is_gone_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where less than half are gone they are told, as many as are asked for at a time."""
+    """If less than half are gone they are told, as many as are requested at a time."""
     monkeypatch.setattr("receiver.qod.reconciler._ASKED_MAX", 100)
     async with comparing(live(1_000)) as (api, reconciler):
         api.script(answer(200, [{**SESSION, "sessionId": f"s-{number}"} for number in range(600)]), GONE)
@@ -148,7 +150,7 @@ async def test_a_part_that_is_gone_is_over(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_what_is_missing_for_a_moment_is_not_asked_for() -> None:
-    """Sessions that are missing on the list are asked for one by one only once they have been missing for long."""
+    """Sessions that are missing on the list are requested one by one only once they have been missing for long."""
     async with comparing(live(3)) as (api, reconciler):
         api.script(answer(200, []))
         for _ in range(2):
@@ -167,7 +169,7 @@ async def test_what_is_missing_for_a_moment_is_not_asked_for() -> None:
 
 
 async def test_after_their_time_any_number_is_over() -> None:
-    """Sessions whose time is up are over however many they are: so it is after an outage of the API."""
+    """Sessions whose time is up are over however many they are, as after an outage of the API."""
     async with comparing(live(100, seconds_left=-60)) as (api, reconciler):
         api.script(answer(200, []), GONE)
         found = await reconciler.compare()
@@ -176,7 +178,7 @@ async def test_after_their_time_any_number_is_over() -> None:
 
 
 async def test_some_that_are_refused_don_t_hide_the_others() -> None:
-    """An API that refuses to tell of some sessions is still asked of all others."""
+    """An API that refuses some sessions is still asked for all others."""
     async with comparing(live(15)) as (api, reconciler):
         api.script(answer(200, []), *[error(403, "PERMISSION_DENIED", "no")] * 10, GONE)
         found = await reconciler.compare()
@@ -195,7 +197,7 @@ async def test_some_that_are_refused_don_t_hide_the_others() -> None:
     ],
 )
 async def test_an_odd_session_does_not_stop_the_others(odd: dict[str, object]) -> None:
-    """What can't be told of a session is not told; the session is, and so are all others."""
+    """A fact that can't be told is left out; its session is told, and so are all others."""
     listed = [{**SESSION, "sessionId": f"s-{number}"} for number in range(3)]
     async with comparing(Table({})) as (api, reconciler):
         api.script(answer(200, [{**listed[0], **odd}, *listed[1:]]))
@@ -205,7 +207,7 @@ async def test_an_odd_session_does_not_stop_the_others(odd: dict[str, object]) -
 
 
 async def test_what_ended_long_ago_is_no_news() -> None:
-    """Of a session that we don't remember and that is over we may have known: it is not told anew."""
+    """A session that is over and not remembered may have been known: it is not told again."""
     ended = {**SESSION, "qosStatus": "UNAVAILABLE", "expiresAt": "2026-01-01T00:00:00Z"}
     async with comparing(Table({})) as (api, reconciler):
         api.script(answer(200, [ended, {**ended, "sessionId": "s-2", "expiresAt": None}]))
@@ -213,7 +215,7 @@ async def test_what_ended_long_ago_is_no_news() -> None:
 
 
 async def test_a_failure_does_not_quote_the_api() -> None:
-    """What an API says of a failure may name a device, and goes to a log: it is not repeated."""
+    """An API's error may name a device, and goes to a log: its text is left out."""
     async with comparing(Table({})) as (api, reconciler):
         api.script(error(500, "INTERNAL", "no profile for device 34600000001 of anna@operator.example"))
         with pytest.raises(ReceiverError) as caught:
@@ -224,7 +226,7 @@ async def test_a_failure_does_not_quote_the_api() -> None:
 
 
 def test_facts_don_t_alternate() -> None:
-    """A rounding and another identifier of the same device are no new facts, again and again."""
+    """A rounded time, or another identifier of the same device, is no new fact each time."""
     session = model.api_session({**SESSION, "expiresAt": "2026-11-24T10:00:00Z", "device": {"phoneNumber": "+346"}})
     other = model.api_session({**SESSION, "expiresAt": "2026-11-24T10:00:00.9Z", "device": {"ipv6Address": "::1"}})
     now = time.time_ns() // 1000

@@ -1,4 +1,4 @@
-"""How much memory a real process takes at most, with a backlog of the longest bodies that the settings allow."""
+"""The peak memory of a real process, with a backlog of the longest bodies that the settings allow."""
 
 import asyncio
 import re
@@ -17,13 +17,13 @@ from tests.receiver_process import ReceiverProcess
 from tests.samples import body, posted, told
 
 MEBIBYTE = 1024 * 1024
-#: What the README says, without sessions: the process itself, and what its parts may hold.
+#: The README's bound without sessions: the process itself, and the limits of its parts.
 BOUND_BYTES = 320 * MEBIBYTE
 IN_FLIGHT_BYTES = 64 * MEBIBYTE
 
 
 def large(number: int, body_bytes: int) -> Notification:
-    """A notification as long as the settings allow: every second one of it unreadable, so that a letter repeats it."""
+    """A notification of the greatest length. Every second one is unreadable, so that a letter repeats it."""
     session_id = f"s{number}"
     begin = body(told("A1", session_id)[0])[:-1] + b',"more":"'
     text = begin + b"x" * (body_bytes - len(begin) - 2) + (b'"}' if number % 2 else b'"]')
@@ -31,7 +31,7 @@ def large(number: int, body_bytes: int) -> Notification:
 
 
 def keep(directory: Path, count: int, body_bytes: int) -> None:
-    """Have a backlog in a directory."""
+    """Make a backlog in a directory."""
 
     async def append() -> None:
         node = ServedDirectory(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=SECONDS_MAX)
@@ -46,7 +46,7 @@ def keep(directory: Path, count: int, body_bytes: int) -> None:
 
 
 def peak_bytes(process: ReceiverProcess) -> int:
-    """The most memory that the process has had."""
+    """The peak memory of the process."""
     status = Path(f"/proc/{process.process.pid}/status").read_text()
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     assert found
@@ -54,7 +54,7 @@ def peak_bytes(process: ReceiverProcess) -> int:
 
 
 def pages(process: ReceiverProcess, topic: str) -> Iterator[int]:
-    """All pages of a topic, as long as they may be: how many records each has."""
+    """All pages of a topic, as long as they may be; returns the number of records of each."""
     cursor = "beginning"
     while True:
         url = f"{process.ops_url}/topics/{topic}"
@@ -66,7 +66,7 @@ def pages(process: ReceiverProcess, topic: str) -> Iterator[int]:
 
 
 def flood(process: ReceiverProcess, body_bytes: int) -> None:
-    """Post twice as much at once as may be in flight; what is too much is refused, and posted no more."""
+    """Post twice as much at once as may be in flight; refused posts are not repeated."""
     headers = {"authorization": f"Bearer {process.token}", "content-type": "application/json"}
     count = min(2 * IN_FLIGHT_BYTES // body_bytes, 128)
 
@@ -82,7 +82,7 @@ def flood(process: ReceiverProcess, body_bytes: int) -> None:
 def test_memory_is_bounded_in_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, body_bytes: int
 ) -> None:
-    """A backlog is routed, read in pages by several at a time, replayed and posted to, within the bound."""
+    """A backlog is routed, read in pages by several readers, replayed and posted to, within the bound."""
     monkeypatch.setenv("QOD_RECEIVER_EDGE__BODY_BYTES_MAX", str(body_bytes))
     keep(tmp_path, count, body_bytes)
     process = ReceiverProcess(tmp_path, "--log-level", "warning")

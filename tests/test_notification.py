@@ -1,4 +1,4 @@
-"""Every fact and oddity of what senders post, and everything that must be refused with a message."""
+"""Every fact and oddity of posts, and every body that must be refused with a message."""
 
 import json
 import random
@@ -28,16 +28,16 @@ AVAILABLE, UNAVAILABLE, REQUESTED = QosStatus.AVAILABLE, QosStatus.UNAVAILABLE, 
 TYPE = "org.camaraproject.quality-on-demand.v1.qos-status-changed"
 TIME = "2026-11-24T10:15:30Z"
 MICROS = rfc3339.micros(TIME)
-#: The event that `cloudevent()` tells.
+#: The event of `cloudevent()`.
 TOLD = Event("s-1", AVAILABLE, None, MICROS, "e-1", "/s", TYPE, Dialect.CLOUDEVENTS)
-#: The same, as `event()` tells it.
+#: The same, of `event()`.
 TOLD_IN_0_9 = TOLD._replace(source=None, type="QOS_STATUS_CHANGED", dialect=Dialect.EVENT)
 
 _DETAIL = {"sessionId", "qosStatus", "status", "statusInfo", "assignmentId", "provisioningId", "notificationUrl"}
 
 
 def cloudevent(**members: object) -> dict[str, Any]:
-    """A notification of 0.10 and later; `members` change it, or its data where they belong there, `...` leaves out."""
+    """A notification of 0.10 and later. `members` change it, or its data if they belong there; `...` leaves one out."""
     return _changed({"specversion": "1.0", "id": "e-1", "source": "/s", "type": TYPE, "time": TIME}, "data", members)
 
 
@@ -58,7 +58,7 @@ def _changed(envelope: dict[str, Any], detail_name: str, members: dict[str, obje
 
 
 def read(tree: object) -> Event | Unrecognized:
-    """What is read from a tree, written as JSON."""
+    """The reading of a tree, written as JSON."""
     return parse(json.dumps(tree).encode())
 
 
@@ -101,7 +101,7 @@ UNKNOWN = {"cloudevents-other-api", "cloudevents-unknown-status"}
 
 @pytest.mark.parametrize("name", FACTS)
 def test_each_sample_tells_its_fact(name: str) -> None:
-    """A notification of each release, and of each sender's habits, is read as what it means."""
+    """A notification of each release, with each sender's habits, is read as it was meant."""
     told = parse(SAMPLES[name])
     assert isinstance(told, Event)
     assert told.session_id == SESSION_ID
@@ -123,11 +123,11 @@ def test_no_sample_goes_without_a_fact() -> None:
         (event(), TOLD_IN_0_9),
         ({"event": event()}, TOLD_IN_0_9),
         ({"event": event(), "eventSubscriptionId": "x"}, TOLD_IN_0_9),
-        # A hybrid: what CloudEvents calls data is what counts, whatever else there is.
+        # A body of two dialects: what CloudEvents calls data counts.
         (cloudevent(event=event(qosStatus="UNAVAILABLE", sessionId="s-2")), TOLD),
         (cloudevent(**event(qosStatus="UNAVAILABLE", sessionId="s-2")) | cloudevent(), TOLD),
         (cloudevent(event="SESSION_TERMINATED", sessionId="s-1"), TOLD),
-        # The shape decides: a member called data or event says nothing by itself.
+        # The shape decides: a member called data or event alone proves nothing.
         (event(data={"sessionId": "s-2"}), TOLD_IN_0_9),
         (event(event=None), TOLD_IN_0_9),
         (event(event=3), TOLD_IN_0_9),
@@ -137,13 +137,13 @@ def test_no_sample_goes_without_a_fact() -> None:
     ],
 )
 def test_the_shape_tells_the_dialect(tree: dict[str, Any], told: Event) -> None:
-    """The dialect is told by a body's members; where it has those of several, CloudEvents comes first."""
+    """A body's members decide its dialect; of several, CloudEvents comes first."""
     assert read(tree) == told
 
 
 @pytest.mark.parametrize("name", ["SESSION_TERMINATED", "SESSION_TERMINATION"])
 def test_the_bare_dialect_tells_an_end(name: str) -> None:
-    """0.8 tells that a session ended, and neither why, nor when, nor with an id."""
+    """0.8 tells that a session ended, without a reason, a time or an id."""
     told = read({"sessionId": "s-1", "event": name, "statusInfo": "DELETE_REQUESTED", "id": "x", "time": TIME})
     assert told == Event("s-1", UNAVAILABLE, None, None, None, None, name, Dialect.BARE)
     assert isinstance(told, Event)
@@ -152,7 +152,7 @@ def test_the_bare_dialect_tells_an_end(name: str) -> None:
 
 WITHOUT_REASON = {"qos_status": UNAVAILABLE, "oddities": (Oddity.STATUS_INFO,)}
 
-# Oddities, each as a change of an ordinary notification and of what it tells.
+# Oddities, each as a change of an ordinary notification and of its event.
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ WITHOUT_REASON = {"qos_status": UNAVAILABLE, "oddities": (Oddity.STATUS_INFO,)}
         ({"qosStatus": None, "status": "AVAILABLE"}, {}),
         ({"qosStatus": "", "status": "AVAILABLE"}, {}),
         ({"status": "UNAVAILABLE"}, {}),
-        # A reason belongs to UNAVAILABLE alone.
+        # Only UNAVAILABLE has a reason.
         ({"statusInfo": None}, {}),
         ({"statusInfo": ""}, {}),
         ({"statusInfo": "NETWORK_TERMINATED"}, {}),
@@ -173,7 +173,7 @@ WITHOUT_REASON = {"qos_status": UNAVAILABLE, "oddities": (Oddity.STATUS_INFO,)}
         ({"qosStatus": "UNAVAILABLE", "statusInfo": ""}, {"qos_status": UNAVAILABLE}),
         ({"qosStatus": "UNAVAILABLE", "statusInfo": "NEW"}, {"qos_status": UNAVAILABLE, "status_info": "NEW"}),
         ({"qosStatus": "UNAVAILABLE", "statusInfo": 5}, {"qos_status": UNAVAILABLE, "status_info": "5"}),
-        # What is missing is None, and so is what is null or empty.
+        # A missing member is None, and so is one that is null or empty.
         ({"id": ...}, {"id": None}),
         ({"id": None}, {"id": None}),
         ({"id": ""}, {"id": None}),
@@ -182,20 +182,20 @@ WITHOUT_REASON = {"qos_status": UNAVAILABLE, "oddities": (Oddity.STATUS_INFO,)}
         ({"time": ...}, {"time_micros": None}),
         ({"time": None}, {"time_micros": None}),
         ({"time": ""}, {"time_micros": None}),
-        # Numbers where text is meant.
+        # Numbers in place of text.
         ({"id": 123654}, {"id": "123654"}),
         ({"id": 0}, {"id": "0"}),
         ({"id": -7}, {"id": "-7"}),
         ({"id": 2**64 - 1}, {"id": "18446744073709551615"}),
         ({"sessionId": 42}, {"session_id": "42"}),
-        # What an event can do without is dropped where it is odd.
+        # Odd optional members are dropped.
         ({"id": {}}, {"id": None, "oddities": (Oddity.ID,)}),
         ({"id": True}, {"id": None, "oddities": (Oddity.ID,)}),
         ({"id": "i" * 2049}, {"id": None, "oddities": (Oddity.ID,)}),
         ({"id": "a\0b"}, {"id": None, "oddities": (Oddity.ID,)}),
         ({"id": "a\x7fb"}, {"id": None, "oddities": (Oddity.ID,)}),
         ({"id": "\ud800"}, {"id": None, "oddities": (Oddity.JSON, Oddity.ID)}),
-        # Numbers that have lost digits on the way, or may have: two ids would be one.
+        # Numbers that lost digits on the way, or may have: two ids would be one.
         ({"id": 2**64}, {"id": None, "oddities": (Oddity.ID,)}),
         ({"id": -(2**63) - 1}, {"id": None, "oddities": (Oddity.ID,)}),
         ({"id": 1.5}, {"id": None, "oddities": (Oddity.ID,)}),
@@ -210,7 +210,7 @@ WITHOUT_REASON = {"qos_status": UNAVAILABLE, "oddities": (Oddity.STATUS_INFO,)}
         ({"qosStatus": "UNAVAILABLE", "statusInfo": True}, WITHOUT_REASON),
         ({"qosStatus": "UNAVAILABLE", "statusInfo": "a\tb"}, WITHOUT_REASON),
         ({"qosStatus": "UNAVAILABLE", "statusInfo": "\u202e"}, WITHOUT_REASON),
-        # Members that are no business of ours, of whatever type.
+        # Unused members, of any type.
         ({"subject": ""}, {}),
         ({"subject": None}, {}),
         ({"datacontenttype": "application/json"}, {}),
@@ -223,7 +223,7 @@ WITHOUT_REASON = {"qos_status": UNAVAILABLE, "oddities": (Oddity.STATUS_INFO,)}
         ({"sessionId": SESSION_ID.upper()[:-1]}, {"session_id": SESSION_ID.upper()[:-1]}),
         ({"sessionId": "G" + SESSION_ID.upper()[1:]}, {"session_id": "G" + SESSION_ID.upper()[1:]}),
         ({"sessionId": "S-1"}, {"session_id": "S-1"}),
-        # Texts in any script, and as long as they may be.
+        # Texts in any script, of the greatest length.
         ({"sessionId": "événement ✓"}, {"session_id": "événement ✓"}),
         ({"sessionId": "s" * 256}, {"session_id": "s" * 256}),
         ({"id": "i" * 2048}, {"id": "i" * 2048}),
@@ -231,7 +231,7 @@ WITHOUT_REASON = {"qos_status": UNAVAILABLE, "oddities": (Oddity.STATUS_INFO,)}
     ],
 )
 def test_oddities_are_taken(members: dict[str, Any], told: dict[str, Any]) -> None:
-    """What a sender leaves out, adds or spells its own way changes nothing but what it is about."""
+    """Members that a sender leaves out, adds or spells its own way change only their own facts."""
     assert read(cloudevent(**members)) == TOLD._replace(**told)
 
 
@@ -249,7 +249,7 @@ def test_oddities_are_taken(members: dict[str, Any], told: dict[str, Any]) -> No
     ],
 )
 def test_the_id_of_0_9_has_two_spellings(members: dict[str, Any], identifier: str | None) -> None:
-    """The id of an event is in eventId, or else where a release candidate had it."""
+    """The id of an event is in eventId, or else in a release candidate's member."""
     for tree in (event(**members), {"event": event(**members)}):
         told = read(tree)
         assert isinstance(told, Event)
@@ -271,7 +271,7 @@ def test_the_id_of_0_9_has_two_spellings(members: dict[str, Any], identifier: st
     ],
 )
 def test_event_types_are_known_by_pattern(kind: str) -> None:
-    """A change of status is known by its type in whichever version, in either envelope, and keeps its spelling."""
+    """The type of a change of status is recognized in any version, in either envelope, and keeps its spelling."""
     assert read(cloudevent(type=kind)) == TOLD._replace(type=kind)
     assert read(event(eventType=kind)) == TOLD_IN_0_9._replace(type=kind)
 
@@ -279,7 +279,7 @@ def test_event_types_are_known_by_pattern(kind: str) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        # What a model that was generated from CAMARA's files has for a type: the schema's name.
+        # Models generated from CAMARA's files have the schema's name for a type.
         "QosStatusChangedEvent",
         "EventQosStatusChanged",
         "QosStatusChanged",
@@ -300,7 +300,7 @@ def test_event_types_are_known_by_pattern(kind: str) -> None:
     ],
 )
 def test_what_has_all_of_an_event_is_one(kind: object) -> None:
-    """An event with another type counts where it has all that a change of status has, and no other API may mean it."""
+    """An event with another type counts if it has all of a change of status, and no other API can mean it."""
     kind_told = str(kind)
     assert read(cloudevent(type=kind)) == TOLD._replace(type=kind_told, oddities=(Oddity.TYPE,))
     assert read(event(eventType=kind)) == TOLD_IN_0_9._replace(type=kind_told, oddities=(Oddity.TYPE,))
@@ -322,7 +322,7 @@ ENVELOPES = {
 
 @pytest.mark.parametrize("name", ENVELOPES)
 def test_an_event_without_a_type_is_one(name: str) -> None:
-    """What tells which session changed to what is an event, with the type of today's release where it tells none."""
+    """A body that tells which session changed to what is an event, with today's release's type if it has none."""
     tree, told = ENVELOPES[name]
     assert read(tree) == told._replace(type=TYPE, oddities=(Oddity.TYPE,))
 
@@ -330,14 +330,14 @@ def test_an_event_without_a_type_is_one(name: str) -> None:
 @pytest.mark.parametrize(
     ("tree", "told"),
     [
-        # As text, and in Base64, as CloudEvents has bytes.
+        # As text, and in Base64, as CloudEvents encodes bytes.
         (cloudevent(data='{"sessionId": "s-1", "qosStatus": "AVAILABLE"}'), TOLD),
         (cloudevent(data=..., data_base64=b64encode(json.dumps(cloudevent()["data"]).encode()).decode()), TOLD),
         (cloudevent(data=None, data_base64=b64encode(json.dumps(cloudevent()["data"]).encode()).decode()), TOLD),
         (cloudevent(data_base64="bm8="), TOLD),
         (event(eventDetail='{"sessionId": "s-1", "qosStatus": "AVAILABLE"}'), TOLD_IN_0_9),
-        (json.dumps(cloudevent()), TOLD),  # the whole of it as text
-        # A member missing that only tells the release.
+        (json.dumps(cloudevent()), TOLD),  # the whole as text
+        # Without a member that only tells the release.
         (cloudevent(specversion=...), TOLD),
         (cloudevent(data=..., event=event()), TOLD_IN_0_9),
         (cloudevent(data=...) | {"sessionId": "s-1", "qosStatus": "AVAILABLE"}, TOLD),
@@ -345,7 +345,7 @@ def test_an_event_without_a_type_is_one(name: str) -> None:
     ],
 )
 def test_a_detail_is_found_where_senders_have_it(tree: object, told: Event) -> None:
-    """The session and its status count as text, in Base64, and in a place where another release has them."""
+    """The session and its status count as text, in Base64, and in another release's place."""
     assert read(tree) == told
 
 
@@ -363,7 +363,7 @@ def test_a_detail_is_found_where_senders_have_it(tree: object, told: Event) -> N
     ],
 )
 def test_unknown_types_are_unrecognized(kind: str) -> None:
-    """Another API's event, or one that a later release brings, is unrecognized, with its type and its session."""
+    """An event of another API, or of a later release, is unrecognized, with its type and its session."""
     for told in (read(cloudevent(type=kind)), read(event(eventType=kind))):
         assert isinstance(told, Unrecognized)
         assert (told.type, told.session_id) == (kind, "s-1")
@@ -392,7 +392,7 @@ def test_unknown_types_are_unrecognized(kind: str) -> None:
     ],
 )
 def test_what_is_unrecognized_lies_beside_its_session(tree: dict[str, Any], session_id: str | None) -> None:
-    """Something unknown is well-formed whatever it has inside; its session is told where that can be a key."""
+    """An unknown event is well-formed whatever it has inside; it has its session if that can be a key."""
     told = read(tree)
     assert isinstance(told, Unrecognized)
     assert told.session_id == session_id
@@ -434,7 +434,7 @@ def test_what_is_unrecognized_lies_beside_its_session(tree: dict[str, Any], sess
         # A leap second is the one after it.
         ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
         ("2016-12-31T23:59:60.5Z", "2017-01-01T00:00:00.5Z"),
-        # What a program writes that had no time.
+        # Values of programs that had no time.
         ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
         ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00Z"),
         ("9999-12-31T23:59:59.9999999Z", "9999-12-31T23:59:59.999999Z"),
@@ -487,18 +487,18 @@ def test_times_are_read_as_senders_write_them(text: str, time: str) -> None:
         "0000-01-01T00:00:00Z",
         "1774000000",
         "1774000000000",
-        # In UTC these are in years that can't be written.
+        # In UTC these years can't be written.
         "0001-01-01T00:00:00+01:00",
         "9999-12-31T23:59:59-01:00",
     ],
 )
 def test_what_is_no_time_is_none(text: str) -> None:
-    """A time that can't be read is as if there were none: taking another would change the order of events."""
+    """An unreadable time counts as none: another time would change the order of events."""
     assert read(cloudevent(time=text)) == TOLD._replace(time_micros=None, oddities=(Oddity.TIME,))
     assert read(event(eventTime=text)) == TOLD_IN_0_9._replace(time_micros=None, oddities=(Oddity.TIME,))
 
 
-# What is malformed, and what its sender is told.
+# Malformed bodies, and the messages to their senders.
 
 NEITHER = "no known notification: neither specversion (CloudEvents) nor event, eventType or eventDetail"
 PRINTABLE = "must be at most 2048 printable characters"
@@ -526,7 +526,7 @@ PRINTABLE = "must be at most 2048 printable characters"
         (b"\xff\xfe{}", "the body is not JSON: "),
         (SAMPLES["event-flat"].decode()[:-9].encode("utf-16"), "the body is not JSON: "),
         (SAMPLES["event-flat"].decode().encode("utf-16")[:-1], "the body is not JSON: "),
-        # Half of a pair, or what is no character, where it counts.
+        # Half of a surrogate pair, or no character, in a used member.
         (b'{"event": "SESSION_TERMINATED", "sessionId": "\\ud800"}', f"sessionId {PRINTABLE}"),
         (b'{"event": "SESSION_TERMINATED", "sessionId": "s\\udc00\\ud800"}', f"sessionId {PRINTABLE}"),
         (b'{"event": "SESSION_TERMINATED", "sessionId": "\xed\xa0\x80"}', f"sessionId {PRINTABLE}"),
@@ -535,7 +535,7 @@ PRINTABLE = "must be at most 2048 printable characters"
     ],
 )
 def test_what_is_no_json_object_is_malformed(body: bytes, message: str) -> None:
-    """What JSON's strictest reader refuses is refused, with what is wrong about it."""
+    """JSON that a strict reader refuses is refused, with the fault."""
     told = refusal(body)
     assert told == message or (message.endswith(": ") and told.startswith(message))
 
@@ -577,7 +577,7 @@ def test_what_is_no_json_object_is_malformed(body: bytes, message: str) -> None:
         (cloudevent(qosStatus="", status=""), "qosStatus is missing"),
         (cloudevent(qosStatus=["AVAILABLE"]), "qosStatus must be a string"),
         (cloudevent(qosStatus=False), "qosStatus must be a string"),
-        # Numbers that have lost digits on the way, or may have: two ids would be one.
+        # Numbers that lost digits on the way, or may have: two ids would be one.
         (cloudevent(sessionId=123456789012345678901), "sessionId must be a string"),
         # 0.9.
         (event(eventType=..., qosStatus=...), "eventType is missing"),
@@ -597,7 +597,7 @@ def test_what_is_no_json_object_is_malformed(body: bytes, message: str) -> None:
     ],
 )
 def test_what_tells_no_change_is_malformed(tree: dict[str, Any], message: str) -> None:
-    """A body that doesn't tell which session changed to what is refused with the member that is at fault."""
+    """A body that doesn't tell which session changed to what is refused with the member at fault."""
     assert refusal(json.dumps(tree).encode()) == message
 
 
@@ -626,7 +626,7 @@ def test_what_tells_no_change_is_malformed(tree: dict[str, Any], message: str) -
     ],
 )
 def test_a_member_has_one_value(body: bytes) -> None:
-    """A name with two values in an object, at whatever depth and however spelled, is refused: readers differ."""
+    """A name with two values in an object, at any depth and in any spelling, is refused: readers differ."""
     assert refusal(body) == "a member appears twice in one object, with two values"
 
 
@@ -636,13 +636,13 @@ BARE = Event("s-1", UNAVAILABLE, None, None, None, None, "SESSION_TERMINATED", D
 @pytest.mark.parametrize(
     "body",
     [
-        # A member twice with one value, however it is spelled.
+        # A member twice with one value, in any spelling.
         b'{"sessionId": "s-1", "sessionId": "s-1", "event": "SESSION_TERMINATED"}',
         rb'{"sessionId": "s-1", "\u0073essionId": "\u0073-1", "event": "SESSION_TERMINATED"}',
         b'{"event": "SESSION_TERMINATED", "sessionId": "s-1", "event": "SESSION_TERMINATED"}',
         b'{"event": "SESSION_TERMINATED", "sessionId": "s-1", "x": {"a": 1, "b": [2]}, "x": {"b": [2], "a": 1}}',
         b'{"event": "SESSION_TERMINATED", "sessionId": "s-1", "x": [{"": 1, "": 1}]}',
-        # Bytes that are no text, where nobody looks.
+        # Bytes that are no text, in unused members.
         rb'{"event": "SESSION_TERMINATED", "sessionId": "s-1", "x": "\ud800"}',
         rb'{"event": "SESSION_TERMINATED", "sessionId": "s-1", "\udc00": "\udc00\ud800"}',
         b'{"event": "SESSION_TERMINATED", "sessionId": "s-1", "x": "\xed\xa0\x80"}',
@@ -662,32 +662,32 @@ BARE = Event("s-1", UNAVAILABLE, None, None, None, None, "SESSION_TERMINATED", D
     ],
 )
 def test_what_can_be_read_in_one_way_is_read(body: bytes) -> None:
-    """What all readers read alike counts, although some of them, or all, refuse it."""
+    """A body that readers read alike counts, although some of them, or all, refuse it."""
     assert parse(body) == BARE
 
 
 def test_a_discriminator_may_stand_twice() -> None:
-    """A server that was generated from a description with a discriminator writes the type a second time."""
+    """A server generated from a description with a discriminator writes the type a second time."""
     body = json.dumps(cloudevent()).encode()
     twice = b'{"type": "' + TYPE.encode() + b'", ' + body.removeprefix(b"{")
     assert parse(twice) == TOLD._replace(oddities=(Oddity.JSON,))
 
 
 def test_an_escaped_name_is_the_name() -> None:
-    """Spelling a member with escapes changes nothing, for a body is read and not searched."""
+    """Escapes in a member's spelling change nothing, since a body is parsed and not searched."""
     assert parse(rb'{"\u0073essionId": "\u0073-1", "\u0065vent": "SESSION_TERMINATED"}') == Event(
         "s-1", UNAVAILABLE, None, None, None, None, "SESSION_TERMINATED", Dialect.BARE
     )
 
 
 def nested(levels: int, opening: bytes, closing: bytes) -> bytes:
-    """A notification, an unknown member of which is nested this deeply."""
+    """A notification with an unknown member that is nested this deeply."""
     deep = opening * levels + b"0" + closing * levels
     return b'{"sessionId": "s-1", "event": "SESSION_TERMINATED", "x": ' + deep + b"}"
 
 
 def at_depth(calls: int, call: Callable[[], T]) -> T:
-    """What a call returns from that deep in the stack."""
+    """The result of a call at this depth of the stack."""
     return at_depth(calls - 1, call) if calls else call()
 
 
@@ -695,7 +695,7 @@ def at_depth(calls: int, call: Callable[[], T]) -> T:
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"a":', b"}]")])
 @pytest.mark.parametrize("levels", [300, 600, 900, 1_020, 1_030, 2_000, 100_000])
 def test_deep_nesting_is_malformed(levels: int, opening: bytes, closing: bytes, calls: int) -> None:
-    """A body is refused for its depth, balanced or not, wherever it is read: where it came in or by the router."""
+    """A body is refused for its depth, balanced or not, both at the edge and by the router."""
     for body in (nested(levels, opening, closing), nested(levels, opening, b"")):
         message = at_depth(calls, partial(refusal, body))
         assert message == "the body is nested too deeply" or message.startswith("the body is not JSON: ")
@@ -703,7 +703,7 @@ def test_deep_nesting_is_malformed(levels: int, opening: bytes, closing: bytes, 
 
 @pytest.mark.parametrize("calls", [0, 300])
 def test_nesting_that_occurs_is_taken(calls: int) -> None:
-    """A hundred levels of arrays or objects in a member that doesn't matter don't matter."""
+    """A hundred levels of arrays or objects in an unused member don't matter."""
     for body in (nested(100, b"[", b"]"), nested(100, b'{"a":', b"}"), nested(100, b'[ {"a":', b"}]")):
         assert isinstance(at_depth(calls, partial(parse, body)), Event)
 
@@ -725,13 +725,13 @@ TREES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=12,
 )
 NAMES = sorted({"specversion", "event", "eventid", "id", "time", "type", "source", *_DETAIL, *cloudevent(), *event()})
-#: Values that belong somewhere, and so may stand where they don't.
+#: Values of some members, which may stand in others.
 LIKELY: st.SearchStrategy[Any] = st.sampled_from(
     ["", "s-1", 7, 1.5, 2**64, True, None, [], {}, "AVAILABLE", "UNAVAILABLE", "SESSION_TERMINATED", TYPE, TIME, "x\0"]
 ).map(deepcopy)
 
 
-def places(tree: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401  # what JSON is
+def places(tree: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401  # JSON
     """The objects of a tree."""
     if isinstance(tree, dict):
         yield tree
@@ -740,8 +740,8 @@ def places(tree: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401  # what JSON 
 
 
 @st.composite
-def mutated_trees(draw: st.DrawFn) -> Any:  # noqa: ANN401  # what JSON is
-    """A sample, some members of which were taken away, moved, renamed or given another value."""
+def mutated_trees(draw: st.DrawFn) -> Any:  # noqa: ANN401  # JSON
+    """A sample with some members removed, moved, renamed or given another value."""
     tree = json.loads(draw(st.sampled_from(list(SAMPLES.values()))))
     for _ in range(draw(st.integers(0, 4))):
         place = draw(st.sampled_from(list(places(tree))))
@@ -755,7 +755,7 @@ def mutated_trees(draw: st.DrawFn) -> Any:  # noqa: ANN401  # what JSON is
 
 @st.composite
 def mutated_bodies(draw: st.DrawFn) -> bytes:
-    """The bytes of a sample, some of which were taken away, doubled or replaced."""
+    """The bytes of a sample, with some removed, doubled or replaced."""
     body = bytearray(draw(st.sampled_from(list(SAMPLES.values()))))
     for _ in range(draw(st.integers(1, 4))):
         begin = draw(st.integers(0, len(body)))
@@ -765,7 +765,7 @@ def mutated_bodies(draw: st.DrawFn) -> bytes:
 
 
 def outcome(body: bytes) -> Event | Unrecognized | str:
-    """What is read, or the message of the refusal: there is no third way."""
+    """The reading, or the message of the refusal: there is no third outcome."""
     try:
         return parse(body)
     except Malformed as error:
@@ -773,7 +773,7 @@ def outcome(body: bytes) -> Event | Unrecognized | str:
 
 
 def check(told: Event | Unrecognized | str) -> None:
-    """Whatever is told is within its limits, and can be written."""
+    """All that was read is within its limits, and can be written."""
     match told:
         case str():
             assert told.isprintable()
@@ -791,17 +791,17 @@ def check(told: Event | Unrecognized | str) -> None:
 
 @given(st.binary() | mutated_bodies())
 def test_no_bytes_break_it(body: bytes) -> None:
-    """Whatever bytes come in, they are an event, unrecognized or malformed, within all limits."""
+    """Any bytes are an event, unrecognized or malformed, within all limits."""
     check(outcome(body))
 
 
 @given(TREES | mutated_trees())
 def test_no_json_breaks_it(tree: object) -> None:
-    """Whatever JSON comes in, it is an event, unrecognized or malformed, within all limits."""
+    """Any JSON is an event, unrecognized or malformed, within all limits."""
     check(outcome(json.dumps(tree).encode()))
 
 
-def shuffled(tree: Any, chance: random.Random) -> Any:  # noqa: ANN401  # what JSON is
+def shuffled(tree: Any, chance: random.Random) -> Any:  # noqa: ANN401  # JSON
     """The same tree with every object's members in another order."""
     if isinstance(tree, list):
         return [shuffled(value, chance) for value in tree]
@@ -812,7 +812,7 @@ def shuffled(tree: Any, chance: random.Random) -> Any:  # noqa: ANN401  # what J
 
 @given(mutated_trees(), st.integers(0, 2**32), st.sampled_from([None, 0, 3, "\t", "\r\n "]), st.booleans())
 def test_only_the_tree_counts(tree: object, seed: int, indent: int | str | None, escaped: bool) -> None:
-    """Neither whitespace nor the order of members nor escapes change what is read, or why it is refused."""
+    """Neither whitespace nor the order of members nor escapes change the reading, or the reason of a refusal."""
     compact = json.dumps(tree, separators=(",", ":"), ensure_ascii=False).encode()
     other = json.dumps(shuffled(tree, random.Random(seed)), indent=indent, ensure_ascii=escaped).encode()
     assert outcome(compact) == outcome(b"\n" + other + b" \t\r\n")
@@ -835,7 +835,7 @@ EVENTS: st.SearchStrategy[Event] = st.builds(
 @given(EVENTS)
 @settings(max_examples=200)
 def test_a_fact_is_the_same_in_every_dialect(told: Event) -> None:
-    """An event that is written in a dialect is read back as the same fact, but for what that dialect can't tell."""
+    """An event that is written in a dialect is read back as the same fact, except for what the dialect lacks."""
     time = None if told.time_micros is None else rfc3339.render(told.time_micros)
     detail = {"sessionId": told.session_id, "qosStatus": told.qos_status, "statusInfo": told.status_info}
     flat = {"eventId": told.id, "eventType": told.type, "eventTime": time, "eventDetail": detail}

@@ -1,4 +1,4 @@
-"""Token endpoints as they are: each way to present a secret, each way to hand over a token, and what may pass."""
+"""Token endpoints of all kinds: each way to present a secret, each form of a token, and temporary failures."""
 
 import base64
 import time
@@ -29,7 +29,7 @@ async def server() -> AsyncIterator[FaultyApi]:
 def credentials(
     server: FaultyApi, secret: str = SECRET, *, attempts_max: int = 1, quotes: bool = True
 ) -> ClientCredentials:
-    """What asks it."""
+    """A client of it."""
     return ClientCredentials(
         f"{server.url}/token",
         CLIENT_ID,
@@ -44,7 +44,7 @@ def credentials(
 
 
 def basic(asked: Asked) -> tuple[str, str] | None:
-    """Id and secret by HTTP Basic, as they stand."""
+    """Id and secret by HTTP Basic, without encoding."""
     scheme, _, text = asked.headers.get("authorization", "").partition(" ")
     if scheme != "Basic":
         return None
@@ -53,13 +53,13 @@ def basic(asked: Asked) -> tuple[str, str] | None:
 
 
 def encoded_basic(asked: Asked) -> tuple[str, str] | None:
-    """The same, form-encoded as RFC 6749 has it."""
+    """The same, form-encoded as RFC 6749 requires."""
     found = basic(asked)
     return found and (unquote_plus(found[0]), unquote_plus(found[1]))
 
 
 def in_form(asked: Asked) -> tuple[str, str] | None:
-    """Id and secret in the form, and nowhere else."""
+    """Id and secret in the form alone."""
     fields = parse_qs(asked.body.decode())
     if "authorization" in asked.headers or "client_secret" not in fields:
         return None
@@ -98,7 +98,7 @@ def granting(way: Way, secret: str, refusal: Reply) -> Callable[[Asked], Reply]:
 async def test_a_secret_is_presented_in_each_way(
     way: Way, secret: str, asked_count: int, refusal: Reply, server: FaultyApi
 ) -> None:
-    """Whichever way the server knows, it is found, and is the first from then on."""
+    """The way that the server knows is found, and is tried first from then on."""
     server.grant = granting(way, secret, refusal)
     source = credentials(server, secret)
     assert await source.token() == "t"
@@ -109,7 +109,7 @@ async def test_a_secret_is_presented_in_each_way(
 
 
 async def test_a_wrong_secret_is_told_as_the_first_way_has_it(server: FaultyApi) -> None:
-    """Where no way is right, each was tried once, and the answer to the standard's way is told."""
+    """If no way is right, each was tried once, and the answer to the standard's way is reported."""
     server.grant = lambda asked: (
         answer(401, INVALID_CLIENT) if basic(asked) else answer(400, {"error": "invalid_request"})
     )
@@ -120,7 +120,7 @@ async def test_a_wrong_secret_is_told_as_the_first_way_has_it(server: FaultyApi)
 
 @pytest.mark.parametrize("reply", [hung_up(), answer(500), answer(404), encoded(200, TOKEN, "br", b"x")])
 async def test_a_way_that_a_server_chokes_on_is_none(reply: Reply, server: FaultyApi) -> None:
-    """Where a server is confused by a way that it does not know, its refusal of the standard's way is told."""
+    """If a server fails on a way that it does not know, its refusal of the standard's way is reported."""
     server.grant = lambda asked: answer(401, INVALID_CLIENT) if basic(asked) else reply
     with pytest.raises(Unavailable, match=r"the token server answers 401 \(invalid_client\)$"):
         await credentials(server).token()
@@ -128,7 +128,7 @@ async def test_a_way_that_a_server_chokes_on_is_none(reply: Reply, server: Fault
 
 @pytest.mark.parametrize("code", ["invalid_scope", "unsupported_grant_type", "invalid_target", "invalid_grant"])
 async def test_a_client_that_is_known_is_not_presented_again(code: str, server: FaultyApi) -> None:
-    """A refusal that another way would not change ends it."""
+    """A refusal that another way would not change ends the attempts."""
     server.grant = lambda _: answer(400, {"error": code})
     with pytest.raises(Unavailable, match=code):
         await credentials(server).token()
@@ -150,7 +150,7 @@ async def test_a_client_that_is_known_is_not_presented_again(code: str, server: 
     ],
 )
 async def test_a_token_that_can_be_used_is_used(reply: Reply, token: str, server: FaultyApi) -> None:
-    """However a token is handed over, it is taken."""
+    """A token in any form is accepted."""
     server.grant = lambda _: reply
     assert await credentials(server).token() == token
 
@@ -172,7 +172,7 @@ async def test_a_token_that_can_be_used_is_used(reply: Reply, token: str, server
     ],
 )
 async def test_what_is_no_token_is_told(reply: Reply, told: str, server: FaultyApi) -> None:
-    """What a server answers in place of a token is told in its words, without the secret."""
+    """A server's answer without a token is reported in its words, without the secret."""
     server.grant = lambda _: reply
     with pytest.raises(Unavailable) as caught:
         await credentials(server).token()
@@ -180,7 +180,7 @@ async def test_what_is_no_token_is_told(reply: Reply, told: str, server: FaultyA
 
 
 async def test_words_are_told_only_where_that_is_wanted(server: FaultyApi) -> None:
-    """A log gets the status and the code alone."""
+    """A log gets only the status and the code."""
     server.grant = lambda _: answer(403, {"error": "denied", "error_description": "to anna@operator.example"})
     with pytest.raises(Unavailable, match=r"answers 403 \(denied\)$"):
         await credentials(server, quotes=False).token()
@@ -198,7 +198,7 @@ PASSING = {
 
 @pytest.mark.parametrize("reply", PASSING.values(), ids=PASSING)
 async def test_what_passes_is_asked_again(reply: Reply, server: FaultyApi) -> None:
-    """A token may be asked for twice, so it is, after what may pass, as often as the settings allow."""
+    """After a temporary failure a token is requested again, as often as the settings allow."""
     replies = [reply, reply, answer(200, TOKEN)]
     server.grant = lambda _: replies.pop(0)
     server.script(answer(200, []))
@@ -213,7 +213,7 @@ async def test_what_passes_is_asked_again(reply: Reply, server: FaultyApi) -> No
 
 @pytest.mark.parametrize("reply", [answer(500), answer(404), answer(429, retry_after="31"), answer(200)])
 async def test_what_does_not_pass_is_asked_once(reply: Reply, server: FaultyApi) -> None:
-    """What may not pass soon is told at once."""
+    """A lasting failure is reported at once."""
     server.grant = lambda _: reply
     with pytest.raises(Unavailable):
         await credentials(server, attempts_max=4).token()
@@ -221,7 +221,7 @@ async def test_what_does_not_pass_is_asked_once(reply: Reply, server: FaultyApi)
 
 
 async def test_who_has_a_token_waits_for_no_other(server: FaultyApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token that can't be renewed now is used, and nobody waits for the server's pause."""
+    """A token that can't be renewed now is used, and no caller waits for the server's pause."""
     server.grant = lambda _: answer(200, {"access_token": "t", "expires_in": 60})
     monkeypatch.setattr("receiver.client_credentials._LIFE_USED", 0)
     source = credentials(server, attempts_max=4)
@@ -234,7 +234,7 @@ async def test_who_has_a_token_waits_for_no_other(server: FaultyApi, monkeypatch
 
 
 async def test_what_is_sent(server: FaultyApi) -> None:
-    """The scope, the audience and the headers of the settings are sent, and of these none where there is none."""
+    """The scope, the audience and the headers of the settings are sent; those not set are not."""
     server.script(answer(200, [SESSION]))
     key = {"X-Api-Key": "the-key-of-the-gateway", "x-tenant": "a b"}
     settings = server.settings(scope="", audience="https://api.example.com", headers=key)

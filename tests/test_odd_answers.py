@@ -1,4 +1,4 @@
-"""Answers of APIs and gateways that are not as the QoD API documents them: what can be read is, and nothing more."""
+"""Answers of APIs and gateways that the QoD API does not document: only their readable parts count."""
 
 from collections.abc import AsyncIterator, Sequence
 
@@ -41,7 +41,7 @@ def not_found(**changes: object) -> dict[str, object]:
     ],
 )
 async def test_the_apis_word_that_there_is_no_session(told: object, api: FaultyApi) -> None:
-    """An empty 404, and CAMARA's error of that code, say that the session is no more."""
+    """An empty 404, and CAMARA's error of that code, say that the session does not exist any more."""
     api.script(answer(404, told))
     async with QodClient(api.settings()) as client:
         assert await client.get(SESSION_ID) is None
@@ -78,7 +78,7 @@ async def test_the_apis_word_that_there_is_no_session(told: object, api: FaultyA
     ],
 )
 async def test_a_gateways_word_is_none(told: object, words: str, api: FaultyApi) -> None:
-    """What a gateway says of a path says nothing of a session: neither that it is gone nor that it was none."""
+    """A gateway's 404 is an error, and not the API's answer that a session does not exist."""
     api.script(answer(404, told))
     async with QodClient(api.settings()) as client:
         for operation in client.get, client.delete:
@@ -92,7 +92,7 @@ async def test_a_gateways_word_is_none(told: object, words: str, api: FaultyApi)
 
 
 def some(*names: object) -> list[dict[str, object]]:
-    """Sessions of these ids."""
+    """Sessions with these ids."""
     return [{**SESSION, "sessionId": str(name)} for name in names]
 
 
@@ -102,7 +102,7 @@ def link(path: str, rel: str = "next") -> dict[str, str]:
 
 
 def paged(elements: object, **pagination: int) -> dict[str, object]:
-    """A body of CAMARA's guidelines."""
+    """A page in the form of CAMARA's guidelines."""
     return {"sessions": elements, "pagination": pagination}
 
 
@@ -196,7 +196,7 @@ PARTS: dict[str, tuple[Sequence[Reply], str]] = {
 
 @pytest.mark.parametrize(("replies", "complaint"), PARTS.values(), ids=PARTS)
 async def test_a_part_is_not_the_whole(replies: Sequence[Reply], complaint: str, api: FaultyApi) -> None:
-    """A list whose end is not found is none, and it is told why."""
+    """A list without an end is an error with the reason."""
     api.script(*replies)
     async with QodClient(api.settings(attempts_max=1)) as client:
         with pytest.raises(Unavailable) as caught:
@@ -246,7 +246,7 @@ async def test_one_odd_session_hides_no_other(
 
 
 async def test_a_list_that_is_odd_throughout_is_none(api: FaultyApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where too many can't be read the list is wrong, not they."""
+    """If too many sessions can't be read, the list counts as wrong."""
     monkeypatch.setattr("receiver.qod.listing._UNREAD_MAX", 3)
     api.script(answer(200, [1, 2, 3, 4, *some(1)]))
     async with QodClient(api.settings()) as client:
@@ -269,7 +269,7 @@ async def test_a_list_that_is_odd_throughout_is_none(api: FaultyApi, monkeypatch
     ],
 )
 async def test_an_answer_that_can_be_read_is_read(reply: Reply, api: FaultyApi) -> None:
-    """An answer in an encoding, or behind a byte order mark, is read as any other."""
+    """An answer with a content coding, or behind a byte order mark, is read as any other."""
     api.script(reply)
     async with QodClient(api.settings()) as client:
         found = await client.get(SESSION_ID)
@@ -294,7 +294,7 @@ async def test_an_answer_that_can_be_read_is_read(reply: Reply, api: FaultyApi) 
     ],
 )
 async def test_an_encoding_that_can_not_be_read_is_told(reply: Reply, told: str, api: FaultyApi) -> None:
-    """What can't be decoded is named, and what is too long once it is decoded is not read."""
+    """An unknown coding is named, and an answer that is too long once decoded is not read."""
     api.script(reply)
     async with QodClient(api.settings()) as client:
         with pytest.raises(Unavailable) as caught:
@@ -318,7 +318,7 @@ async def test_an_encoding_that_can_not_be_read_is_told(reply: Reply, told: str,
     ],
 )
 async def test_the_words_of_an_error_are_shown(told: object, words: str, api: FaultyApi) -> None:
-    """What an API or a gateway says of an error is told, in whichever member it stands."""
+    """An API's or a gateway's error is shown, in whichever member it is."""
     api.script(answer(400, told))
     async with QodClient(api.settings()) as client:
         with pytest.raises(ApiRefused) as caught:
@@ -327,7 +327,7 @@ async def test_the_words_of_an_error_are_shown(told: object, words: str, api: Fa
 
 
 async def test_a_long_wait_is_told_in_words(api: FaultyApi) -> None:
-    """Where the API wants to be left alone, an operator reads for how long."""
+    """If the API asks for a pause, the operator reads its length."""
     api.script(error(503, "UNAVAILABLE", "down", retry_after="7200"))
     async with QodClient(api.settings()) as client:
         with pytest.raises(Unavailable, match=r"503 \(UNAVAILABLE\): down, with a Retry-After of 7200 s"):

@@ -1,4 +1,4 @@
-"""Two thousand sessions with every fault of an operator, and afterwards its ledger beside our topics."""
+"""Two thousand sessions with every fault of an operator; its ledger is then compared with our topics."""
 
 import asyncio
 import secrets
@@ -16,7 +16,7 @@ from tests.operator_run import Operator, Topics, differences, faults
 from tests.receiver_process import ReceiverProcess, run
 
 SESSIONS = 2_000
-#: An hour is two minutes; and a network that tells badly, but for what would take longer than a test may.
+#: An hour takes two minutes. The network has all faults, except for those that would take too long for a test.
 OPTIONS = ("--speed", "30", "--available-after", "60", "--dialect", "all", "--faults", "all", "--log-level", "warning")
 PLAN = """
 slow_body_seconds = 0.2
@@ -29,7 +29,7 @@ API |= {"RECONCILE_SECONDS": "0.5", "GRACE_SECONDS": "0.3"}
 
 
 class Serving(NamedTuple):
-    """A receiver: where it listens, and a token for it."""
+    """A receiver: its URL, and a token for it."""
 
     edge_url: str
     ops_url: str
@@ -51,7 +51,7 @@ def told(tmp_path: Path) -> Iterator[Operator]:
 
 @pytest.fixture
 def half_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
-    """The same, of which receivers that are started from now on know the API; one notification in ten is never sent."""
+    """The same, but one notification in ten is never sent; receivers that are started from now on know its API."""
     for found in operator(tmp_path, f"{PLAN}lost = 0.1\n"):
         for name, text in {**API, "BASE_URL": f"{found.url}/v1", "TOKEN_URL": f"{found.url}/token"}.items():
             monkeypatch.setenv(f"QOD_RECEIVER_API__{name}", text)
@@ -93,8 +93,8 @@ def check_told(operator: Operator, topics: Topics) -> None:
 def check_reconciled(operator: Operator, receiver: Serving) -> None:
     """Play, and compare the operator's sessions with the sessions table, and the ledger with the topics.
 
-    What a comparison takes depends on the machine. So half of the sessions last, and some of them end once the API has
-    told of all of them. Of the others, which end by themselves, only those count of which it has told.
+    The time of a comparison depends on the machine. So half of the sessions last, and some of them end once the API has
+    told of all of them. Of the others, which end by themselves, only those that the API told of count.
     """
     topics = play(operator, receiver, lasting=0.5)
     found: list[str] = []
@@ -116,7 +116,7 @@ def check_reconciled(operator: Operator, receiver: Serving) -> None:
 
 
 def play(operator: Operator, receiver: Serving, lasting: float = 0) -> Topics:
-    """Play all sessions to their ends, but for most that last, and wait until all that was kept is routed."""
+    """Play all sessions to their ends, except most that last, and wait until all kept notifications are routed."""
     topics = Topics(receiver.ops_url)
     asyncio.run(operator.play(receiver.edge_url, receiver.token, SESSIONS, seed=5, lasting=lasting))
     if lasting:
@@ -128,13 +128,13 @@ def play(operator: Operator, receiver: Serving, lasting: float = 0) -> Topics:
 
 
 def test_all_that_was_kept_comes_out_once(told: Operator, tmp_path: Path) -> None:
-    """No loss of what was answered 204, no repetition, and the right verdict for each oddity."""
+    """Each notification that was answered 204 has its effect once, and each oddity the right verdict."""
     with on_a_directory(tmp_path / "data") as receiver:
         check_told(told, play(told, receiver))
 
 
 def test_what_was_never_sent_is_found(half_told: Operator, tmp_path: Path) -> None:
-    """The sessions table is the operator's, though much was never sent, and each end was told once."""
+    """The sessions table equals the operator's, though many posts were never sent, and each end was told once."""
     with on_a_directory(tmp_path / "data") as receiver:
         check_reconciled(half_told, receiver)
 

@@ -33,7 +33,7 @@ UNKNOWN_TYPE = body(told("A1")[0]._replace(type="org.camaraproject.device-roamin
 
 
 class Ops(NamedTuple):
-    """A served operations port, and what is behind it."""
+    """A served operations port, and the node behind it."""
 
     client: httpx2.AsyncClient
     node: Node
@@ -42,8 +42,8 @@ class Ops(NamedTuple):
     notices: dict[str, str]
     stopping: asyncio.Event
 
-    async def json(self, path: str, **params: str) -> Any:  # noqa: ANN401  # what JSON is
-        """What a path answers with, when it answers well."""
+    async def json(self, path: str, **params: str) -> Any:  # noqa: ANN401  # JSON
+        """The JSON of a path, which must answer 200."""
         response = await self.client.get(path, params=params)
         assert response.status_code == 200, response.text
         return response.json()
@@ -71,9 +71,9 @@ async def serving(node: Node, telemetry: Telemetry, token: str | None = None) ->
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # Without it asyncio leaves Nagle's algorithm on, as the socket doesn't say that its protocol is TCP.
+        # Without it asyncio leaves Nagle's algorithm on: the socket does not say that its protocol is TCP.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Its main loop would only ask for the time and for signals, ten times a second.
+        # Its main loop would only check the time and signals, ten times a second.
         await server.startup([listener])
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
@@ -95,7 +95,7 @@ async def ops(node: Node, telemetry: Telemetry) -> AsyncIterator[Ops]:
 
 @pytest.fixture
 async def routed(ops: Ops, router: Router) -> Ops:
-    """The same, with five records on the status topic: of three sessions, all but one available."""
+    """The same, with five records on the status topic, of three sessions, all but one available."""
     texts = [("A1", "s0"), ("A1", "s1"), ("A1", "s2"), ("U2:N", "s1"), ("U0.5", "s0")]
     await append(ops.node, *(posted(text, session_id=session_id) for text, session_id in texts))
     await route(ops.node, router)
@@ -106,21 +106,21 @@ async def routed(ops: Ops, router: Router) -> Ops:
 
 
 async def test_the_paths_are_told(ops: Ops) -> None:
-    """The root tells every path that there is."""
+    """The root names every path."""
     told = (await ops.client.get("/")).text
     for path in ("/livez", "/readyz", "/metrics", "/topics", "/topics/{topic}", "/sessions", "/replay"):
         assert f" {path} " in told
 
 
 async def test_livez(ops: Ops) -> None:
-    """It lives whatever is wrong: restarting would not help."""
+    """The process is alive whatever is wrong: a restart would not help."""
     ops.troubles["inbox"] = "the disk is full"
     response = await ops.client.get("/livez")
     assert (response.status_code, response.text) == (200, "ok\n")
 
 
 async def test_readyz(ops: Ops) -> None:
-    """It is ready while nothing is wrong, else 503 names what is, and ready again afterwards."""
+    """The process is ready while nothing is wrong, else 503 names the fault; afterwards it is ready again."""
     assert await ops.json("/readyz") == {"ready": True, "checks": {"inbox": "ok"}}
     ops.troubles.update(inbox="the disk is full", shutdown="")
     response = await ops.client.get("/readyz")
@@ -145,7 +145,7 @@ async def metrics(ops: Ops) -> dict[tuple[str, str], float]:
 
 
 async def test_every_metric_is_exposed(ops: Ops) -> None:
-    """Each metric that telemetry declares is on /metrics, under the name that it is declared with."""
+    """Each metric that telemetry declares is on /metrics, under its declared name."""
     declared = set(re.findall(r'"(qod_receiver_\w+)"', SOURCE_OF_METRICS))
     exposed = re.findall(r"^# TYPE (\S+) \S+$", (await ops.client.get("/metrics")).text, re.MULTILINE)
     assert len(declared) > 5
@@ -153,7 +153,7 @@ async def test_every_metric_is_exposed(ops: Ops) -> None:
 
 
 async def test_metrics_tell_sessions_and_readiness(routed: Ops) -> None:
-    """Sessions are counted by status as they are now, and readiness is that of /readyz."""
+    """Sessions are counted by their present status, and readiness is that of /readyz."""
     values = await metrics(routed)
     assert values["qod_receiver_sessions", "AVAILABLE"] == 2
     assert values["qod_receiver_sessions", "UNAVAILABLE"] == 1
@@ -196,7 +196,7 @@ async def test_topics(routed: Ops) -> None:
 async def test_a_topic_by_position(
     routed: Ops, name: str, params: dict[str, str], positions: list[int], behind: str
 ) -> None:
-    """Records come from a position on; `next` is where to go on, whatever the filter has left out."""
+    """Records come from a position on; `next` is where to go on, whatever the filter left out."""
     page = await routed.json(f"/topics/{name}", **params)
     assert page["topic"] == "qod.status"
     assert [record["position"] for record in page["records"]] == positions
@@ -243,13 +243,13 @@ async def test_a_tombstone_is_null(routed: Ops, router: Router) -> None:
     ],
 )
 async def test_sessions(routed: Ops, params: dict[str, str], session_ids: list[str]) -> None:
-    """Sessions come last touched first, of one status where that is asked for."""
+    """Sessions come last touched first, filtered by status on request."""
     sessions = (await routed.json("/sessions", **params))["sessions"]
     assert [session["sessionId"] for session in sessions] == session_ids
 
 
 async def test_a_session(routed: Ops) -> None:
-    """A session is shown as on its topic, and with when it was last touched."""
+    """A session is shown as on its topic, with the time when it was last touched."""
     (session,) = (await routed.json("/sessions", qos_status="UNAVAILABLE"))["sessions"]
     assert session == {
         "sessionId": "s1",
@@ -267,7 +267,7 @@ async def test_a_session(routed: Ops) -> None:
 
 
 async def streamed(ops: Ops, path: str, count: int, **headers: str) -> list[tuple[str, Any]]:
-    """The ids and records of the first so many events of a stream."""
+    """The ids and records of the first events of a stream."""
     events: list[tuple[str, Any]] = []
     async with ops.client.sse(path, headers=headers) as source, asyncio.timeout(SECONDS_MAX):
         async for event in source:
@@ -279,7 +279,7 @@ async def streamed(ops: Ops, path: str, count: int, **headers: str) -> list[tupl
 
 
 async def test_a_stream_goes_on_after_the_last_event_seen(routed: Ops) -> None:
-    """Whoever comes back with the id of the last event gets the next one, and none twice."""
+    """A client that comes back with the id of the last event gets the next one, and none twice."""
     first = await streamed(routed, "/topics/status?from=beginning", 2)
     rest = await streamed(routed, "/topics/status?from=beginning", 3, **{"Last-Event-ID": first[-1][0]})
     assert [record["position"] for _, record in [*first, *rest]] == [0, 1, 2, 3, 4]
@@ -288,7 +288,7 @@ async def test_a_stream_goes_on_after_the_last_event_seen(routed: Ops) -> None:
 
 
 async def test_a_stream_tells_what_comes(routed: Ops, router: Router) -> None:
-    """Without a start a stream begins at the end, and tells every record that is committed from then on."""
+    """Without a start a stream begins at the end, and sends every record that is committed from then on."""
     async with routed.client.sse("/topics/status") as source, asyncio.timeout(SECONDS_MAX):
         assert source.response.headers["content-type"].startswith("text/event-stream")
         await append(routed.node, posted("A1", session_id="s7"), posted("A1", session_id="s8"))
@@ -305,7 +305,7 @@ async def test_a_stream_of_one_session(routed: Ops) -> None:
 
 
 async def test_a_long_stream(ops: Ops, router: Router) -> None:
-    """A stream brings more than it reads at once, in order."""
+    """A stream sends more than it reads at once, in order."""
     await asyncio.gather(*(ops.node.inbox.append(posted("A1", session_id=f"s{number}")) for number in range(450)))
     await route(ops.node, router)
     events = await streamed(ops, "/topics/status?from=beginning", 450)
@@ -313,7 +313,7 @@ async def test_a_long_stream(ops: Ops, router: Router) -> None:
 
 
 async def test_streams_end_at_a_shutdown(routed: Ops) -> None:
-    """When the process drains, a stream ends by itself after what it has to tell."""
+    """When the process drains, a stream ends by itself after its last record."""
     async with routed.client.sse("/topics/status?from=3") as source, asyncio.timeout(SECONDS_MAX):
         routed.stopping.set()
         positions = [orjson.loads(event.data)["position"] async for event in source]
@@ -321,7 +321,7 @@ async def test_streams_end_at_a_shutdown(routed: Ops) -> None:
 
 
 async def test_streams_are_limited(routed: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit a stream is refused, until one of those open is closed."""
+    """Beyond the limit a stream is refused, until an open one is closed."""
     monkeypatch.setattr("receiver.ops._STREAMS_MAX", 2)
     headers = {"accept": "text/event-stream"}
     async with routed.client.sse("/topics/status"), routed.client.sse("/topics/sessions"):
@@ -350,7 +350,7 @@ async def dead(ops: Ops, router: Router) -> Ops:
 
 
 async def replayed(ops: Ops, body: object, router: Router) -> tuple[int, list[str]]:
-    """How many letters are replayed, and the verdicts that they come to."""
+    """The number of replayed letters, and their verdicts."""
     response = await ops.client.post("/replay", content=orjson.dumps(body))
     assert response.status_code == 200, response.text
     count: int = response.json()["replayed"]
@@ -372,7 +372,7 @@ async def replayed(ops: Ops, body: object, router: Router) -> tuple[int, list[st
     ],
 )
 async def test_replay(dead: Ops, router: Router, wanted: dict[str, object], verdicts: list[str]) -> None:
-    """The letters asked for go through today's parser again, but for those that it still can't read."""
+    """The requested letters go through today's parser again, except for those that it still can't read."""
     assert await replayed(dead, wanted, router) == (len(verdicts), verdicts)
 
 
@@ -382,7 +382,7 @@ async def test_replay_without_a_body_takes_all(dead: Ops) -> None:
 
 
 async def test_replaying_twice_does_nothing_twice(dead: Ops, router: Router) -> None:
-    """What was replayed takes effect once, marked with where it lay, and leaves no second letter."""
+    """A replayed letter takes effect once, marked with its place, and leaves no second letter."""
     assert await replayed(dead, {}, router) == (3, ["accepted", "unrecognized", "conflict"])
     assert await replayed(dead, {}, router) == (3, ["duplicate", "unrecognized", "conflict"])
     records = await everything(dead.node.reader, "qod.status")
@@ -392,7 +392,7 @@ async def test_replaying_twice_does_nothing_twice(dead: Ops, router: Router) -> 
 
 
 async def test_nothing_to_replay(ops: Ops, router: Router) -> None:
-    """Where nothing died, nothing is replayed."""
+    """Without dead letters nothing is replayed."""
     assert await replayed(ops, {}, router) == (0, [])
 
 
@@ -437,12 +437,12 @@ def assert_problem(response: httpx2.Response, status_code: int) -> None:
     ids=lambda value: str(value)[:40],
 )
 async def test_bad_requests_are_problems(routed: Ops, path: str, status_code: int) -> None:
-    """What can't be answered is refused with a problem detail, never with a failure of ours."""
+    """A request that can't be answered is refused with a problem detail, never with a failure of ours."""
     assert_problem(await routed.client.get(path), status_code)
 
 
 async def test_a_bad_event_id_is_a_problem(routed: Ops) -> None:
-    """A stream can't go on behind an id that is none."""
+    """A stream with an invalid id is refused."""
     headers = {"accept": "text/event-stream", "last-event-id": "yesterday"}
     assert_problem(await routed.client.get("/topics/status", headers=headers), 400)
 
@@ -466,7 +466,7 @@ async def test_a_bad_event_id_is_a_problem(routed: Ops) -> None:
     ],
 )
 async def test_bad_replays_are_problems(dead: Ops, content: bytes) -> None:
-    """A replay that is not understood is refused, and replays nothing."""
+    """A replay with an invalid body is refused, and replays nothing."""
     assert_problem(await dead.client.post("/replay", content=content), 400)
     assert dead.node.lane.lag == 0
 
@@ -478,14 +478,14 @@ async def test_a_body_has_a_limit(dead: Ops) -> None:
 
 
 async def test_the_methods_allowed_are_told(ops: Ops) -> None:
-    """A method that a path doesn't have is refused with those that it has."""
+    """A method that a path doesn't have is refused with the allowed ones."""
     response = await ops.client.delete("/sessions")
     assert_problem(response, 405)
     assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 async def test_a_file_that_cannot_be_read_is_a_problem(routed: Ops, backend: SqliteBackend) -> None:
-    """Where the backend fails the answer is 503, and the other paths go on."""
+    """If the backend fails the answer is 503, and the other paths go on."""
     connection = apsw.Connection(str(backend.directory / FILE_NAME))
     connection.execute("ALTER TABLE messages RENAME TO elsewhere")
     connection.close()
@@ -512,7 +512,7 @@ async def test_a_file_that_cannot_be_read_is_a_problem(routed: Ops, backend: Sql
     ],
 )
 async def test_a_token(node: Node, telemetry: Telemetry, authorization: str, right: bool) -> None:
-    """With a token configured, every path but the health checks is for those who present it."""
+    """With a token configured, every path but the health checks requires it."""
     headers = {"authorization": authorization}
     async with serving(node, telemetry, TOKEN) as ops:
         for path in ("/metrics", "/topics", "/topics/status", "/sessions", "/nope", "/livez/"):
@@ -533,7 +533,7 @@ async def test_no_token_is_wanted_where_none_is_configured(ops: Ops) -> None:
 
 
 async def test_pages_are_few_at_a_time(ops: Ops, router: Router) -> None:
-    """While as many pages are sent as may be, to readers that take nothing, another is refused; later it comes."""
+    """While as many pages as allowed are sent, to readers that take nothing, another is refused; later it is sent."""
     for _ in range(40):
         await append(ops.node, posted(b"{" * 500_000))
     while ops.node.lane.lag:
@@ -588,7 +588,9 @@ async def test_pages_are_few_at_a_time(ops: Ops, router: Router) -> None:
     ],
 )
 async def test_no_page_of_another_site_is_answered(ops: Ops, headers: dict[str, str], status: int) -> None:
-    """What a browser asks for another site's page, or under a name that may be rebound, is refused, read or posted."""
+    """A browser's request for another site's page, or under a name that may be rebound, is refused, reads and posts
+    alike.
+    """
     for path in ("/", "/livez", "/readyz", "/metrics", "/topics", "/sessions", "/nonsense"):
         response = await ops.client.get(path, headers=headers)
         assert response.status_code == (404 if (status, path) == (200, "/nonsense") else status)
@@ -599,7 +601,7 @@ async def test_no_page_of_another_site_is_answered(ops: Ops, headers: dict[str, 
 
 
 async def test_a_token_makes_up_for_a_name(node: Node, telemetry: Telemetry) -> None:
-    """Where a token is wanted, any name may lead to the port: no page has the token. Other sites' pages are refused."""
+    """With a token, any name may lead to the port, since no page has the token. Other sites' pages are refused."""
     token = {"authorization": f"Bearer {TOKEN}", "host": "qod.example.com"}
     async with serving(node, telemetry, TOKEN) as ops:
         assert (await ops.client.get("/topics", headers=token)).status_code == 200

@@ -19,19 +19,19 @@ SENDERS = 24
 
 @pytest.fixture
 def receiver(kafka: Brokers, tmp_path: Path) -> Iterator[KafkaReceiver]:
-    """A router and as many edges as a test starts at the most."""
+    """A router and the most edges that a test starts."""
     prefix = f"t{secrets.token_hex(6)}"
     with KafkaReceiver(tmp_path / "node", kafka.bootstrap, prefix, "--workers", str(WORKERS)) as made:
         yield made
 
 
 def _load(receiver: KafkaReceiver) -> Load:
-    """Senders that tell AVAILABLE and, once that is kept, UNAVAILABLE of one session after the other."""
+    """Senders that post AVAILABLE and, once that is kept, UNAVAILABLE of one session after the other."""
     return Load("ordered", receiver.edge_url, senders=SENDERS, events=2, pause_seconds=0.002, scattered=True)
 
 
 def _processes(receiver: KafkaReceiver) -> range:
-    """The numbers of its operations ports; where there are several the router's is the first."""
+    """The numbers of its operations ports; of several the first is the router's."""
     workers = int(receiver.options[-1])
     return range(1 if workers == 1 else 1 + workers)
 
@@ -41,7 +41,7 @@ def _edges(receiver: KafkaReceiver) -> list[int]:
 
 
 def _spooled(receiver: KafkaReceiver) -> float:
-    """How many notifications wait on disk, none where a process is away that would know."""
+    """The number of notifications on disk, 0 while the process that knows it is away."""
     with suppress(httpx2.HTTPError):
         return sum(map(receiver.spooled, _processes(receiver)))
     return 0
@@ -54,7 +54,7 @@ def _all_well(receiver: KafkaReceiver) -> bool:
 
 
 def test_an_outage_reverses_no_session(receiver: KafkaReceiver, kafka_cluster: Cluster) -> None:
-    """Through outages, and while what waited on disk is sent, each session's events stay in order."""
+    """Through outages, and while notifications from the disk are sent, each session's events stay in order."""
     until(lambda: _all_well(receiver), "all well")
     with _load(receiver) as load:
         for _ in range(3):
@@ -71,7 +71,7 @@ def test_an_outage_reverses_no_session(receiver: KafkaReceiver, kafka_cluster: C
 def test_the_death_of_a_worker_reverses_no_session(
     worker: int, receiver: KafkaReceiver, kafka_cluster: Cluster
 ) -> None:
-    """Workers are killed while notifications come to lie on disk, and while they are sent: all stays in order."""
+    """Workers are killed while notifications go to the disk, and while they are sent: all stays in order."""
     until(lambda: _all_well(receiver), "all well")
     with _load(receiver) as load:
         for _ in range(2):
@@ -94,7 +94,7 @@ def _kill_all(receiver: KafkaReceiver) -> None:
 
 
 def test_another_number_of_workers_reverses_no_session(receiver: KafkaReceiver, kafka_cluster: Cluster) -> None:
-    """What waits on disk when all ends is sent first by however many workers there are afterwards."""
+    """Notifications on the disk at the end are sent first by any number of workers afterwards."""
     until(lambda: _all_well(receiver), "all well")
     with _load(receiver) as load:
         for workers in (2, 3, 1):

@@ -1,4 +1,4 @@
-"""What we use of libraries beside what they promise: with any release of theirs it may change without a word."""
+"""Uses of libraries beyond their promises: any release may change these without notice."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ DEPENDENCIES = {
     )
 }
 
-#: Modules whose insides ours rely on, and the beginning of the SHA-256 of each.
+#: Modules whose internals ours rely on, and the beginning of each one's SHA-256.
 MODULES = {
     "uvicorn.protocols.http.flow_control": "d39d16560df512f3",
     "uvicorn.protocols.http.httptools_impl": "1d4e1c579df41684",
@@ -51,7 +51,7 @@ def _source(module: str) -> bytes:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_insides_of_libraries_are_those_that_we_know(module: str) -> None:
-    """A module that we rely on beside its promises is the one that was read."""
+    """A module that we rely on beyond its promises is the one that was read."""
     digest = hashlib.sha256(_source(module)).hexdigest()[:16]
     assert digest == MODULES[module], (
         f"{module} changed: read the difference beside what our code does with its private members and with methods "
@@ -61,7 +61,7 @@ def test_the_insides_of_libraries_are_those_that_we_know(module: str) -> None:
 
 @pytest.mark.parametrize("name", sorted({module.partition(".")[0] for module in MODULES}))
 def test_no_minor_release_comes_unread(name: str) -> None:
-    """Of a library whose insides we use the next minor release is not installed by itself."""
+    """The next minor release of a library whose internals we use is not installed automatically."""
     installed = Version(version(name))
     following = f"{installed.major}.{installed.minor + 1}.0"
     assert following not in DEPENDENCIES[name].specifier, f"cap {name} below {following} in pyproject.toml"
@@ -69,7 +69,7 @@ def test_no_minor_release_comes_unread(name: str) -> None:
 
 @pytest.mark.parametrize("module", [each for each in SOURCES if each.startswith("backends.kafka")])
 def test_private_members_are_known(module: str) -> None:
-    """Each private member of aiokafka's that is used is one of a module in the table above."""
+    """Each used private member of aiokafka belongs to a module in the table above."""
     known = b"".join(map(_source, MODULES)).decode()
     used = {
         name

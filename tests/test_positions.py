@@ -1,4 +1,4 @@
-"""Positions that are none: those that other programs leave, and those of an inbox that is another now, or shorter."""
+"""Positions that don't count: those of other programs, and those of an inbox that was made anew, or is shorter."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,12 +24,12 @@ from tests.test_topics_anew import ALL, PARTITIONS, SESSIONS, Site, until_true
 
 @pytest.fixture
 def site(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> Site:
-    """Topics that do not exist yet."""
+    """Topics that are not made yet."""
     return Site(kafka, topic_prefix, tmp_path)
 
 
 async def _kept_without_a_router(site: Site) -> None:
-    """Each session is available, once; then an end of each is kept, and nothing runs."""
+    """Each session is available, once; then an end of each is kept, and no router runs."""
     async with site.node() as node:
         await site.post(node, "A1")
         assert await site.keys("status", len(SESSIONS)) == SESSIONS
@@ -45,7 +45,9 @@ async def _all_are_routed(site: Site) -> None:
 
 
 async def test_a_reader_with_the_routers_group_skips_nothing(site: Site) -> None:
-    """Offsets that another program commits for the routers' group are told, and what is before them is routed."""
+    """Offsets that another program commits for the routers' group are reported, and notifications before them are
+    routed.
+    """
     await _kept_without_a_router(site)
     reader = AIOKafkaConsumer(
         site.topic("inbox"),
@@ -65,7 +67,7 @@ async def test_a_reader_with_the_routers_group_skips_nothing(site: Site) -> None
 
 @pytest.mark.parametrize("name", ["dead-letter", "sessions"])
 async def test_a_record_of_another_program_skips_nothing(site: Site, name: str) -> None:
-    """A record that names a position of the inbox and not the inbox's id moves no lane."""
+    """A record with a position of the inbox and without the inbox's id moves no lane."""
     await _kept_without_a_router(site)
     rows = {each.partition: each.message for each in await site.told("sessions", len(SESSIONS))}
     async with AIOKafkaProducer(bootstrap_servers=site.bootstrap) as producer:
@@ -113,7 +115,7 @@ def _starting(sessions: Sequence[str]) -> Sequence[Notification]:
 
 
 async def test_nothing_of_another_inbox_is_decided_on(site: Site) -> None:
-    """What a lane reads at its position in an inbox that was made anew a moment ago can't be committed."""
+    """Notifications that a lane reads in an inbox that was made anew a moment ago can't be committed."""
     await _make_all(site)
     await _append(site, *_starting(SESSIONS[:3]))
     async with _lane(site) as lane:
@@ -135,7 +137,7 @@ async def test_nothing_of_another_inbox_is_decided_on(site: Site) -> None:
 
 
 async def test_what_is_removed_under_an_open_lane_is_told(site: Site) -> None:
-    """Notifications that are removed before a lane has read them are told, as they are where it is opened."""
+    """Notifications that are removed before a running lane has read them are reported, as at its opening."""
     await _make_all(site)
     large = b"x" * 60_000
     await _append(site, *(posted(large, key=each) for each in SESSIONS))
@@ -164,7 +166,7 @@ async def _ends_at(consumer: AIOKafkaConsumer, inbox: TopicPartition, end: int) 
 
 
 async def test_the_end_of_a_transaction_is_no_notification(site: Site) -> None:
-    """A marker at the end of the inbox leaves no lag, and what comes behind it is read."""
+    """A marker at the end of the inbox makes no lag, and records behind it are read."""
     await _make_all(site)
     inbox = TopicPartition(site.topic("inbox"), 0)
     other = AIOKafkaProducer(bootstrap_servers=site.bootstrap, transactional_id=f"{site.prefix}-other")

@@ -1,4 +1,4 @@
-"""What others on the machine, and others who look at a screen, get to see: no file, and no password."""
+"""Privacy on the machine and on screens: files are their owner's alone, and passwords are never printed."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ from tests.samples import body, told
 
 @pytest.fixture(params=[0o000, 0o022, 0o777], ids=oct)
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A umask that lets others in, the usual one, and one that lets nobody in."""
+    """A umask that lets others in, the usual one, and one that gives no rights."""
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
@@ -24,13 +24,13 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.usefixtures("umask")
 def test_files_are_their_owners_alone(tmp_path: Path) -> None:
-    """Whatever the umask, each file that is kept has mode 0600, and a directory that is made 0700."""
+    """With any umask, each kept file has mode 0600, and each new directory 0700."""
     data = tmp_path / "data"
     run("token", "mint", "--data", str(data), "--sender", "test")
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     process = ReceiverProcess(data)
     assert process.post(body(told("A1")[0])) == [204]
-    kept = [path for path in data.iterdir() if path.name not in {"log", "out"}]  # the test's
+    kept = [path for path in data.iterdir() if path.name not in {"log", "out"}]  # the test's own
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in kept}
     process.terminate()
     assert set(modes) >= {"qod.sqlite", "qod.sqlite-wal", "qod.sqlite-shm", "token-secret", "serve.json", "lock"}
@@ -51,7 +51,7 @@ def test_files_are_their_owners_alone(tmp_path: Path) -> None:
     ],
 )
 def test_no_url_shows_a_secret(url: str, shown: str) -> None:
-    """Passwords, and the values of a query, are hidden; all else of a URL is shown."""
+    """Passwords and query values are hidden; the rest of a URL is shown."""
     assert shown_url(url) == shown
 
 
@@ -92,7 +92,7 @@ async def _open_stream(url: str) -> int:
 
 
 async def test_topics_exist_before_their_first_record(tmp_path: Path) -> None:
-    """A reader that is started before anything was posted gets an open stream, or no records; a wrong name is a 404."""
+    """A reader that starts before the first post gets an open stream, or no records; a wrong name is a 404."""
     config = tmp_path / "qod.toml"
     config.write_text('[[routes]]\ntopic = "pager"\n')
     process = ReceiverProcess(tmp_path / "data", "--config", str(config))

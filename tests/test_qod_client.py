@@ -1,4 +1,4 @@
-"""The client of the QoD API: against the simulator, which behaves, and against servers that don't."""
+"""The client of the QoD API: against the simulator, which is right, and against servers that are not."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ from tests.simulated import Simulated, simulated, until
 PHONE, NAI, IPV4, IPV6 = "+34600111222", "jane.doe@example.org", "203.0.113.77", "2001:db8::77"
 TOKEN = "the-token-of-the-notifications"
 SECRETS = (PHONE[1:], PHONE[3:], NAI, IPV4, IPV6, TOKEN, "the-secret-of-the-client", "token-1", "token-2")
-#: Long enough for a request to be made and read, however busy the machine is.
+#: Long enough to make and read a request on a busy machine.
 SHORT_SECONDS = 2.0
 
 Operation = Callable[[QodClient], Coroutine[Any, Any, object]]
@@ -66,8 +66,8 @@ def wanted(phone: str = PHONE) -> Creation:
     return request.notified("http://127.0.0.1:9/notifications", SecretStr(TOKEN))
 
 
-def settings_of(api: Simulated, **changes: Any) -> ApiSettings:  # noqa: ANN401  # what settings take
-    """How to reach a simulator."""
+def settings_of(api: Simulated, **changes: Any) -> ApiSettings:  # noqa: ANN401  # any setting's type
+    """Settings of a client of a simulator."""
     settings = {
         "base_url": f"{api.url}/v1",
         "token_url": f"{api.url}/token",
@@ -81,20 +81,20 @@ def settings_of(api: Simulated, **changes: Any) -> ApiSettings:  # noqa: ANN401 
 
 @pytest.fixture
 async def faulty() -> AsyncIterator[FaultyApi]:
-    """An API that answers as a test wants."""
+    """An API whose answers a test scripts."""
     async with FaultyApi().listening() as api:
         yield api
 
 
 @pytest.fixture(autouse=True)
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """All that anybody logs, the HTTP client included; see `assert_discreet`."""
+    """All lines of all logs, the HTTP client's included; see `assert_discreet`."""
     caplog.set_level(logging.DEBUG)
     return caplog
 
 
 def assert_discreet(log: pytest.LogCaptureFixture, *errors: BaseException) -> None:
-    """Neither a log nor an error, with the locals of all that the receiver did, has anything that was secret."""
+    """Neither a log nor an error, with the locals of all of the receiver's frames, has a secret."""
     shown = [log.text]
     for each in errors:
         assert each.__context__ is None, "what came before is shown too"
@@ -116,7 +116,7 @@ async def failure_of(operation: Operation, settings: ApiSettings) -> ReceiverErr
 
 
 async def test_the_life_of_a_session(log: pytest.LogCaptureFixture) -> None:
-    """A session is made, seen, listed and ended, and is then no more; all with one token."""
+    """A session is created, shown, listed and deleted, and then does not exist any more; all with one token."""
     async with simulated(Options(available_after_seconds=0)) as api, QodClient(settings_of(api)) as client:
         made = await client.create(wanted())
         assert (made.qos_profile, made.duration_seconds) == ("QOS_E", 60)
@@ -136,7 +136,7 @@ async def test_the_life_of_a_session(log: pytest.LogCaptureFixture) -> None:
 
 
 async def test_many_sessions_at_once() -> None:
-    """One client does many things at a time."""
+    """One client serves many calls at a time."""
     async with simulated(Options()) as api, QodClient(settings_of(api)) as client:
         requests = [
             model.creation(
@@ -150,7 +150,7 @@ async def test_many_sessions_at_once() -> None:
 
 
 async def test_a_device_that_has_a_session_is_refused(log: pytest.LogCaptureFixture) -> None:
-    """A conflict is told with the API's own code and words, and makes nothing."""
+    """A conflict is reported with the API's own code and words, and creates nothing."""
     async with simulated(Options()) as api, QodClient(settings_of(api)) as client:
         await client.create(wanted())
         with pytest.raises(ApiRefused, match=r"answers 409 \(CONFLICT\): the device has a session already") as caught:
@@ -161,7 +161,7 @@ async def test_a_device_that_has_a_session_is_refused(log: pytest.LogCaptureFixt
 
 
 async def test_what_the_api_finds_wrong_is_told(log: pytest.LogCaptureFixture) -> None:
-    """A request that the API does not take is refused with its reason."""
+    """A request that the API refuses is reported with its reason."""
     async with simulated(Options()) as api, QodClient(settings_of(api)) as client:
         with pytest.raises(ApiRefused, match=r"answers 400 \(INVALID_ARGUMENT\): qosProfile") as caught:
             await client.create(Creation({**wanted(), "qosProfile": "QOS_X"}))
@@ -169,7 +169,7 @@ async def test_what_the_api_finds_wrong_is_told(log: pytest.LogCaptureFixture) -
 
 
 async def test_a_scope_that_is_not_enough_is_refused() -> None:
-    """A client that may only read makes nothing."""
+    """A client with the right to read creates nothing."""
     async with simulated(Options()) as api, QodClient(settings_of(api, scope="qod:sessions:read")) as client:
         with pytest.raises(ApiRefused, match=r"answers 403 \(PERMISSION_DENIED\)"):
             await client.create(wanted())
@@ -177,7 +177,7 @@ async def test_a_scope_that_is_not_enough_is_refused() -> None:
 
 @ALL
 async def test_a_client_that_is_unknown_is_told(operation: Operation, log: pytest.LogCaptureFixture) -> None:
-    """Without a token nothing is asked, and the authorization server's code says why."""
+    """Without a token the API is not asked, and the authorization server's code is the reason."""
     async with simulated(Options()) as api:
         caught = await failure_of(operation, settings_of(api, client_secret="wrong-secret-of-the-client"))
     assert isinstance(caught, Unavailable)
@@ -189,7 +189,7 @@ async def test_a_client_that_is_unknown_is_told(operation: Operation, log: pytes
 
 
 async def test_tokens_that_live_for_a_second_are_renewed() -> None:
-    """A token is fetched anew before it is over, and a client notices nothing."""
+    """A token is renewed before it expires, without an effect on calls."""
     async with simulated(Options(token_seconds=2)) as api, QodClient(settings_of(api)) as client:
         began = time.monotonic()
         while time.monotonic() - began < 5:
@@ -201,7 +201,7 @@ async def test_tokens_that_live_for_a_second_are_renewed() -> None:
 
 
 async def test_a_token_is_used_by_all(faulty: FaultyApi) -> None:
-    """However many ask at once and one after the other, one token is fetched."""
+    """For any number of callers, at once and one after the other, one token is fetched."""
     async with QodClient(faulty.settings()) as client:
         await asyncio.gather(*(client.get(SESSION_ID) for _ in range(20)))
         await client.delete(SESSION_ID)
@@ -210,7 +210,7 @@ async def test_a_token_is_used_by_all(faulty: FaultyApi) -> None:
 
 
 async def test_a_token_is_renewed_before_it_is_over(faulty: FaultyApi) -> None:
-    """At four fifths of its life a token is fetched anew; while that fails, the old one is used until its end."""
+    """At four fifths of its life a token is renewed; while that fails, the old one is used until its end."""
     faulty.token_life_seconds = 10.0
     async with QodClient(faulty.settings()) as client:
         await client.get(SESSION_ID)
@@ -242,7 +242,7 @@ async def test_a_token_is_renewed_before_it_is_over(faulty: FaultyApi) -> None:
 
 @ALL
 async def test_a_401_gets_one_new_token(operation: Operation, faulty: FaultyApi, log: pytest.LogCaptureFixture) -> None:
-    """A token that is not accepted is exchanged for another, with which the same is asked once more."""
+    """A token that is not accepted is replaced, and the request repeated once."""
     faulty.script(error(401, "UNAUTHENTICATED", "expired"), answer(200, [SESSION] if operation is LIST else SESSION))
     async with QodClient(faulty.settings(attempts_max=1)) as client:
         assert await operation(client)
@@ -253,7 +253,7 @@ async def test_a_401_gets_one_new_token(operation: Operation, faulty: FaultyApi,
 
 @ALL
 async def test_a_second_401_is_told(operation: Operation, faulty: FaultyApi, log: pytest.LogCaptureFixture) -> None:
-    """Where the new token is not accepted either, that is the answer."""
+    """If the new token is not accepted either, that is the answer."""
     faulty.script(error(401, "UNAUTHENTICATED", "no token of ours"))
     caught = await failure_of(operation, faulty.settings())
     assert isinstance(caught, ApiRefused)
@@ -263,7 +263,7 @@ async def test_a_second_401_is_told(operation: Operation, faulty: FaultyApi, log
 
 
 async def test_many_401s_get_one_new_token(faulty: FaultyApi) -> None:
-    """Of many who were refused with the same token, one fetches the next."""
+    """Of many callers that were refused with the same token, one fetches the next."""
     faulty.script(*[error(401, "UNAUTHENTICATED", "expired")] * 10, answer(200, SESSION))
     async with QodClient(faulty.settings()) as client:
         await asyncio.gather(*(client.get(SESSION_ID) for _ in range(10)))
@@ -272,7 +272,7 @@ async def test_many_401s_get_one_new_token(faulty: FaultyApi) -> None:
 
 
 async def test_a_token_that_is_not_at_hand_is_not_forgotten(faulty: FaultyApi) -> None:
-    """To give up a token that has been replaced changes nothing."""
+    """Giving up a token that was replaced already changes nothing."""
     source = ClientCredentials(f"{faulty.url}/token", "i", "s", None, timeout_seconds=30, audience="us", reason="api")
     assert await source.token() == "token-1"
     source.forget("token-0")
@@ -282,7 +282,7 @@ async def test_a_token_that_is_not_at_hand_is_not_forgotten(faulty: FaultyApi) -
     assert await source.token() == "token-2"
 
 
-# What is asked again, and what is not
+# Requests that are repeated, and those that are not
 
 PASSING = {
     "429": error(429, "TOO_MANY_REQUESTS", "slow down"),
@@ -298,7 +298,7 @@ PASSING = {
 @REPEATED
 @pytest.mark.parametrize("reply", PASSING.values(), ids=PASSING)
 async def test_what_passes_is_asked_again(operation: Operation, reply: Reply, faulty: FaultyApi) -> None:
-    """What can be asked twice is asked again after a failure that may pass."""
+    """A repeatable request is repeated after a temporary failure."""
     faulty.script(reply, reply, answer(200, [SESSION] if operation is LIST else SESSION))
     async with QodClient(faulty.settings()) as client:
         assert await operation(client)
@@ -308,7 +308,7 @@ async def test_what_passes_is_asked_again(operation: Operation, reply: Reply, fa
 
 @REPEATED
 async def test_what_does_not_pass_is_given_up(operation: Operation, faulty: FaultyApi) -> None:
-    """After as many attempts as the settings allow it is told what was answered, and the request's correlator."""
+    """After as many attempts as the settings allow, the answer and the request's correlator are reported."""
     faulty.script(error(503, "UNAVAILABLE", "the network is down", retry_after="0"))
     caught = await failure_of(operation, faulty.settings(attempts_max=3))
     assert isinstance(caught, Unavailable)
@@ -323,7 +323,7 @@ async def test_what_does_not_pass_is_given_up(operation: Operation, faulty: Faul
 @REPEATED
 @pytest.mark.parametrize("status", [500, 501, 408])
 async def test_what_may_not_pass_is_asked_once(operation: Operation, status: int, faulty: FaultyApi) -> None:
-    """Other failures of the API are not the request's fault, but another attempt would not help soon."""
+    """Other failures of the API are temporary, but not repeated at once."""
     faulty.script(answer(status))
     assert isinstance(await failure_of(operation, faulty.settings()), Unavailable)
     assert len(faulty.asked) == 1
@@ -332,7 +332,7 @@ async def test_what_may_not_pass_is_asked_once(operation: Operation, status: int
 @ALL
 @pytest.mark.parametrize("status", [400, 403, 405, 409, 410, 422])
 async def test_what_is_refused_is_asked_once(operation: Operation, status: int, faulty: FaultyApi) -> None:
-    """A refusal is told with its code and message, and final."""
+    """A refusal is reported with its code and message, and is final."""
     faulty.script(error(status, "SOME_CODE", "because of that"))
     caught = await failure_of(operation, faulty.settings())
     assert isinstance(caught, ApiRefused)
@@ -343,7 +343,7 @@ async def test_what_is_refused_is_asked_once(operation: Operation, status: int, 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_the_api_says_when_to_ask_again(form: str, faulty: FaultyApi) -> None:
-    """Nothing is asked again before the time that Retry-After names."""
+    """No request is repeated before the time in Retry-After."""
     began = time.monotonic()
     retry_after = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)  # whole seconds, cut
     faulty.script(error(429, "TOO_MANY_REQUESTS", "slow down", retry_after=retry_after), answer(200, SESSION))
@@ -355,7 +355,7 @@ async def test_the_api_says_when_to_ask_again(form: str, faulty: FaultyApi) -> N
 @ALL
 @pytest.mark.parametrize(("text", "seconds"), [("3600", 3600), ("9" * 400, 999_999_999)])
 async def test_a_long_wait_is_told(operation: Operation, text: str, seconds: int, faulty: FaultyApi) -> None:
-    """An API that wants a longer pause than anybody waits for is asked once, and the pause is told."""
+    """An API that asks for a pause beyond the limit is asked once, and the pause is reported."""
     faulty.script(error(429, "TOO_MANY_REQUESTS", "slow down", retry_after=text), answer(200, SESSION))
     caught = await failure_of(operation, faulty.settings())
     assert f"slow down, with a Retry-After of {seconds} s (x-correlator" in caught.message
@@ -374,14 +374,14 @@ async def test_a_wait_is_told(faulty: FaultyApi) -> None:
 
 @pytest.mark.parametrize("text", ["soon", "-1", "1e9", "²", "Wed, 99 Foo 2026", ""])
 async def test_a_retry_after_that_is_none(text: str, faulty: FaultyApi) -> None:
-    """A Retry-After that nobody understands changes nothing."""
+    """An invalid Retry-After changes nothing."""
     faulty.script(answer(503, retry_after=text), answer(200, SESSION))
     async with asyncio.timeout(SECONDS_MAX), QodClient(faulty.settings()) as client:
         assert await client.get(SESSION_ID)
 
 
 async def test_how_long_to_wait_is_told(faulty: FaultyApi) -> None:
-    """Who gives up tells the next who asks when the API wanted to be asked again."""
+    """A caller that gives up leaves the API's Retry-After to the next caller."""
     faulty.script(answer(503, retry_after="17"))
     assert (await failure_of(GET, faulty.settings(attempts_max=1))).retry_after_seconds == 17
 
@@ -396,7 +396,7 @@ LOST = {
 
 @pytest.mark.parametrize("reply", LOST.values(), ids=LOST)
 async def test_a_creation_is_posted_once(reply: Reply, faulty: FaultyApi, log: pytest.LogCaptureFixture) -> None:
-    """Whatever is answered in place of a session, the creation is not posted again, and it is told that it may be."""
+    """After an answer that is no session, the creation is not repeated, and the error says that a session may exist."""
     faulty.script(reply)
     caught = await failure_of(CREATE, faulty.settings(attempts_max=10))
     assert isinstance(caught, Unavailable)
@@ -406,7 +406,7 @@ async def test_a_creation_is_posted_once(reply: Reply, faulty: FaultyApi, log: p
 
 
 async def test_a_creation_that_was_too_much_is_posted_again(faulty: FaultyApi) -> None:
-    """An answer of 429 says that nothing was made: the creation is posted again, and nothing may have been created."""
+    """An answer of 429 says that nothing was made: the creation is repeated, and no session can exist."""
     too_much = error(429, "TOO_MANY_REQUESTS", "slow down")
     faulty.script(too_much, too_much, answer(201, SESSION))
     async with QodClient(faulty.settings()) as client:
@@ -419,7 +419,7 @@ async def test_a_creation_that_was_too_much_is_posted_again(faulty: FaultyApi) -
 
 
 async def test_a_creation_whose_answer_is_late_is_posted_once(faulty: FaultyApi, log: pytest.LogCaptureFixture) -> None:
-    """After a time-out nobody knows what came of a creation."""
+    """After a time-out the outcome of a creation is unknown."""
     faulty.script(silent())
     caught = await failure_of(CREATE, faulty.settings(timeout_seconds=SHORT_SECONDS))
     assert caught.message.startswith("the QoD API did not answer within 2 s (x-correlator ")
@@ -442,7 +442,7 @@ async def test_a_creation_whose_answer_is_late_is_posted_once(faulty: FaultyApi,
 async def test_a_creation_whose_answer_can_not_be_read(
     content: bytes, faulty: FaultyApi, log: pytest.LogCaptureFixture
 ) -> None:
-    """An answer that tells of no session is none to a creation that may have been one."""
+    """An answer without a session leaves open whether a creation made one."""
     faulty.script(answer(201, content))
     caught = await failure_of(CREATE, faulty.settings())
     assert isinstance(caught, Unavailable)
@@ -463,7 +463,7 @@ async def test_a_creation_that_was_lost_is_there_once(log: pytest.LogCaptureFixt
 
 @contextlib.asynccontextmanager
 async def _losing_answers(url: str) -> AsyncIterator[str]:
-    """A way to an API on which requests arrive, and of the answers a few bytes."""
+    """A way to an API on which requests arrive, and of the answers only a few bytes."""
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", httpx2.URL(url).port)
@@ -482,7 +482,7 @@ async def _losing_answers(url: str) -> AsyncIterator[str]:
 
 
 async def test_a_creation_that_nobody_got_is_posted_again(faulty: FaultyApi, unused_tcp_port: int) -> None:
-    """Where no connection was made, nothing was sent, and the creation is tried again until there is somebody."""
+    """Without a connection nothing was sent, and the creation is repeated until a server listens."""
     base_url = f"http://127.0.0.1:{unused_tcp_port}/v1"
     async with QodClient(faulty.settings(base_url=base_url, attempts_max=20)) as client:
         making = asyncio.create_task(client.create(wanted()))
@@ -497,7 +497,7 @@ async def test_a_creation_that_nobody_got_is_posted_again(faulty: FaultyApi, unu
 async def test_nobody_is_there(
     operation: Operation, faulty: FaultyApi, unused_tcp_port: int, log: pytest.LogCaptureFixture
 ) -> None:
-    """Where nobody listens that is told, and that something may have been created is not."""
+    """If no server listens the error says so, and does not say that a session may exist."""
     settings = faulty.settings(base_url=f"http://127.0.0.1:{unused_tcp_port}/v1", attempts_max=3)
     caught = await failure_of(operation, settings)
     assert isinstance(caught, Unavailable)
@@ -517,7 +517,7 @@ async def test_nobody_can_be_there(operation: Operation, base_url: str, faulty: 
 
 
 async def test_an_end_whose_answer_was_lost_is_an_end(faulty: FaultyApi) -> None:
-    """A session that is gone when it is deleted for the second time was ended by the first."""
+    """A session that does not exist at the second attempt to delete it was ended by the first."""
     async with QodClient(faulty.settings()) as client:
         faulty.script(hung_up(), error(404, "NOT_FOUND", "there is no such session"))
         assert await client.delete(SESSION_ID) is True
@@ -531,12 +531,12 @@ async def test_an_end_whose_answer_was_lost_is_an_end(faulty: FaultyApi) -> None
 @REPEATED
 @pytest.mark.parametrize("reply", [silent(), trickling()], ids=["silent", "trickling"])
 async def test_an_answer_has_its_time(operation: Operation, reply: Reply, faulty: FaultyApi) -> None:
-    """However slowly an answer comes, it is waited for no longer than allowed, each time."""
+    """A slow answer is waited for no longer than the limit, at each attempt."""
     faulty.script(reply)
     caught = await failure_of(operation, faulty.settings(timeout_seconds=SHORT_SECONDS, attempts_max=2))
     assert isinstance(caught, Unavailable)
     assert caught.message.startswith("the QoD API did not answer within 2 s (2 attempts, ")
-    assert len(faulty.asked) <= 2  # a busy machine may take as long to connect
+    assert len(faulty.asked) <= 2  # on a busy machine a connection may take as long
 
 
 @ALL
@@ -544,7 +544,7 @@ async def test_an_answer_has_its_time(operation: Operation, reply: Reply, faulty
 async def test_an_answer_has_its_length(
     operation: Operation, status: int, faulty: FaultyApi, log: pytest.LogCaptureFixture
 ) -> None:
-    """An answer without an end is broken off; of an error then only the status is told."""
+    """An answer without an end is broken off; of an error then only the status is reported."""
     faulty.script(huge(status))
     caught = await failure_of(operation, faulty.settings())
     if status == 200:
@@ -579,7 +579,7 @@ async def test_a_long_list_is_read(faulty: FaultyApi) -> None:
 async def test_a_list_that_can_not_be_read(
     content: bytes, told: str, faulty: FaultyApi, log: pytest.LogCaptureFixture
 ) -> None:
-    """From what is no list, or none whose end can be found, nothing follows."""
+    """A body that is no list, or a list without an end, is an error."""
     faulty.script(answer(200, content))
     caught = await failure_of(LIST, faulty.settings())
     assert isinstance(caught, Unavailable)
@@ -589,7 +589,7 @@ async def test_a_list_that_can_not_be_read(
 
 @ALL
 async def test_a_redirect_is_not_followed(operation: Operation, faulty: FaultyApi) -> None:
-    """No token is carried to where an answer points."""
+    """No token is sent to where an answer redirects."""
     faulty.script(answer(307, location=f"{faulty.url}/elsewhere"))
     caught = await failure_of(operation, faulty.settings())
     assert isinstance(caught, ApiRefused)
@@ -601,7 +601,7 @@ async def test_a_redirect_is_not_followed(operation: Operation, faulty: FaultyAp
 async def test_a_certificate_of_nobody_is_not_trusted(
     operation: Operation, faulty: FaultyApi, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is sent to a server whose certificate nobody vouches for."""
+    """Nothing is sent to a server without a trusted certificate."""
     stranger = Credentials(tmp_path / "stranger")
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*stranger.issue("api", "127.0.0.1"))
@@ -615,11 +615,11 @@ async def test_a_certificate_of_nobody_is_not_trusted(
     assert_discreet(log, caught)
 
 
-# What is sent, and what is not told
+# What is sent, and what is kept secret
 
 
 async def test_what_is_sent(faulty: FaultyApi) -> None:
-    """Each operation is the method and the path that the API has for it, with a correlator of its own."""
+    """Each operation sends the method and the path of the API, with a correlator of its own."""
     async with QodClient(faulty.settings(base_url=f"{faulty.url}/v1/")) as client:
         await client.create(wanted())
         await client.get(SESSION_ID)
@@ -649,7 +649,7 @@ async def test_what_is_sent(faulty: FaultyApi) -> None:
     ],
 )
 async def test_an_id_leads_nowhere_else(session_id: str, path: str, faulty: FaultyApi) -> None:
-    """An id of whatever characters is one segment of the path."""
+    """An id with any characters is one segment of the path."""
     async with QodClient(faulty.settings()) as client:
         await client.get(session_id)
         await client.delete(session_id)
@@ -658,7 +658,7 @@ async def test_an_id_leads_nowhere_else(session_id: str, path: str, faulty: Faul
 
 @pytest.mark.parametrize("session_id", ["", ".", ".."])
 async def test_what_is_no_id_is_not_asked_for(session_id: str, faulty: FaultyApi) -> None:
-    """What a URL would take for a way to somewhere else is the id of no session."""
+    """An id that a URL would take for another path is the id of no session."""
     async with QodClient(faulty.settings()) as client:
         assert await client.get(session_id) is None
         assert await client.delete(session_id) is False
@@ -670,7 +670,7 @@ async def test_what_is_no_id_is_not_asked_for(session_id: str, faulty: FaultyApi
 async def test_what_was_sent_is_not_quoted(
     identifier: str, status: int, faulty: FaultyApi, log: pytest.LogCaptureFixture
 ) -> None:
-    """An API that repeats a device's identifiers or our token in its errors is not quoted with them."""
+    """An API's error that repeats a device's identifiers or our token is shown without them."""
     faulty.script(error(status, identifier, f"the device {identifier} is\x1b[2J not ({identifier}) ours"))
     caught = await failure_of(CREATE, faulty.settings())
     assert f"answers {status}: the device … is" in caught.message
@@ -680,12 +680,12 @@ async def test_what_was_sent_is_not_quoted(
 
 
 async def test_a_message_is_short(faulty: FaultyApi) -> None:
-    """Of a message of any length so much is told as helps."""
+    """A long message is cut to a helpful length."""
     faulty.script(error(400, "INVALID_ARGUMENT", "long " * 5_000))
     assert len((await failure_of(GET, faulty.settings())).message) < 500
 
 
 def test_without_a_base_url_there_is_no_client() -> None:
-    """Who makes a client looks first whether there is an API."""
+    """A client without a configured API can't be made."""
     with pytest.raises(ValueError, match=r"there is no api\.base_url"):
         QodClient(ApiSettings())

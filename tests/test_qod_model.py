@@ -1,4 +1,4 @@
-"""What the API tells and is asked, and that nobody learns a device's identifiers from it who only looks."""
+"""The API's sessions and requests, and that a device's identifiers don't appear where they are only displayed."""
 
 import io
 import json
@@ -35,7 +35,7 @@ DEVICE = {
     "ipv4Address": {"publicAddress": IPV4, "publicPort": 50_000},
     "ipv6Address": IPV6,
 }
-#: Any of these in what is shown is one too many.
+#: None of these may be in displayed text.
 SECRETS = (PHONE, PHONE[1:], PHONE[3:], NAI, IPV4, IPV6, "2001:db8::77", TOKEN)
 TOLD = {"sessionId": SESSION_ID, "qosStatus": "AVAILABLE"}
 
@@ -44,7 +44,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-#: What an answer may be, in any member, right or wrong.
+#: Values for any member of an answer, right or wrong.
 ANSWERS = st.fixed_dictionaries(
     {},
     optional={
@@ -61,8 +61,8 @@ ANSWERS = st.fixed_dictionaries(
 )
 
 
-def asked(**changes: Any) -> Creation:  # noqa: ANN401  # what creation takes
-    """A request of a device with every identifier; None takes one away."""
+def asked(**changes: Any) -> Creation:  # noqa: ANN401  # creation's arguments
+    """A request of a device with every identifier; None removes one."""
     names = {"phone_number": PHONE, "network_access_identifier": NAI, "ipv4": f"{IPV4}:50000", "ipv6": IPV6}
     identifiers = {name: changes.pop(name, value) for name, value in names.items()}
     secret = {name: None if value is None else SecretStr(value) for name, value in identifiers.items()}
@@ -71,7 +71,7 @@ def asked(**changes: Any) -> Creation:  # noqa: ANN401  # what creation takes
 
 
 def locals_shown(error: BaseException) -> str:
-    """A traceback as a log with all locals has it, of the receiver's own frames."""
+    """A traceback of the receiver's own frames, with all locals, as a log may have it."""
     whole = traceback.TracebackException.from_exception(error, capture_locals=True)
     frames = [frame for frame in whole.stack if "receiver" in frame.filename and "/tests/" not in frame.filename]
     assert frames
@@ -80,7 +80,7 @@ def locals_shown(error: BaseException) -> str:
 
 
 def test_an_answer_is_read() -> None:
-    """All that the API tells of a session arrives, times to the microsecond."""
+    """All members of a session arrive, times to the microsecond."""
     tree = {
         **TOLD,
         "device": DEVICE,
@@ -103,7 +103,7 @@ def test_an_answer_is_read() -> None:
 
 
 def test_an_answer_may_tell_the_least() -> None:
-    """An id and a status are enough."""
+    """A session needs only an id and a status."""
     assert api_session(TOLD) == ApiSession(SESSION_ID, QosStatus.AVAILABLE, None, None, None, None, None, {})
 
 
@@ -130,7 +130,7 @@ def test_an_answer_may_tell_the_least() -> None:
     ],
 )
 def test_what_is_not_needed_is_read_leniently(member: str, value: object, field: str, read: object) -> None:
-    """A member that can't be understood is as if it were not there."""
+    """An invalid member counts as absent."""
     assert getattr(api_session({**TOLD, member: value}), field) == read
 
 
@@ -155,14 +155,14 @@ def test_the_reason_for_an_end_is_read() -> None:
     ],
 )
 def test_what_tells_no_status_of_no_session_is_malformed(tree: object, complaint: str) -> None:
-    """Without an id or a status that is known there is no session."""
+    """Without an id or a known status an answer is no session."""
     with pytest.raises(Malformed, match=complaint):
         api_session(tree)
 
 
 @given(ANSWERS | JSON)
 def test_any_answer_is_read_or_malformed(tree: object) -> None:
-    """Whatever the API answers, it is a session whose times can be written, or Malformed."""
+    """Any answer of the API is a session whose times can be written, or Malformed."""
     try:
         session = api_session(tree)
     except Malformed:
@@ -176,7 +176,7 @@ def test_any_answer_is_read_or_malformed(tree: object) -> None:
 
 @given(ANSWERS.map(lambda tree: {**tree, "device": DEVICE}) | st.just([DEVICE]))
 def test_no_answer_shows_a_device(tree: object) -> None:
-    """Neither a session's repr nor the error of one that can't be read has a device's identifiers, locals included."""
+    """Neither a session's repr nor the error for an unreadable one has a device's identifiers, locals included."""
     try:
         shown = repr(api_session(tree))
     except Malformed as error:
@@ -212,14 +212,14 @@ def _printed(value: object) -> str:
     ids=["device", "session", "creation", "identifiers"],
 )
 def test_nobody_who_looks_sees_a_device(show: Callable[[object], str], value: object, name: str) -> None:
-    """However it is printed, what holds a device's identifiers or the token shows none of them."""
+    """However it is printed, an object with a device's identifiers or the token shows none of them."""
     shown = show(value)
     assert name in shown
     assert not [secret for secret in SECRETS if secret in shown]
 
 
 def test_a_device_is_a_mapping() -> None:
-    """Who asks for an identifier gets it, and two devices with the same are equal."""
+    """Code that asks for an identifier gets it, and two devices with the same identifiers are equal."""
     device = Device(DEVICE)
     assert isinstance(device, Mapping)
     assert device["phoneNumber"] == PHONE
@@ -229,7 +229,7 @@ def test_a_device_is_a_mapping() -> None:
 
 
 def test_what_is_posted() -> None:
-    """A request has what the API wants, by its names, and no member that was not given."""
+    """A request has the API's members, by its names, and no member that was not given."""
     request = asked(server_ipv4="198.51.100.0/24", server_ipv6="2001:db8::7").notified(URL, SecretStr(TOKEN))
     assert json.loads(request.content()) == {
         "device": DEVICE,
@@ -279,7 +279,7 @@ def test_what_is_posted() -> None:
     ],
 )
 def test_what_can_only_be_refused_is_no_request(changes: dict[str, Any], complaint: str) -> None:
-    """A wrong value is told without any value, and not in the locals either."""
+    """A wrong value is reported without any value, and not in the locals either."""
     with pytest.raises(ValueError, match=complaint) as caught:
         asked(**changes)
     shown = locals_shown(caught.value)
@@ -311,7 +311,7 @@ def test_a_url_that_nobody_can_post_to(url: str) -> None:
 
 @pytest.mark.parametrize("url", [URL, "http://127.0.0.1:8080/notifications", "http://[::1]:8080/n?x=1"])
 def test_a_url_to_post_to(url: str) -> None:
-    """A URL that a sender can use is taken as it is."""
+    """A URL that a sender can use is accepted unchanged."""
     assert asked().notified(url, SecretStr(TOKEN))["notificationUrl"] == url
 
 
@@ -342,18 +342,18 @@ def test_a_url_to_post_to(url: str) -> None:
     ],
 )
 def test_what_the_api_says_is_shown_without_what_was_sent(message: object, shown: str) -> None:
-    """A message comes without control characters, in one line, short, and without identifiers and tokens."""
+    """A message is shown without control characters, in one line, short, and without identifiers and tokens."""
     assert quoted(message, asked().notified(URL, SecretStr(TOKEN)), 300) == shown
 
 
 def test_a_number_is_not_shown_whoever_it_is() -> None:
-    """Where no device was sent, what looks like a phone number is removed all the same, and an id is not."""
+    """Without a device in the request, text like a phone number is removed all the same, and an id is not."""
     assert quoted(f"{PHONE} holds {SESSION_ID}", None, 300) == f"… holds {SESSION_ID}"
 
 
 @given(st.lists(st.sampled_from([*SECRETS, " ", "x", "+", "\n", "is busy", "1"]), max_size=12), st.integers(0, 60))
 def test_no_message_quotes_what_was_sent(parts: list[str], chars_max: int) -> None:
-    """However the API mixes identifiers into a message, and wherever that is cut, none is shown."""
+    """However the API puts identifiers into a message, and wherever that is cut, none is shown."""
     shown = quoted("".join(parts), asked().notified(URL, SecretStr(TOKEN)), chars_max)
     assert not [secret for secret in SECRETS if secret in shown]
     assert len(shown) <= chars_max + 1
@@ -387,7 +387,7 @@ SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5)
 def test_a_list_is_read_in_parts_as_in_one(
     tree: list[object], separators: tuple[str, str], damage: tuple[int, bytes] | None
 ) -> None:
-    """Wherever a list is cut, and whatever is wrong with it, its parts are what the whole is."""
+    """Wherever a list is cut, and whatever is wrong with it, its parts together read as the whole."""
     content = json.dumps(tree, separators=separators, ensure_ascii=False).encode()
     if damage is not None:
         place, wrong = damage[0] % len(content), damage[1]

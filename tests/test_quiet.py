@@ -1,4 +1,4 @@
-"""What is said where brokers go away under clients at work: what we say, and nothing that nobody waits for."""
+"""The logs when brokers go away under busy clients: ours say so, and asyncio reports no unawaited failure."""
 
 import asyncio
 import gc
@@ -23,7 +23,7 @@ SECONDS_MAX = 300
 
 
 class Failures(Telemetry):
-    """Counts the times that a spool could not be emptied."""
+    """Counts failures to drain a spool."""
 
     failures: list[str]
 
@@ -38,14 +38,14 @@ class Failures(Telemetry):
 
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[Cluster]:
-    """Three brokers, of which one may go."""
+    """Three brokers, one of which may be stopped."""
     need_kafka()
     with Cluster(tmp_path / "three", brokers=3) as cluster:
         yield cluster
 
 
 async def test_nothing_is_complained_of(three: Cluster, topic_prefix: str, tmp_path: Path) -> None:
-    """While partitions have no leader, and while a node ends in the midst of that, asyncio has nothing to report."""
+    """While partitions have no leader, and while a node ends during that, asyncio has nothing to report."""
     complaints: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     kafka = {
@@ -64,7 +64,7 @@ async def test_nothing_is_complained_of(three: Cluster, topic_prefix: str, tmp_p
         appended += [node.inbox.append(posted("A1", session_id=f"t{each}")) for each in range(40)]
         await asyncio.gather(*appended)
         told.failures.clear()
-        # By then partitions are known to have no leader, which is another failure than none that answers.
+        # By then partitions are known to have no leader, which fails otherwise than a leader that does not answer.
         await _until(lambda: len(told.failures) >= FAILURES)
         for job in jobs:
             job.cancel()
@@ -75,5 +75,5 @@ async def test_nothing_is_complained_of(three: Cluster, topic_prefix: str, tmp_p
 
 async def _until(done: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS_MAX):
-        while not done():  # noqa: ASYNC110  # there is no event for it
+        while not done():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.02)

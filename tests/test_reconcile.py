@@ -1,4 +1,4 @@
-"""Reconciliation from outside: an operator that does not tell everything, a real receiver, and what is on its topics.
+"""Reconciliation from outside: an operator that does not notify everything, a real receiver, and its topics.
 
 The device numbers are those that the simulator has reserved: see `receiver/simulator/plan.py`.
 """
@@ -34,13 +34,13 @@ from tests.receiver_process import ReceiverProcess, run, tail
 
 NEVER_NOTIFIED = "+99904000001"
 TOLD = "+99900000001"
-#: A session of so many seconds is on a list that is compared, however busy the machine is.
+#: A session of this many seconds is on a list that is compared, also on a busy machine.
 LISTED_SECONDS = 12
 COMPARED = "qod_receiver_reconciliations_total", {"outcome": "done"}
 
 
 class Operator:
-    """A simulator in its own process, and what an application asks of it."""
+    """A simulator in a process, and requests of an application to it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -52,7 +52,7 @@ class Operator:
         self.client = httpx2.Client(base_url=f"{url}/v1/qod", headers=headers, timeout=SECONDS_MAX)
 
     def create(self, phone_number: str, duration: int, receiver: ReceiverProcess) -> str:
-        """A session that the receiver is told of, or should be; its id."""
+        """Create a session that the receiver is notified of, or should be; returns its id."""
         wanted = {
             "device": {"phoneNumber": phone_number},
             "qosProfile": "QOS_E",
@@ -72,14 +72,14 @@ class Operator:
 
 @pytest.fixture
 def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
-    """An operator, which receivers that are started from now on know of and ask all the time."""
+    """An operator whose API all receivers that are started from now on know, and ask all the time."""
     with simulated.serving(tmp_path, "--available-after", "0.2") as process:
         known(monkeypatch, process.url)
         yield Operator(process.url)
 
 
 def known(monkeypatch: pytest.MonkeyPatch, url: str, **more: str) -> None:
-    """Let all that is started from now on know of an API."""
+    """Let all receivers that are started from now on know an API."""
     api = {"BASE_URL": f"{url}/v1", "TOKEN_URL": f"{url}/token", "CLIENT_ID": "demo", "CLIENT_SECRET": "demo"}
     quick = {"SENDER": "test", "RECONCILE_SECONDS": "0.3", "GRACE_SECONDS": "0"}
     for name, text in {**api, **quick, **more}.items():
@@ -131,13 +131,15 @@ def on_topic(receiver: ReceiverProcess, topic: str) -> list[tuple[str, str | Non
 
 
 def has_no_device(directory: Path) -> bool:
-    """Whether nothing that the receiver wrote, its log included, has a phone number in it."""
+    """Whether the receiver wrote no phone number, its log included."""
     files = [path for path in directory.rglob("*") if path.is_file()]
     return files != [] and not any(b"99904000001" in path.read_bytes() for path in files)
 
 
 def test_a_session_that_is_never_notified(operator: Operator, start: Start) -> None:
-    """Its life is told all the same, in order and once, marked, enriched, and without the device."""
+    """A session without notifications is on the topics all the same, in order and once, marked, enriched, without the
+    device.
+    """
     receiver = start()
     session_id = operator.create(NEVER_NOTIFIED, LISTED_SECONDS, receiver)
     expires_at = ""
@@ -173,7 +175,7 @@ def test_a_session_that_is_never_notified(operator: Operator, start: Start) -> N
 
 
 def test_a_late_original_is_no_news(operator: Operator, start: Start) -> None:
-    """What was found by asking and is posted after all comes to nothing, however late."""
+    """A notification that is posted after its change was found by asking has no further effect, however late."""
     receiver = start()
     session_id = operator.create(NEVER_NOTIFIED, LISTED_SECONDS, receiver)
     until(lambda: sessions(receiver).get(session_id, {}).get("qosStatus") == "UNAVAILABLE", "the end")
@@ -193,7 +195,7 @@ def test_a_late_original_is_no_news(operator: Operator, start: Start) -> None:
 
 
 def test_an_ordinary_session_is_enriched(operator: Operator, start: Start) -> None:
-    """What senders tell stays as it is, and carries what the API knows from then on."""
+    """Facts of senders stay as they are, and carry the API's facts from then on."""
     receiver = start()
     session_id = operator.create(TOLD, 60, receiver)
     until(lambda: "deviceHash" in sessions(receiver).get(session_id, {}), "facts")
@@ -210,7 +212,7 @@ def test_a_session_that_was_made_here_is_enriched_from_the_first(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`session create` tells the receiver of the session before its first notification can come."""
-    with simulated.serving(tmp_path, "--available-after", "5") as process:  # however busy the machine is
+    with simulated.serving(tmp_path, "--available-after", "5") as process:  # also on a busy machine
         known(monkeypatch, process.url, RECONCILE_SECONDS="0")
         receiver = start()
         options = "--profile", "QOS_L", "--duration", "1", "--json", "--data", str(receiver.directory)
@@ -232,7 +234,7 @@ def test_a_session_that_was_made_here_is_enriched_from_the_first(
 
 
 def test_a_failing_api_disturbs_nobody(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
-    """Whether nobody listens there or nobody answers, notifications are kept, and an operator is told."""
+    """If the API refuses connections or does not answer, notifications are kept, and the operator is told."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         known(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", TIMEOUT_SECONDS="0.5", ATTEMPTS_MAX="1")
         receiver = start()
@@ -251,7 +253,7 @@ def test_a_failing_api_disturbs_nobody(monkeypatch: pytest.MonkeyPatch, start: S
 async def test_what_is_not_routed_yet_is_told_once(
     operator: Operator, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """However far behind the router is, comparisons don't fill the inbox with the same again and again."""
+    """However far behind the router is, comparisons don't fill the inbox with the same facts again and again."""
     monkeypatch.setenv("QOD_RECEIVER_API__RECONCILE_SECONDS", "0")
     session_id = operator.create(NEVER_NOTIFIED, 600, start())
     until(lambda: operator.session(session_id)["qosStatus"] == "AVAILABLE", "AVAILABLE")
@@ -276,7 +278,7 @@ async def test_what_is_not_routed_yet_is_told_once(
 def test_reconcile_by_command(
     operator: Operator, start: Start, monkeypatch: pytest.MonkeyPatch, *, served: bool
 ) -> None:
-    """A dry run lists what would be told and tells nothing; the command tells it, and then there is nothing more."""
+    """A dry run lists the differences and routes nothing; the command routes them, and then there are no more."""
     monkeypatch.setenv("QOD_RECEIVER_API__RECONCILE_SECONDS", "0")
     receiver = start()
     session_id = operator.create(NEVER_NOTIFIED, 600, receiver)
@@ -351,7 +353,7 @@ async def test_a_gateways_word_ends_nobody_and_a_mistaken_end_is_taken_back(
 def test_devices_are_told_where_that_is_wanted(
     operator: Operator, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The configuration may say that the topics tell the device itself; the log never does."""
+    """The configuration may let the topics have the device itself; the log never has it."""
     monkeypatch.setenv("QOD_RECEIVER_API__DEVICE_IDENTIFIERS", "true")
     receiver = start()
     session_id = operator.create(NEVER_NOTIFIED, 60, receiver)
@@ -362,5 +364,5 @@ def test_devices_are_told_where_that_is_wanted(
 
 
 def test_without_an_api_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    """The command says what is missing."""
+    """The command names the missing settings."""
     assert "api.base_url" in run("reconcile", "--data", str(tmp_path), expect=1)

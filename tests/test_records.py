@@ -24,7 +24,7 @@ from tests.samples import SENDER, SESSION_ID, posted
     ],
 )
 def test_a_topic_may_be_spelled_with_its_prefix(spelled: str, full: str) -> None:
-    """Whoever names a topic may leave the prefix out; a route's topic never has it."""
+    """A topic's name may be given without the prefix; a route's topic always is."""
     names = TopicNames("a.b")
     assert names.spelled(spelled) == full
     assert names.full(spelled) == f"a.b.{spelled}"
@@ -46,13 +46,13 @@ def test_a_topic_may_be_spelled_with_its_prefix(spelled: str, full: str) -> None
     ],
 )
 def test_a_trace_is_a_place(trace: str, position: int | None) -> None:
-    """A trace tells a position in the inbox's partition, and nothing else does."""
+    """Only a trace tells a position in the inbox's partition."""
     assert position_of(trace, 3) == position
 
 
 @pytest.mark.parametrize("size", [0, 1, 500, 90_000, 600_000])
 def test_a_letter_is_cut_to_fit(size: int) -> None:
-    """First the body is cut, then all but what says what was wrong; how long the body was is told."""
+    """First the body is cut, then all but the fault; the length of the whole body stays."""
     content = b"{" + b"x" * size
     letter = letter_message("qod.dead-letter", posted(content), "0-7", Verdict.MALFORMED, "no JSON")
     for bytes_max in (0, 700, 1_500, 20_000, 1_000_000):
@@ -79,12 +79,12 @@ def test_a_letter_is_cut_to_fit(size: int) -> None:
     ],
 )
 def test_a_foreign_letter_is_not_revived(value: bytes | None) -> None:
-    """What is no letter of ours is none that can be sent again."""
+    """A record that is no letter of ours can't be sent again."""
     assert revived(Record(0, 1, Message("qod.dead-letter", "k", value, [], 0))) == ()
 
 
 def test_a_letter_is_the_notification_again() -> None:
-    """What a letter keeps is all that the notification was read with, and where it lay is its origin."""
+    """A letter keeps all that the notification was read with, and its place becomes the origin."""
     gone = posted("A1", key=SENDER)._replace(envelope=(("ce-id", "x"),))
     letter = letter_message("qod.dead-letter", gone, "0-7", Verdict.MALFORMED, "unreadable then")
     assert revived(Record(1, 3, letter)) == [gone._replace(key=SESSION_ID, origin="replay:1-3")]
@@ -103,7 +103,7 @@ def test_a_letter_is_the_notification_again() -> None:
     ],
 )
 def test_any_value_is_shown(value: bytes | None, shown: dict[str, object]) -> None:
-    """A record is shown with its value parsed, or in Base64 where nobody could show it."""
+    """A record is shown with its value parsed, or in Base64 if it can't be."""
     for millis in (-(1 << 62), 0, 1 << 62):
         fields = Record(0, 1, Message("t", "k", value, [("a", "b")], millis)).fields()
         assert fields["headers"] == {"a": "b"}
@@ -112,7 +112,7 @@ def test_any_value_is_shown(value: bytes | None, shown: dict[str, object]) -> No
 
 
 def test_bytes_are_counted_about() -> None:
-    """Messages take what is in them, headers that they share among it."""
+    """Messages count their contents, shared headers included."""
     headers = [("a", "x" * 1_000)]
     messages = [Message(topic, "k", b"v" * 500, headers, 0) for topic in ("s", "t")]
     messages.append(Message("s", "k", None, (), 0))
@@ -121,7 +121,7 @@ def test_bytes_are_counted_about() -> None:
 
 
 def test_failures_say_who_must_act() -> None:
-    """A failure of ours says when to come again, one that the API refuses has the API's words."""
+    """A failure of ours says when to come again, and a refusal has the API's words."""
     assert Unavailable("full", reason="store").retry_after_seconds == 5
     assert isinstance(Unwritable("too long", reason="store"), Unavailable)
     refused = ApiRefused(403, "PERMISSION_DENIED", "no")

@@ -1,4 +1,4 @@
-"""The reference in `deploy/` is what the program would write today."""
+"""The reference in `deploy/` is the program's present output."""
 
 from pathlib import Path
 

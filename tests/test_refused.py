@@ -1,4 +1,4 @@
-"""What a broker refuses for a record in it stops nothing else: batches or records too long, times out of bounds."""
+"""A broker's refusal of a record stops no other record: batches or records too long, times out of bounds."""
 
 import asyncio
 import itertools
@@ -65,13 +65,13 @@ def prefix() -> str:
 
 
 def _serving(narrow: Cluster, prefix: str, directory: Path, *options: str, **settings: str) -> KafkaReceiver:
-    # An append that took too long would be appended again, which is another matter.
+    # An append that took too long would be repeated, which is another test's subject.
     patient = {"KAFKA__APPEND_TIMEOUT_SECONDS": "60", "EDGE__APPEND_TIMEOUT_SECONDS": "60", "KAFKA__PARTITIONS": "1"}
     return KafkaReceiver(directory, narrow.bootstrap, prefix, *options, **patient, **settings)
 
 
 def _sized(what: str, session_id: str, size: int) -> bytes:
-    """A notification with a body of so many bytes."""
+    """A notification with a body of this many bytes."""
     content = body(told(what, session_id)[0], filling="")
     return content.replace(b'"filling":""', b'"filling":"%s"' % (b"x" * (size - len(content))))
 
@@ -86,7 +86,7 @@ def _at(micros: int, what: str, session_id: str) -> bytes:
 
 
 def _routed(narrow: Cluster, prefix: str, count: int, topic: str = "status") -> dict[str, list[str]]:
-    """The ids of the events on a topic, by session, once there are so many."""
+    """The ids of the events on a topic, by session, once there are this many."""
     found: dict[str, list[str]] = {}
 
     def enough() -> bool:
@@ -108,7 +108,7 @@ def _inbox_end(narrow: Cluster, prefix: str) -> int:
 
 
 def _set(narrow: Cluster, topic: str, **values: str) -> None:
-    """Change settings of a topic, and wait until the broker goes by them."""
+    """Change settings of a topic, and wait until the broker applies them."""
 
     async def alter() -> None:
         configs = {name.replace("_", "."): value for name, value in values.items()}
@@ -121,7 +121,7 @@ def _set(narrow: Cluster, topic: str, **values: str) -> None:
                 while not configs.items() <= told.items():
                     told = (await configs_of(admin, [topic]))[0].get(topic, {})
                     await asyncio.sleep(0.1)
-            await asyncio.sleep(0.5)  # the broker tells new settings a moment before its logs go by them
+            await asyncio.sleep(0.5)  # the broker tells new settings a moment before it applies them
         finally:
             await admin.close()
 
@@ -129,7 +129,7 @@ def _set(narrow: Cluster, topic: str, **values: str) -> None:
 
 
 def test_batches_keep_to_what_the_topic_takes(narrow: Cluster, prefix: str, tmp_path: Path) -> None:
-    """480 notifications of 4 KB from 48 connections, and one more, are routed once where a batch has 100,000 bytes."""
+    """480 notifications of 4 KB from 48 connections, and one more, are routed once with batches of 100,000 bytes."""
     sessions = [f"s{number}" for number in range(48)]
     with _serving(narrow, prefix, tmp_path) as receiver:
 
@@ -152,7 +152,7 @@ def test_batches_keep_to_what_the_topic_takes(narrow: Cluster, prefix: str, tmp_
 
 
 def test_a_limit_is_lowered_while_batches_are_on_their_way(narrow: Cluster, prefix: str, tmp_path: Path) -> None:
-    """Where the topic takes less than before, the batches that are refused are cut, and nothing in them comes twice."""
+    """If the topic's limit falls, refused batches are cut, and nothing in them comes twice."""
     with _serving(narrow, prefix, tmp_path, "--role", "edge") as edge:
         assert [answer.status for answer in edge.post(_sized("A1#first", "first", 4_000))] == [204]
         _set(narrow, f"{prefix}.inbox", max_message_bytes="20000")
@@ -172,7 +172,7 @@ def test_a_limit_is_lowered_while_batches_are_on_their_way(narrow: Cluster, pref
 
 
 def test_one_too_long_for_the_inbox_is_set_aside(narrow: Cluster, prefix: str, tmp_path: Path) -> None:
-    """It is on the disk, counted and told of; all others go on; and once the topic takes it, it is routed."""
+    """A refused notification is on the disk, counted and reported; it is routed once the topic takes it."""
     with _serving(narrow, prefix, tmp_path, EDGE__BODY_BYTES_MAX="300000") as receiver:
         contents = [_sized("A1#a", "a", 4_000), _sized("A1#long", "long", 200_000), _sized("U2#b", "a", 4_000)]
         assert [answer.status for answer in receiver.post(*contents)] == [204, 204, 204]
@@ -194,7 +194,9 @@ def test_one_too_long_for_the_inbox_is_set_aside(narrow: Cluster, prefix: str, t
 
 
 def test_events_of_long_ago_are_routed(narrow: Cluster, prefix: str, tmp_path: Path) -> None:
-    """Where a topic takes records of the last hour, an event of two hours ago is there, its own time in the value."""
+    """On a topic that takes records of the last hour, an event of two hours ago is there, with its own time in the
+    value.
+    """
     with _serving(narrow, prefix, tmp_path) as receiver:
         now = _now_micros()
         for number, micros in enumerate((now, now - 2 * HOUR, now)):
@@ -210,7 +212,7 @@ def test_events_of_long_ago_are_routed(narrow: Cluster, prefix: str, tmp_path: P
 
 
 def _left_by_a_clock_ahead(directory: Path, hours: int, count: int) -> None:
-    """What an edge left in its spool whose clock was ahead."""
+    """Leave notifications in the spool of an edge whose clock was ahead."""
 
     async def leave() -> None:
         nowhere = KafkaInbox(KafkaConnection(["127.0.0.1:9"], Security().options()), "inbox", append_timeout_seconds=1)
@@ -235,7 +237,7 @@ def _ahead(hours: int, count: int) -> Sequence[Notification]:
 
 @pytest.mark.parametrize("hours", [3, -3])
 def test_an_edges_clock_was_wrong(narrow: Cluster, prefix: str, tmp_path: Path, hours: int) -> None:
-    """What it received three hours ahead, or behind, is drained once and routed once, beside what comes now."""
+    """Notifications received three hours ahead, or behind, are drained and routed once, beside new ones."""
     _left_by_a_clock_ahead(tmp_path / SPOOL / "0", hours, 300)
     with _serving(narrow, prefix, tmp_path) as receiver:
         assert receiver.tell("now", "A1#now")[0].status == 204
@@ -246,7 +248,7 @@ def test_an_edges_clock_was_wrong(narrow: Cluster, prefix: str, tmp_path: Path, 
 
 
 async def _forgotten(membership: Membership, inbox: KafkaInbox, now_micros: int) -> None:
-    """Wait until no lane has a session: they look for those to forget when something comes."""
+    """Wait until no lane has a session: lanes look for those to forget when a notification comes."""
     lanes = membership.lanes
     async with asyncio.timeout(SECONDS_MAX):
         while len(lanes) < PARTITIONS or any(each.sessions for each in lanes.values()):
@@ -255,14 +257,14 @@ async def _forgotten(membership: Membership, inbox: KafkaInbox, now_micros: int)
 
 
 async def _told_again(inbox: KafkaInbox, notification: Notification) -> None:
-    """As a sender that posts it again and again."""
+    """Post like a sender that repeats a notification again and again."""
     for number in itertools.count():
         await inbox.append(notification._replace(received_micros=notification.received_micros + number))
         await asyncio.sleep(0.2)
 
 
 async def _kept(inbox: KafkaInbox, notification: Notification) -> None:
-    """Append it, again where a broker that has only just made the topic did not know it yet."""
+    """Append, again if the broker does not know the new topic yet."""
     while True:
         await inbox.connected.wait()
         try:
@@ -275,7 +277,7 @@ async def _kept(inbox: KafkaInbox, notification: Notification) -> None:
 
 @pytest.mark.parametrize("hours", [3, -3, 50])
 async def test_our_own_clock_is_wrong(narrow: Cluster, prefix: str, hours: int) -> None:
-    """Where this machine's clock is wrong by hours, notifications are appended once and routed once all the same."""
+    """If this machine's clock is wrong by hours, notifications are appended once and routed once all the same."""
     connection = KafkaConnection([narrow.bootstrap], Security().options())
     router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
     plan = TopicPlan(prefix, router.topics, 1, None, 168, 168)
@@ -309,7 +311,7 @@ async def test_our_own_clock_is_wrong(narrow: Cluster, prefix: str, hours: int) 
 
 
 def test_what_a_notification_came_to_is_refused(narrow: Cluster, prefix: str, tmp_path: Path) -> None:
-    """One whose record its topic does not take is a dead letter, made as short as it must be; all others are routed."""
+    """A notification whose record its topic refuses is a dead letter, as short as necessary; all others are routed."""
     with _serving(narrow, prefix, tmp_path) as receiver:
         assert receiver.tell("first", "A1#first")[0].status == 204
         assert _routed(narrow, prefix, 1) == {"first": ["first"]}
@@ -329,26 +331,26 @@ def test_what_a_notification_came_to_is_refused(narrow: Cluster, prefix: str, tm
         assert contents[50].startswith(b64decode(value["body"]))
         assert receiver.samples("qod_receiver_unwritable_total")[""] >= 1
         assert "1 notifications are dead letters" in receiver.checks()["lanes"]
-        # Its session does not know of it, so it takes effect once it is posted or replayed when there is room.
+        # Its session did not change, so a post or a replay takes effect when the topic has room.
         _set(narrow, f"{prefix}.status", max_message_bytes="100000")
         assert receiver.post(contents[50])[0].status == 204
         assert len(_routed(narrow, prefix, 101)["s50"]) == 1
 
 
 async def test_a_sessions_end_is_refused(narrow: Cluster, prefix: str, telemetry: Telemetry) -> None:
-    """Where the sessions topic did not take the record that ends a session, the session's next one is there."""
+    """If the sessions topic refused a session's tombstone, the session's next record is there."""
     site = Site(narrow, prefix)
     await create(site.connection, site.plan)
     now_micros = _now_micros()
     async with site.inbox() as inbox, site.routing(telemetry) as membership:
-        # A broker that has only just made the topic may not know it yet.
+        # A broker may not know a new topic yet.
         await _kept(inbox, posted("A1#a", received_micros=now_micros - 98 * HOUR))
         await site.records("sessions", lambda found: len(found) == 1)
-        # Less than a tombstone of this key takes, and enough for the mark of a transaction.
+        # Less than a tombstone of this key takes, and enough for the marker of a transaction.
         await asyncio.to_thread(_set, narrow, f"{prefix}.sessions", max_message_bytes="90", cleanup_policy="compact")
         await _forgotten(membership, inbox, now_micros)
         await asyncio.to_thread(_set, narrow, f"{prefix}.sessions", max_message_bytes="9000", cleanup_policy="compact")
-        # Again while it becomes a dead letter: the router learns within a second that the topic takes more.
+        # Again while it becomes a dead letter: the router learns within a second that the limit rose.
         telling = asyncio.create_task(_told_again(inbox, posted("U2:N#u", received_micros=now_micros)))
         await site.records("unavailable", lambda found: len(found) == 1)
         telling.cancel()
@@ -357,7 +359,7 @@ async def test_a_sessions_end_is_refused(narrow: Cluster, prefix: str, telemetry
 
 
 def test_narrow_topics_are_told_of(narrow: Cluster, prefix: str, tmp_path: Path) -> None:
-    """`topics check` and the log of `serve` name what a topic does not take of what the edge lets in."""
+    """`topics check` and the log of `serve` name the records that the edge lets in and a topic refuses."""
     settings = {"EDGE__BODY_BYTES_MAX": "300000"}
     with _serving(narrow, prefix, tmp_path, **settings) as receiver:
         _set(narrow, f"{prefix}.status", unclean_leader_election_enable="true")
@@ -372,14 +374,14 @@ def test_narrow_topics_are_told_of(narrow: Cluster, prefix: str, tmp_path: Path)
         log = receiver.log.read_text()
     assert done.returncode == 1
     said = done.stdout + done.stderr
-    assert "has max.message.bytes=100000, 316384 are wanted: a longer record becomes a file on the edge's disk" in said
+    assert "has max.message.bytes=100000, not 316384: a longer record becomes a file on the edge's disk" in said
     assert "takes records of the last 3600 s" in said
     assert "unclean.leader.election.enable=true" in said
-    assert "has max.message.bytes=100000, 316384 are wanted" in log
+    assert "has max.message.bytes=100000, not 316384" in log
 
 
 def test_a_directory_of_a_clock_ahead_is_exported(narrow: Cluster, prefix: str, tmp_path: Path) -> None:
-    """What a node kept whose clock was three hours ahead is carried, and so is a letter that is too long."""
+    """The directory of a node whose clock was three hours ahead is exported, and so is a letter that is too long."""
     directory = Directory(tmp_path, narrow.bootstrap, prefix, partitions=1)
     directory.keep(*_ahead(3, 300), posted(b"{" + b"x" * 90_000))
     before = {topic.removeprefix(f"{prefix}."): len(each) for topic, each in directory.held().items()}

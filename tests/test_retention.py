@@ -1,4 +1,4 @@
-"""What was received long ago, or by a clock that is behind, is kept for as long as what comes now."""
+"""Notifications that were received long ago, or by a clock that is behind, are kept for as long as new ones."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ LONG_AGO_MICROS = 10 * 24 * HOUR
 
 @pytest.fixture(scope="module")
 def sweeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A broker that removes what is too old twice a second."""
+    """A broker that removes old records twice a second."""
     need_kafka()
     properties = {"log.retention.check.interval.ms": "500", "log.initial.task.delay.ms": "100"}
     with Cluster(tmp_path_factory.mktemp("sweeping"), properties=properties) as cluster:
@@ -32,7 +32,7 @@ def sweeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 async def _made(bootstrap: str, topic: str, partitions_count: int) -> None:
-    """A topic that takes any times of its records from those who write them, and keeps them for a week."""
+    """A topic that takes its records' times from their writers, and keeps them for a week."""
     configs = {"retention.ms": str(7 * DAY_MILLIS), "cleanup.policy": "delete"}
     configs["message.timestamp.after.max.ms"] = str(2**63 - 1)
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
@@ -44,9 +44,9 @@ async def _made(bootstrap: str, topic: str, partitions_count: int) -> None:
 
 
 async def _swept(bootstrap: str, topic: str) -> None:
-    """Wait until the broker has looked through all its logs once, as its removal of two old records tells.
+    """Wait until the broker has looked through all its logs once, as its removal of two old records shows.
 
-    It goes round them. The second record is written once the first is gone, so a whole round lies between.
+    It goes round its logs. The second record is written once the first is gone, so a whole round lies between.
     """
     where = TopicPartition(topic, 0)
     await _made(bootstrap, topic, 1)
@@ -58,12 +58,12 @@ async def _swept(bootstrap: str, topic: str) -> None:
         for _ in range(2):
             millis = time.time_ns() // 1_000_000 - 10 * DAY_MILLIS
             sent = await producer.send_and_wait(topic, b"old", partition=0, timestamp_ms=millis)
-            while (await consumer.beginning_offsets([where]))[where] <= sent.offset:  # noqa: ASYNC110  # nobody tells
+            while (await consumer.beginning_offsets([where]))[where] <= sent.offset:  # noqa: ASYNC110  # no event
                 await asyncio.sleep(0.05)
 
 
 async def _begins(bootstrap: str, topics: Sequence[str]) -> Mapping[str, int]:
-    """How many records were removed from each topic."""
+    """The number of removed records of each topic."""
     async with AIOKafkaConsumer(bootstrap_servers=bootstrap) as consumer:
         partitions = [TopicPartition(topic, each) for topic in topics for each in range(PARTITIONS)]
         begins = await consumer.beginning_offsets(partitions)
@@ -74,11 +74,11 @@ async def _begins(bootstrap: str, topics: Sequence[str]) -> Mapping[str, int]:
 async def test_what_was_received_long_ago_is_not_removed(
     sweeping: Cluster, topic_prefix: str, telemetry: Telemetry, stamps: str
 ) -> None:
-    """Twenty notifications received before the topics' retention lie in the inbox until they are routed, and then on
-    the topics, each with the time of its receipt, whoever gives the inbox's records their times.
+    """Twenty notifications from before the topics' retention stay in the inbox until they are routed, and then on the
+    topics, each with the time of its receipt, whether the broker or the edge gives the inbox's records their times.
     """
     site = Site(sweeping, topic_prefix)
-    if stamps == "the edge":  # as in a topic that an earlier release made
+    if stamps == "the edge":  # as in a topic of an earlier release
         await _made(sweeping.bootstrap, site.plan.inbox, PARTITIONS)
     await create(site.connection, site.plan)
     received_micros = time.time_ns() // 1000 - LONG_AGO_MICROS
@@ -102,8 +102,8 @@ async def test_what_was_received_long_ago_is_not_removed(
 async def test_a_clock_ahead_forgets_no_session(
     sweeping: Cluster, topic_prefix: str, telemetry: Telemetry, stamps: str
 ) -> None:
-    """After notifications of a clock that is 200 hours ahead each session is remembered still, and a repetition has no
-    effect; where the broker gives the inbox no times of its own, that clock is told of.
+    """After notifications of a clock that is 200 hours ahead each session is still remembered, and a repetition has no
+    effect; if the broker gives the inbox no times of its own, that clock is reported.
     """
     site = Site(sweeping, topic_prefix)
     if stamps == "the edge":

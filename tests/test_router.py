@@ -27,17 +27,17 @@ UNKNOWN_STATUS = body(told("A1#x")[0], data={"sessionId": SESSION_ID, "qosStatus
 
 
 def made(router: Router, *what: str | bytes) -> Decision:
-    """The decision on the last of these notifications, those before it having been decided on."""
+    """The decision on the last of these notifications, after decisions on those before it."""
     return decisions(router, [posted(each) for each in what], first=7)[-1]
 
 
 def one(decision: Decision, topic: str) -> Message:
-    """The only message that a decision has for a topic."""
+    """The only message of a decision to a topic."""
     (message,) = (each for each in decision.messages if each.topic == topic)
     return message
 
 
-def told_by(decision: Decision, topic: str) -> Any:  # noqa: ANN401  # what JSON is
+def told_by(decision: Decision, topic: str) -> Any:  # noqa: ANN401  # JSON
     """The value of that message."""
     return orjson.loads(one(decision, topic).value or b"null")
 
@@ -89,14 +89,14 @@ def test_topics_of_a_verdict(router: Router, what: list[str | bytes], verdict: s
 
 @pytest.mark.parametrize("text", ["A1", "A1@other", "U9:N"])
 def test_a_dead_letter_leaves_the_session(router: Router, text: str) -> None:
-    """Whatever is wrong with a notification, the state of the session that its key names stays."""
+    """Whatever is wrong with a notification, the session that its key names stays as it is."""
     session = made(router, text).session
     for content in (b"{", UNKNOWN_TYPE, UNKNOWN_STATUS):
         assert router.decide(posted(content), "0-9", session, RECEIVED).session is session
 
 
 def test_empty_context_is_left_out(router: Router) -> None:
-    """Where the sender gave no correlator and no trace, no header stands for it."""
+    """Without a correlator and a trace from the sender there is no header for them."""
     silent = posted("A1")._replace(correlator="", traceparent="")
     headers = dict(one(decisions(router, [silent])[0], "qod.status").headers)
     assert not {"x-correlator", "traceparent", "origin"} & headers.keys()
@@ -123,7 +123,7 @@ def test_the_prefix_names_every_topic() -> None:
         (["A?"], {"qosStatus": "AVAILABLE", "time": "2026-11-24T10:01:00Z", "late": False}),
         (["U2:N", "A9"], {"qosStatus": "AVAILABLE", "time": "2026-11-24T10:00:09Z", "late": True}),
         (["A1", "U5:E", "A2"], {"qosStatus": "AVAILABLE", "late": True}),
-        # One that comes late, and tells that quality was granted.
+        # A late event that grants availability.
         (["U2.5:N", "A1"], {"late": True, "availableSince": "2026-11-24T10:00:01Z", "availableSeconds": 1.5}),
         (["U5:N"], {"late": False, "statusInfo": "NETWORK_TERMINATED", "unexpected": True}),
         (["A1", "U5:E"], {"statusInfo": "DURATION_EXPIRED", "unexpected": False, "availableSeconds": 4.0}),
@@ -133,7 +133,7 @@ def test_the_prefix_names_every_topic() -> None:
     ],
 )
 def test_status_value(router: Router, what: list[str | bytes], value: dict[str, object]) -> None:
-    """The value on the status topic is flat, with what the event told, and only what there is to tell."""
+    """The value on the status topic is flat, with the event's facts, and without unknown members."""
     told_value = told_by(made(router, *what), "qod.status")
     assert told_value | value == told_value
     assert (told_value["sessionId"], told_value["sender"]) == (SESSION_ID, SENDER)
@@ -168,7 +168,7 @@ def test_both_streams_tell_the_same(router: Router) -> None:
     ],
 )
 def test_sessions_value(router: Router, what: list[str | bytes], value: dict[str, object]) -> None:
-    """The value on the sessions topic is the session's state, flat, and only what there is to tell."""
+    """The value on the sessions topic is the session's state, flat, and without unknown members."""
     told_value = told_by(made(router, *what), "qod.sessions")
     assert told_value | value == told_value
     optional = {"statusInfo", "availableSince", "availableSeconds"}
@@ -198,7 +198,7 @@ def test_attributes_that_the_dialect_lacks_are_ours(router: Router) -> None:
     message = one(decisions(router, [posted(bare(), sender=sender)], first=17)[0], "qod.status")
     event = read_back(message)
     assert (event.get_id(), event.get_source()) == ("0-17", "/senders/caf%C3%A9%2F7")
-    assert "ce_time" not in dict(message.headers)  # the SDK would make up one
+    assert "ce_time" not in dict(message.headers)  # the SDK would make one up
 
 
 def test_the_sdk_reads_a_dead_letter(router: Router) -> None:
@@ -249,12 +249,12 @@ def test_record_timestamp(router: Router, told_micros: int | None, record_micros
         "0001-01-01T00:00:00Z",
         "1970-01-01T00:00:00Z",
         "2025-11-24T10:00:00Z",
-        "2027-11-24T10:00:00Z",  # of a week that belongs to the next year, whose number stands in its place
+        "2027-11-24T10:00:00Z",  # of a week of the next year, with that year's number in its place
         "9999-12-31T23:59:59Z",
     ],
 )
 def test_a_time_that_cannot_be_true_is_none(router: Router, time: str) -> None:
-    """A time half a year or more from its receipt orders nothing, and the receipt stands in for it."""
+    """A time half a year or more from its receipt does not count for the order; the receipt replaces it."""
     far = body(told("A1#x")[0]._replace(time_micros=rfc3339.micros(time)))
     before, decision, behind = decisions(router, [posted(each) for each in ("U2", far, "U61")])
     assert [each.verdict for each in (before, decision, behind)] == ["accepted"] * 3
@@ -275,12 +275,12 @@ def test_a_time_that_cannot_be_true_is_none(router: Router, time: str) -> None:
     ],
 )
 def test_what_is_odd_is_told(router: Router, texts: list[str | bytes], oddities: tuple[Oddity, ...]) -> None:
-    """A decision says what was odd about a notification that it was made on all the same."""
+    """A decision names the oddities of its notification."""
     assert made(router, *texts).oddities == oddities
 
 
 def test_an_id_in_capitals_goes_on_where_it_was_kept(router: Router) -> None:
-    """What an earlier release kept under a UUID in upper case is decided on under it; anew it is in lower case."""
+    """A session that an earlier release kept under a UUID in upper case stays under it; a new one is in lower case."""
     upper = SESSION_ID.upper()
     first = posted("A1", session_id=upper)
     assert (first.key, parse(first.body).session_id) == (upper, SESSION_ID)
@@ -290,14 +290,14 @@ def test_an_id_in_capitals_goes_on_where_it_was_kept(router: Router) -> None:
 
 
 def test_senders_that_take_sessions_up_again_are_configured() -> None:
-    """AVAILABLE after the end is late, but for the senders that the configuration names."""
+    """AVAILABLE after the end is late, except for the senders that the configuration names."""
     router = build_router(Settings(router=RouterSettings(resuming_senders=("acme",))))
     assert made(router, "U1:N", "A2").verdict == "accepted"
     assert made(router, "U1:N@other", "A2@other").verdict == "late"
 
 
 def test_the_table_of_sessions_is_stamped_by_the_clock(router: Router) -> None:
-    """Records of one session never go back in time on the sessions topic, whatever their events and receipts say."""
+    """Records of one session never go back in time on the sessions topic, whatever times its events have."""
     receipts = [RECEIVED, RECEIVED + 50 * SECOND, RECEIVED + 20 * SECOND]
     made_of = [posted(text, received_micros=at) for text, at in zip(["A9", "U5:N", "A1"], receipts, strict=True)]
     stamps = [one(decision, "qod.sessions").timestamp_millis for decision in decisions(router, made_of)]
@@ -309,7 +309,7 @@ def test_the_table_of_sessions_is_stamped_by_the_clock(router: Router) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00\xfe", b'{"a":1,"a":2}', UNKNOWN_TYPE, bytes(range(256))])
 def test_a_dead_letter_carries_the_body_verbatim(router: Router, content: bytes) -> None:
-    """Nothing of what was posted is lost: body, sender, time of receipt, and the headers that came with it."""
+    """A dead letter has all of the post: body, sender, time of receipt, and headers."""
     notification = posted(content)
     value = told_by(decisions(router, [notification])[0], "qod.dead-letter")
     assert b64decode(value["body"]) == content
@@ -323,7 +323,7 @@ def test_a_dead_letter_carries_the_body_verbatim(router: Router, content: bytes)
 
 
 def test_a_dead_letter_is_one_that_brokers_take(router: Router) -> None:
-    """A body that another program put into the inbox may be as long as a record; its letter tells that it was cut."""
+    """Another program's body in the inbox may be as long as a record; its letter says that it was cut."""
     notification = posted("A1")._replace(body=b"x" * 900_000)
     value = told_by(decisions(router, [notification])[0], "qod.dead-letter")
     assert len(b64decode(value["body"])) == 512 * 1024
@@ -338,7 +338,7 @@ def test_a_dead_letter_is_one_that_brokers_take(router: Router) -> None:
     ],
 )
 def test_where_it_came_from_may_be_why(router: Router, origin: str, content: bytes, reason: str) -> None:
-    """What was posted beside our paths dies, and what is longer than anything that the API tells."""
+    """A post to another path becomes a dead letter, and so does a fact from the API that is too long."""
     decision = decisions(router, [posted(content, origin=origin)])[0]
     assert told_by(decision, "qod.dead-letter")["reason"].startswith(reason)
 
@@ -352,7 +352,7 @@ def test_a_dead_letter_says_why(router: Router) -> None:
 
 
 def test_what_lies_under_another_key_dies(router: Router) -> None:
-    """A readable event under a key that is not its session's is not applied, for its session may be elsewhere."""
+    """A readable event under a key that is not its session's is not applied, since its session may be elsewhere."""
     decision = decisions(router, [posted("A1", key=SENDER)])[0]
     assert (decision.verdict, decision.session) == (Verdict.MALFORMED, None)
     assert one(decision, "qod.dead-letter").key == SENDER
@@ -361,14 +361,14 @@ def test_what_lies_under_another_key_dies(router: Router) -> None:
 
 @pytest.mark.parametrize("content", [b"{", UNKNOWN_TYPE, UNKNOWN_STATUS])
 def test_a_replayed_letter_dies_only_once(router: Router, content: bytes) -> None:
-    """What comes from the dead letters and still can't be read is decided on without a second letter."""
+    """A dead letter that still can't be read is decided on without a second letter."""
     first, again = posted(content), posted(content, origin="replay:0-3")
     verdicts = [(decision.verdict, len(decision.messages)) for decision in decisions(router, [first, again])]
     assert verdicts == [(verdicts[0][0], 1), (verdicts[0][0], 0)]
 
 
 def test_a_replayed_letter_is_routed_once_it_is_readable(router: Router) -> None:
-    """A letter that is readable now takes effect as if it came, marked with where it lay."""
+    """A letter that is readable now takes effect as if it arrived, marked with its place."""
     notification = posted("A1", origin="replay:0-3")
     first, again = decisions(router, [notification, notification])
     assert (first.verdict, again.verdict) == (Verdict.ACCEPTED, Verdict.DUPLICATE)
@@ -376,7 +376,7 @@ def test_a_replayed_letter_is_routed_once_it_is_readable(router: Router) -> None
 
 
 def test_giving_up_keeps_the_notification(router: Router) -> None:
-    """What can't be decided on becomes a dead letter that says why and can be replayed."""
+    """A notification that can't be decided on becomes a dead letter with the reason, and can be replayed."""
     session = made(router, "A1").session
     decision = router.give_up(posted("U2:N#x"), "0-9", session, "the router failed: ZeroDivisionError")
     assert (decision.verdict, decision.session) == (Verdict.UNRECOGNIZED, session)
@@ -392,7 +392,7 @@ def test_giving_up_keeps_the_notification(router: Router) -> None:
     ("hours_later", "verdict"), [(0, "duplicate"), (96, "duplicate"), (96.001, "accepted"), (9999, "accepted")]
 )
 def test_a_session_is_forgotten_by_the_inboxs_clock(router: Router, hours_later: float, verdict: str) -> None:
-    """A repetition is recognized for as long as the session is remembered, and counts as news after that."""
+    """A repetition is recognized for as long as the session is remembered, and counts as a new change after that."""
     again = posted("A1#x", received_micros=RECEIVED + round(hours_later * HOUR))
     first, second = decisions(router, [posted("A1#x"), again])
     assert second.verdict == verdict
@@ -417,7 +417,7 @@ def test_a_tombstone(router: Router) -> None:
     assert message == Message("qod.sessions", SESSION_ID, None, (), (RECEIVED + HOUR) // 1000)
 
 
-# What a session remembers is in its record.
+# All that a session remembers is in its record.
 
 SPELLED = st.builds(
     "{}{}{}{}".format,
@@ -430,7 +430,7 @@ SPELLED = st.builds(
 
 @given(st.lists(SPELLED, min_size=1, max_size=12), st.sampled_from([2, MARKS_MAX]))
 def test_a_session_is_read_back_as_it_was_written(texts: list[str], marks_max: int) -> None:
-    """The record on the sessions topic holds all of the session: value and headers give the same one again."""
+    """The record on the sessions topic holds the whole session: value and headers give the same one again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("receiver.core.session.MARKS_MAX", marks_max)
         for decision in decisions(Router(prefix="qod", forget_after_seconds=1e6), list(map(posted, texts))):
@@ -441,7 +441,7 @@ def test_a_session_is_read_back_as_it_was_written(texts: list[str], marks_max: i
 
 @given(st.lists(SPELLED, min_size=1, max_size=12))
 def test_decide_is_a_function_of_the_inbox(texts: list[str]) -> None:
-    """The same notifications lead to the same messages, byte by byte, whichever router decides."""
+    """The same notifications lead to the same messages, byte by byte, with any router."""
     notifications: list[Notification] = list(map(posted, texts))
     first, second = (decisions(Router(prefix="qod", forget_after_seconds=1e6), notifications) for _ in range(2))
     assert first == second
@@ -488,7 +488,7 @@ def test_no_default_route_takes_what_is_no_change(verdict: Verdict) -> None:
 
 
 def test_a_topic_gets_a_message_once() -> None:
-    """Several routes to one topic send one message, in the table's order, the default topics among them."""
+    """Several routes to one topic send one message, in the table's order, default topics included."""
     routes = [Route("alerts", unexpected=True), Route("status"), Route("alerts"), Route("ends", verdicts=frozenset())]
     router = Router(prefix="qod", routes=routes, forget_after_seconds=1)
     topics = [message.topic for message in made(router, "U1:N").messages]
@@ -496,7 +496,7 @@ def test_a_topic_gets_a_message_once() -> None:
 
 
 def test_kinds_of_events_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sender may make up as many reasons as it likes: each event goes where its kind goes, and memory has a limit."""
+    """With any number of different reasons each event goes to its topics, and the memory has a limit."""
     monkeypatch.setattr("receiver.core.router._KINDS_MAX", 2)
     router = Router(prefix="qod", forget_after_seconds=1)
     for number in range(5):
@@ -535,5 +535,5 @@ def test_times_are_exact(time: datetime) -> None:
     ],
 )
 def test_times_are_rendered_in_utc(text: str, rendered: str) -> None:
-    """A time is shown in UTC without idle zeros; what is finer than a microsecond is cut."""
+    """A time is shown in UTC without trailing zeros; parts finer than a microsecond are cut."""
     assert rfc3339.render(rfc3339.micros(text)) == rendered

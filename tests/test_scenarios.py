@@ -1,4 +1,4 @@
-"""The scenarios of the benchmarks: ours comes through all of them, and they can tell who doesn't."""
+"""The scenarios of the benchmarks: our receiver passes all of them, and a receiver that fails is found."""
 
 import asyncio
 from pathlib import Path
@@ -15,14 +15,14 @@ QUIET_SECONDS = 2
 
 @pytest.fixture(scope="module")
 def outcomes(kafka: Brokers, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cells]:
-    """What became of ours and of the handler."""
+    """The outcomes of our receiver and of the handler."""
     if not isinstance(kafka, Cluster):
         pytest.skip("the cluster of KAFKA_BOOTSTRAP_SERVERS is not ours to disturb")
     return asyncio.run(_played(kafka, tmp_path_factory.mktemp("receivers")))
 
 
 async def _played(cluster: Cluster, directory: Path) -> dict[str, Cells]:
-    """What leaves the broker alone is played on several receivers at the same time, to be done sooner."""
+    """Scenarios that leave the broker alone are played on several receivers at the same time, to save time."""
     async with (
         own_broker(cluster) as broker,
         started("ours", broker, directory) as one,
@@ -40,14 +40,16 @@ async def _played(cluster: Cluster, directory: Path) -> dict[str, Cells]:
 
 
 def test_ours_comes_through_all_of_them(outcomes: dict[str, Cells]) -> None:
-    """What is answered 204 is on all of its topics once, whatever happens, and the readiness check tells of it."""
+    """A notification that was answered 204 is on all of its topics once, and the readiness check reports faults."""
     alone = {scenarios.AFTER_OUTAGE_ALONE, scenarios.AFTER_FAN_OUT_ALONE}
     assert set(outcomes["ours"]) == set(scenarios.ROWS) - alone
     assert not {row: cell.text for row, cell in outcomes["ours"].items() if not cell.right}
 
 
 def test_a_plain_handler_does_not(outcomes: dict[str, Cells]) -> None:
-    """What writes each topic by itself, and remembers nothing, repeats what it is told twice and leaves a topic out."""
+    """The handler, which writes each topic separately and remembers nothing, repeats a repeated post and leaves a topic
+    out.
+    """
     torn = Cell("2 on status, 0 on unavailable: the sender knows", right=False)
     assert outcomes["handler"][scenarios.AFTER_FAN_OUT] == torn
     assert outcomes["handler"][scenarios.CONCURRENT] == Cell("6 of 6 kept, 72 records of them", right=False)
@@ -64,6 +66,6 @@ def test_a_plain_handler_does_not(outcomes: dict[str, Cells]) -> None:
     ],
 )
 def test_the_outcome_in_words(found: Found, statuses: list[int | None], told: str) -> None:
-    """Lost is what was answered 2xx and is not on both topics; once on each of them alone is right."""
+    """A notification counts as lost if it was answered 2xx and is not on both topics; once on each is right."""
     cell = scenarios.one(found, *(Answer(status, 0.1) for status in statuses))
     assert cell == Cell(told, right=found == (1, 1))

@@ -1,4 +1,4 @@
-"""The files in schemas/ say what the code does, and the code does what they say."""
+"""The files in schemas/ agree with the code."""
 
 import json
 import re
@@ -95,13 +95,13 @@ def is_read(body: bytes) -> bool:
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
 def test_samples_are_read_and_valid(sample: Path) -> None:
-    """Each sample is taken by the parser, and fits the schema."""
+    """Each sample is read by the parser, and fits the schema."""
     assert is_read(sample.read_bytes())
     NOTIFICATION.validate(json.loads(sample.read_text()))
 
 
 def test_there_are_samples_of_each_dialect() -> None:
-    """No dialect goes without a sample."""
+    """Every dialect has a sample."""
     names = {sample.name.split("-")[0] for sample in SAMPLES}
     assert {"bare", "event", "cloudevents"} <= names
 
@@ -124,7 +124,7 @@ def routed() -> list[Message]:
         {"id": "4", "qosStatus": "PAUSED"},
         {"id": "5"},
     ]
-    # A session that is told of in the wrong order.
+    # A session whose events come in the wrong order.
     told += [{**told[1], "session": "s-3"}, {**told[0], "session": "s-3"}]
     sessions: dict[str, Session | None] = {}
     messages: list[Message] = []
@@ -153,7 +153,7 @@ def routed() -> list[Message]:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_values_are_as_their_schema_says(topic: str) -> None:
-    """Each value that the router writes fits its topic's schema, and every member of the schema is written by some."""
+    """Each value that the router writes fits its topic's schema, and every member of the schema is written."""
     values = [json.loads(message.value or b"") for message in routed() if message.topic == f"qod.{topic}"]
     assert values
     for value in values:
@@ -170,7 +170,7 @@ def test_headers_are_as_the_readme_says() -> None:
     rows = re.findall(r"^\| (`.*?`(?:, `.*?`)*) \|", _section("Headers"), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(.*?)`", row)}
     written = {name for message in routed() for name, _ in message.headers}
-    # One is written on a rarer occasion than these messages: a long memory. The other is added by a lane on Kafka.
+    # A long memory is rarer than these messages. A lane on Kafka adds the other.
     assert written | {"marks-cut", "inbox-id"} == named
 
 
@@ -191,7 +191,7 @@ def test_the_openapi_document_is_valid() -> None:
 
 
 def test_the_openapi_document_has_every_answer() -> None:
-    """The statuses that are described are those that the code can give."""
+    """The described statuses are those that the code can give."""
     document = yaml.safe_load((SCHEMAS / "callback.openapi.yaml").read_text())
     described = {int(status) for status in document["paths"]["/notifications"]["post"]["responses"]}
     source = "".join(

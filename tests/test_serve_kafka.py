@@ -1,4 +1,4 @@
-"""`serve --kafka` as its operator meets it: roles, commands beside it, and a cluster that goes away and comes back."""
+"""`serve --kafka` from outside: roles, commands beside it, and a cluster that goes away and comes back."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ from tests.proxy import Proxy
 from tests.receiver_process import COMMAND
 from tests.samples import body, told
 
-#: So long an append waits for Kafka that a busy machine writes to its disk in less.
+#: An append waits this long for Kafka: longer than a busy machine takes to write to its disk.
 APPEND_SECONDS = 10
 ALL_WELL = "ok"
 #: Longer than a commit, a session and a transaction may take.
@@ -39,7 +39,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def whole(kafka: Brokers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaReceiver]:
-    """One process that does everything."""
+    """One process in all roles."""
     with KafkaReceiver(tmp_path_factory.mktemp("whole"), kafka.bootstrap, _prefix()) as receiver:
         yield receiver
 
@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module")
 def pair(kafka: Brokers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Both parts, each in a process of its own."""
+    """An edge and a router, each in a process."""
     prefix = _prefix()
     with (
         KafkaReceiver(tmp_path_factory.mktemp("edge"), kafka.bootstrap, prefix, "--role", "edge") as edge,
@@ -64,7 +64,7 @@ def pair(kafka: Brokers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command with settings in its environment; returns its exit status, and what it printed and logged."""
+    """Runs a command with settings in its environment; returns its exit status, its output and its log."""
 
     def run(*arguments: str, **settings: str) -> tuple[int, str, str]:
         monkeypatch.setenv("COLUMNS", "200")
@@ -83,7 +83,7 @@ def _prefix() -> str:
 
 
 def _remake(bootstrap: str, topic: str, partitions: int) -> None:
-    """Have a topic that is as a broker makes it."""
+    """Make a topic again with a broker's defaults."""
 
     async def remake() -> None:
         admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
@@ -91,7 +91,7 @@ def _remake(bootstrap: str, topic: str, partitions: int) -> None:
         try:
             await admin.delete_topics([topic])
             async with asyncio.timeout(SECONDS_MAX):
-                while topic in await admin.list_topics():  # noqa: ASYNC110  # there is no event for it
+                while topic in await admin.list_topics():  # noqa: ASYNC110  # there is no event to wait for
                     await asyncio.sleep(0.05)
             await admin.create_topics([NewTopic(topic, partitions, 1)])
         finally:
@@ -121,14 +121,14 @@ def _unrecognized(session_id: str) -> bytes:
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: tuple[str, ...], told: str, cli: Command) -> None:
-    """A part of the whole wants a cluster, and a router is one process; else the exit status is 2, and a hint."""
+    """A role needs a cluster, and a router is one process; else the exit status is 2, with a hint."""
     status, _, said = cli("serve", *arguments)
     assert status == 2
     assert told in " ".join(said.split())
 
 
 def test_what_is_posted_is_routed(whole: KafkaReceiver, cli: Command) -> None:
-    """Answered 204, routed to its topics, and seen there by the commands and on the operations port."""
+    """A notification is answered 204, routed to its topics, and shown by the commands and on the operations port."""
     place = "--kafka", whole.bootstrap
     assert [answer.status for answer in whole.tell("seen", "A1", "U2:N")] == [204, 204]
     assert [answer.status for answer in whole.post(b"{")] == [400]
@@ -155,7 +155,7 @@ def test_what_is_posted_is_routed(whole: KafkaReceiver, cli: Command) -> None:
 
 
 def test_records_are_streamed_as_they_come(whole: KafkaReceiver) -> None:
-    """Who listens is told of each record at once, and goes on where it was cut off."""
+    """A follower gets each record at once, and goes on where it was cut off."""
     headers = {"accept": "text/event-stream"}
     with (
         httpx2.Client(timeout=SECONDS_MAX) as client,
@@ -177,7 +177,7 @@ def test_records_are_streamed_as_they_come(whole: KafkaReceiver) -> None:
 
 
 def test_a_follower_is_interrupted(whole: KafkaReceiver) -> None:
-    """Ctrl-C is how `tail` is meant to end: with nothing to say, and status 0."""
+    """Ctrl-C ends `tail` without a message, and with status 0."""
     command = [*COMMAND, "tail", "status", "--kafka", whole.bootstrap, "--from", "beginning"]
     environment = {**os.environ, "QOD_RECEIVER_PREFIX": whole.prefix}
     whole.tell("followed", "A1")
@@ -195,7 +195,7 @@ def test_a_follower_is_interrupted(whole: KafkaReceiver) -> None:
 
 
 def test_the_settings_in_force_name_the_cluster(cli: Command) -> None:
-    """`check-config` tells where the brokers were named."""
+    """`check-config` shows where the brokers were named."""
     status, out, _ = cli("check-config", "--kafka", "127.0.0.1:9,localhost:10")
     assert status == 0
     (line,) = (line for line in out.splitlines() if line.startswith("bootstrap_servers"))
@@ -223,7 +223,7 @@ def test_each_part_tells_of_itself(pair: Pair) -> None:
 
 @pytest.mark.parametrize("how", ["all", "edge", "router", "command"])
 def test_dead_letters_are_replayed(how: str, whole: KafkaReceiver, pair: Pair, cli: Command) -> None:
-    """What died goes into the inbox again from wherever that is asked, and dies no second time."""
+    """A dead letter can be replayed into the inbox from any process, and leaves no second letter."""
     asked = {"all": whole, "edge": pair.edge, "router": pair.router, "command": whole}[how]
     posted_at = pair.edge if how == "router" else asked
     dead_letters, inbox = f"{asked.prefix}.dead-letter", f"{asked.prefix}.inbox"
@@ -247,7 +247,7 @@ def test_dead_letters_are_replayed(how: str, whole: KafkaReceiver, pair: Pair, c
 
 
 def test_topics_are_made_and_checked(kafka: Brokers, tmp_path: Path, cli: Command) -> None:
-    """`topics` makes what is missing and names each difference; a router refuses what nothing may run with."""
+    """`topics` makes missing topics and names each difference; a router refuses fatal ones."""
     prefix, place = _prefix(), ("--kafka", kafka.bootstrap)
     assert cli("topics", "check", *place, PREFIX=prefix)[::2] == (
         1,
@@ -269,7 +269,7 @@ def test_topics_are_made_and_checked(kafka: Brokers, tmp_path: Path, cli: Comman
 
 
 def test_differences_are_named(kafka: Brokers, tmp_path: Path, cli: Command) -> None:
-    """Another number of partitions or replicas, another policy and retention: each of them is told, the fatal count."""
+    """Other partitions, replicas, policies and retention are each reported, and fatal differences are counted."""
     prefix, place = _prefix(), ("--kafka", kafka.bootstrap)
     cli("topics", "create", *place, "--partitions", "3", PREFIX=prefix, ROUTES='[{"topic": "extra"}]')
     _, out, _ = cli("topics", "check", *place)
@@ -277,25 +277,26 @@ def test_differences_are_named(kafka: Brokers, tmp_path: Path, cli: Command) -> 
     settings = {"KAFKA__PARTITIONS": "3", "KAFKA__REPLICATION_FACTOR": "2", "RETENTION__TOPICS_HOURS": "1"}
     status, out, said = cli("topics", "check", *place, **settings)
     assert (status, said) == (1, "qod-receiver: 10 differences, 0 of them unusable for a receiver\n")
-    assert out.count("has 1 replicas, 2 are wanted") == 6
-    assert out.count("has retention.ms=604800000, 3600000 is wanted") == 4
+    assert out.count("has 1 replicas, not 2") == 6
+    assert out.count("has retention.ms=604800000, not 3600000") == 4
     _remake(kafka.bootstrap, f"{prefix}.status", partitions=2)
     _remake(kafka.bootstrap, f"{prefix}.sessions", partitions=3)
     settings = {"KAFKA__PARTITIONS": "3", "KAFKA__REPLICATION_FACTOR": "1", "RETENTION__TOPICS_HOURS": "168"}
     _, out, said = cli("topics", "check", *place, **settings)
     assert said.endswith(", 2 of them unusable for a receiver\n")
-    assert "has cleanup.policy=delete, compact is wanted" in out
+    assert "has cleanup.policy=delete, not compact" in out
     assert f"has 2 partitions, {prefix}.inbox has 3" in out
     status, (line,) = refused(tmp_path / "data", kafka.bootstrap, prefix, "--role", "router")
     assert status == 1
     assert line == (
         f"qod-receiver: {prefix}.status has 2 partitions, {prefix}.inbox has 3; "
-        f"{prefix}.sessions has cleanup.policy=delete, compact is wanted"
+        f"{prefix}.sessions has cleanup.policy=delete, not compact"
     )
 
 
 def test_an_outage_is_bridged(kafka_cluster: Cluster, tmp_path: Path) -> None:
-    """While the broker stands still all is kept on disk, also over a kill; then it is routed, once and in order.
+    """While the broker is paused all notifications are kept on disk, also over a kill; then they are routed, once and
+    in order.
 
     The first answers wait for the append's time limit, all others for the disk alone.
     """
@@ -332,7 +333,7 @@ def test_an_outage_is_bridged(kafka_cluster: Cluster, tmp_path: Path) -> None:
 
 
 class Away:
-    """A way to the broker that can be closed: nobody listens there."""
+    """A way to the broker that can be closed: connections are refused there."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.bootstrap = cluster.way().bootstrap
@@ -343,7 +344,7 @@ class Away:
         self._thread.start()
 
     def do(self, action: Coroutine[Any, Any, None]) -> None:
-        """Have the proxy do something."""
+        """Call the proxy in its loop."""
         asyncio.run_coroutine_threadsafe(action, self._loop).result(30)
 
     def close(self) -> None:
@@ -363,7 +364,7 @@ def away(kafka_cluster: Cluster) -> Iterator[Away]:
 
 
 def test_kafka_is_away_at_the_start(away: Away, tmp_path: Path) -> None:
-    """All roles serve at once, tell why they can't do all, and do it once Kafka is there; so it is when it goes."""
+    """All roles serve at once, report what they can't do, and do it once Kafka is there; the same when Kafka goes."""
     prefix = _prefix()
     with KafkaReceiver(tmp_path / "node", away.bootstrap, prefix) as receiver:
         with Load("start", receiver.edge_url) as load:
@@ -385,7 +386,7 @@ def test_kafka_is_away_at_the_start(away: Away, tmp_path: Path) -> None:
 
 
 def test_parts_wait_for_kafka(away: Away, tmp_path: Path) -> None:
-    """An edge alone serves without Kafka until its disk is full; a router alone says that it isn't ready."""
+    """An edge alone serves without Kafka until its disk is full; a router alone is not ready."""
     prefix = _prefix()
     settings = {"KAFKA__SPOOL_BYTES_MAX": str(1024 * 1024), "KAFKA__PARTITIONS": "1"}
     with (
@@ -417,7 +418,7 @@ def test_parts_wait_for_kafka(away: Away, tmp_path: Path) -> None:
 
 
 def test_another_router_takes_over(pair: Pair, tmp_path: Path) -> None:
-    """The partitions of a router that ends, or is killed, are routed by another one after a while."""
+    """Another router routes the partitions of one that ends, or is killed, after a while."""
     edge, first = pair
     sessions = [f"moved-{number}" for number in range(4 * PARTITIONS)]
     took = {}
@@ -450,7 +451,7 @@ def test_another_router_takes_over(pair: Pair, tmp_path: Path) -> None:
 
 
 class Three(NamedTuple):
-    """A cluster that can do without one of its brokers, and what is served over it."""
+    """A cluster that can lose one of its brokers, and the processes on it."""
 
     cluster: Cluster
     receiver: KafkaReceiver
@@ -462,7 +463,7 @@ class Three(NamedTuple):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:
-    """Three brokers, which make a topic when one asks for it, as they do by default."""
+    """Three brokers, which make a topic when a client asks for it, as they do by default."""
     need_kafka()
     properties = {"auto.create.topics.enable": "true"}
     with (
@@ -474,7 +475,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:
 
 
 def test_topics_that_were_just_made_are_there(three: Three, cli: Command) -> None:
-    """Whichever broker is asked next, `topics create` finds what it made; and `topics check` makes nothing."""
+    """Any broker that is asked next knows the topics that `topics create` made; and `topics check` makes none."""
     place = "--kafka", three.cluster.bootstrap
     for _ in range(3):
         status, out, said = cli("topics", "create", *place, PREFIX=_prefix())
@@ -499,7 +500,7 @@ def test_a_rolling_restart(three: Three) -> None:
 
 
 def test_the_leader_stands_still(three: Three) -> None:
-    """A broker that stands still longer than any time limit is done without, and does no harm when it comes back."""
+    """A broker that is paused for longer than any time limit is not waited for, and does no harm when it comes back."""
     cluster, receiver = three
     with Load("paused", receiver.edge_url) as load:
         load.more()
@@ -518,7 +519,7 @@ def test_the_leader_stands_still(three: Three) -> None:
 
 
 def test_brokers_are_killed(three: Three) -> None:
-    """Without one broker all goes on; without two nothing is kept there, but on disk until they are back."""
+    """Without one broker all goes on; without two notifications are kept on disk until they are back."""
     cluster, receiver = three
     with Load("killed", receiver.edge_url) as load:
         load.more()

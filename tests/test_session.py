@@ -24,7 +24,7 @@ RECEIVED = 1000
 
 
 def after(*texts: str, resumes: bool = False) -> Outcome:
-    """What spelled events, one after the other, make of a session that is not remembered: the last one's outcome."""
+    """The outcome of the last of these spelled events, on a session that is not remembered before the first."""
     return heard([told(text) for text in texts], resumes=resumes)
 
 
@@ -42,7 +42,7 @@ def heard(events: Sequence[tuple[Event, str]], *, resumes: bool = False) -> Outc
 @pytest.mark.parametrize(
     ("before", "event", "verdict"),
     [
-        # Nothing is remembered: whatever comes is news.
+        # Nothing is remembered: any event is a new change.
         ("", "R1", ACCEPTED),
         ("", "A1", ACCEPTED),
         ("", "U1", ACCEPTED),
@@ -53,7 +53,7 @@ def heard(events: Sequence[tuple[Event, str]], *, resumes: bool = False) -> Outc
         ("R1", "U2:N", ACCEPTED),
         ("A1", "U2:E", ACCEPTED),
         ("R1 A2", "U3:D", ACCEPTED),
-        # A higher rank is news whatever its clock says.
+        # A higher rank is accepted whatever its clock says.
         ("R5", "A1", ACCEPTED),
         ("R5", "U1", ACCEPTED),
         ("A5", "U1:N", ACCEPTED),
@@ -99,18 +99,18 @@ def heard(events: Sequence[tuple[Event, str]], *, resumes: bool = False) -> Outc
         ("A1#x U2#y A3#z", "U2#y", DUPLICATE),
         ("U2:N#x A1#y", "A1#y", DUPLICATE),
         ("A1#x A2#y", "A2#y", DUPLICATE),
-        # Without a time its receipt counts, and a time is content of its own.
+        # Without a time the receipt counts, and a time is part of the content.
         ("A1", "U?", ACCEPTED),
         ("A?", "A1", UNCHANGED),
         ("A?", "U1", LATE),
         ("A?", "U1001", ACCEPTED),
-        # By a few seconds of a receipt no end is older.
+        # An end is not older than another clock's receipt by a few seconds.
         ("A1010", "U?", ACCEPTED),
         ("A1011", "U?", ACCEPTED),
         ("A1012", "U?", LATE),
         ("U1010", "A?", LATE),
         ("U?", "A999", LATE),
-        # A sender that posts again may put another time on it: the id, the status and the reason tell.
+        # A sender that posts again may change the time: id, status and reason decide.
         ("A1#x", "A2#x", DUPLICATE),
         ("A2#x", "A1#x", DUPLICATE),
         ("A1#x", "A?#x", DUPLICATE),
@@ -129,10 +129,10 @@ def heard(events: Sequence[tuple[Event, str]], *, resumes: bool = False) -> Outc
         ("R1#x A2#x", "U3:N#x", ACCEPTED),
         ("R1#x A2#x U3:N#x", "U9:N#x", DUPLICATE),
         ("R1#x A2#x U3:N#x", "A9#x", DUPLICATE),
-        ("A1#x U2#y", "A1#y", DUPLICATE),  # the content of the first, whatever its id
+        ("A1#x U2#y", "A1#y", DUPLICATE),  # the content of the first, with any id
         ("A1#x U2#y", "U2#x", DUPLICATE),
         ("A1#x U2#y", "A3#y", ACCEPTED),
-        # What was no news left no mark, so its id is free.
+        # A duplicate leaves no mark, so its id is free.
         ("A1#x A1#y", "A2#y", UNCHANGED),
         # Another sender's session, repetitions included.
         ("A1", "U2@other", CONFLICT),
@@ -141,7 +141,7 @@ def heard(events: Sequence[tuple[Event, str]], *, resumes: bool = False) -> Outc
     ],
 )
 def test_verdict(before: str, event: str, verdict: Verdict) -> None:
-    """The verdict on an event follows from the events that its session was told before."""
+    """The verdict on an event follows from the earlier events of its session."""
     assert after(*before.split(), event)[1] is verdict
 
 
@@ -150,7 +150,7 @@ def test_verdict(before: str, event: str, verdict: Verdict) -> None:
     [(1, ACCEPTED, 1.0), (0, ACCEPTED, 0.0), (-5, ACCEPTED, 0.0), (-10, ACCEPTED, 0.0), (-11, LATE, None)],
 )
 def test_two_clocks_differ_by_seconds(seconds: int, verdict: Verdict, lasted: float | None) -> None:
-    """An end without a time counts where it arrives after AVAILABLE, though its edge's clock is some seconds behind."""
+    """An end without a time counts if it arrives after AVAILABLE, though its edge's clock is some seconds behind."""
     (granted, sender), (ended, _) = told("A?"), told("U?")
     session = apply(None, granted, sender, START, START).session
     outcome = apply(session, ended, sender, START + seconds * SECOND, max(START, START + seconds * SECOND))
@@ -169,7 +169,7 @@ def test_two_clocks_differ_by_seconds(seconds: int, verdict: Verdict, lasted: fl
     ],
 )
 def test_conflicts_are_told_apart(texts: str, conflict: str) -> None:
-    """A conflict says what is in conflict; nothing else says anything."""
+    """A conflict tells what is in conflict; no other verdict has a message."""
     assert after(*texts.split())[2] == conflict
 
 
@@ -190,7 +190,7 @@ def test_conflicts_are_told_apart(texts: str, conflict: str) -> None:
     ],
 )
 def test_an_id_of_another_event_is_noted(texts: str, reuses_id: bool) -> None:
-    """What counts and has the id of another event of its session is noted, and no repetition is."""
+    """An accepted event with the id of another event of its session is noted, and no repetition is."""
     assert after(*texts.split()).reuses_id is reuses_id
 
 
@@ -208,7 +208,7 @@ def test_an_id_of_another_event_is_noted(texts: str, reuses_id: bool) -> None:
         ("A5", "U4:D", ACCEPTED, LATE),
         ("A1#x U2:N#y A3#z", "U2:N#y", DUPLICATE, DUPLICATE),
         ("A1#x U2:N#y", "A9#x", DUPLICATE, DUPLICATE),
-        # All else is as for everybody.
+        # The rest is the same for all senders.
         ("A1", "U2:N", ACCEPTED, ACCEPTED),
         ("U2:N", "U3", LATE, LATE),
         ("U2", "U1:N", ACCEPTED, ACCEPTED),
@@ -218,13 +218,13 @@ def test_an_id_of_another_event_is_noted(texts: str, reuses_id: bool) -> None:
     ],
 )
 def test_a_sender_may_take_a_session_up_again(before: str, event: str, otherwise: Verdict, verdict: Verdict) -> None:
-    """Where a sender is configured to take sessions up again, AVAILABLE counts after the end by its time."""
+    """For a sender that resumes sessions, AVAILABLE counts after the end by its time."""
     assert after(*before.split(), event).verdict is otherwise
     assert after(*before.split(), event, resumes=True).verdict is verdict
 
 
 def test_a_session_taken_up_again_is_available_anew() -> None:
-    """Its availability counts from when it was taken up, until it ends once more."""
+    """Availability counts from the resumption, until the next end."""
     taken_up = after("A1", "U2:N", "A5", resumes=True).session
     assert (taken_up.available_micros, taken_up.available_seconds) == (START + 5 * SECOND, None)
     ended = after("A1", "U2:N", "A5", "U9:N", resumes=True).session
@@ -232,7 +232,7 @@ def test_a_session_taken_up_again_is_available_anew() -> None:
 
 
 def test_a_time_that_cannot_be_true_holds_nothing_up() -> None:
-    """A session that an earlier release took an impossible time of goes on by the order of arrival."""
+    """A session for which an earlier release took an impossible time goes on by the order of arrival."""
     session = after("A1").session._replace(time_micros=rfc3339.micros("9999-12-31T23:59:59Z"))
     event, sender = told("U2")
     outcome = apply(session, event, sender, START, START)
@@ -240,7 +240,7 @@ def test_a_time_that_cannot_be_true_holds_nothing_up() -> None:
 
 
 def test_marks_are_those_of_earlier_releases() -> None:
-    """What the first release remembered is recognized, since marks are written as they were then."""
+    """The first release's memory is recognized, since marks are written as they were then."""
     marks = marks_text(after("A1#x", "U2:N#x", "A?#").session.marks).split(",")
     assert marks[:2] == [
         "a29381b663eec2fb|A.1795514401000000.6498aa58|1795514401000000",
@@ -250,12 +250,12 @@ def test_marks_are_those_of_earlier_releases() -> None:
 
 
 def test_an_id_counts_within_its_source() -> None:
-    """The same id from another source is another event, and a type is content."""
+    """The same id from another source is another event, and the type is part of the content."""
     first, sender = told("A1#x")
     for other, verdict in (
-        (first._replace(source="another"), DUPLICATE),  # another event that tells the same
+        (first._replace(source="another"), DUPLICATE),  # another event with the same content
         (told("A2#x")[0]._replace(source="another"), UNCHANGED),
-        (first._replace(type="another"), UNCHANGED),  # told of in another release's words
+        (first._replace(type="another"), UNCHANGED),  # the same in another release's words
     ):
         assert heard([(first, sender), (other, sender)])[1] is verdict
 
@@ -276,7 +276,7 @@ def test_an_id_counts_within_its_source() -> None:
     ],
 )
 def test_time_is_the_latest_at_which_the_status_was_told(texts: str, seconds: int) -> None:
-    """A session's time is that of its status: what repeats it moves it on, what is late doesn't."""
+    """A session's time is that of its status: a repetition moves it on, a late event doesn't."""
     assert after(*texts.split())[0].time_micros == START + seconds * SECOND
 
 
@@ -294,8 +294,8 @@ def test_time_is_the_latest_at_which_the_status_was_told(texts: str, seconds: in
         ("A1 U3 U9:N", 1, 2.0),
         ("A1 U3 A5", 5, None),
         ("A1 U3 A5 U9", 5, 4.0),
-        ("A5 U2:N", 5, 0),  # clocks that contradict each other make no negative duration
-        # One that comes after the end fills in what is not known, where it was before that end and tells its time.
+        ("A5 U2:N", 5, 0),  # contradicting clocks make no negative duration
+        # An AVAILABLE after the end fills in an unknown availability, if its time is before that end.
         ("U5:N A1", 1, 4.0),
         ("U5 A1", 1, 4.0),
         ("U5 A1 U8:N", 1, 4.0),
@@ -315,7 +315,7 @@ def test_time_is_the_latest_at_which_the_status_was_told(texts: str, seconds: in
     ],
 )
 def test_availability(texts: str, since: int | None, lasted: float | None) -> None:
-    """The latest availability is told from its accepted beginning to the accepted change that ended it."""
+    """The latest availability runs from its accepted beginning to the accepted change that ended it."""
     session = after(*texts.split())[0]
     since_micros = None if since is None else START + since * SECOND
     assert (session.available_micros, session.available_seconds) == (since_micros, lasted)
@@ -335,12 +335,12 @@ def test_availability(texts: str, since: int | None, lasted: float | None) -> No
     ],
 )
 def test_what_left_a_mark_prolongs_the_life(texts: str, seconds: int) -> None:
-    """A session's remaining life counts from the clock at the last event that was neither repetition nor conflict."""
+    """A session's remaining life counts from the clock at its last event, without repetitions and conflicts."""
     assert after(*texts.split())[0].touched_micros == START + seconds * SECOND
 
 
 def test_the_clock_and_not_the_receipt_is_when_a_session_was_touched() -> None:
-    """Where receipts are out of order, the inbox's clock counts for the session's life, the receipt for the time."""
+    """If receipts are out of order, the inbox's clock counts for the session's life, and the receipt for the time."""
     event, sender = told("A?")
     session, _, _ = apply(None, event, sender, START, START + 5)[:3]
     assert (session.time_micros, session.touched_micros) == (START, START + 5)
@@ -348,7 +348,7 @@ def test_the_clock_and_not_the_receipt_is_when_a_session_was_touched() -> None:
 
 @pytest.mark.parametrize("texts", ["A1#x A1#x", "A1#x A2#x", "A1 U2@other"])
 def test_what_is_not_to_be_remembered_changes_nothing(texts: str) -> None:
-    """A duplicate and a conflict give back the very session that they met."""
+    """A duplicate and a conflict leave the very same session."""
     *before, last = texts.split()
     session = after(*before)[0]
     event, sender = told(last)
@@ -357,7 +357,7 @@ def test_what_is_not_to_be_remembered_changes_nothing(texts: str) -> None:
 
 @pytest.mark.parametrize("texts", ["R5", "A5", "U5", "U5:N", "A1 U5:N"])
 def test_a_late_event_leaves_the_state(texts: str) -> None:
-    """All that a late event changes is what is remembered of having heard it, and an availability not known before."""
+    """A late event changes only the memory of it, and an availability that was not known before."""
     before = after(*texts.split())[0]
     for late in ("R9", "A0", "U0", "A9"):
         event, sender = told(late)
@@ -385,18 +385,18 @@ def flapping(count: int) -> list[tuple[Event, str]]:
         (MARKS_MAX, "A0#f0@other", CONFLICT),
         (MARKS_MAX + 1, "U1#f1", DUPLICATE),
         (MARKS_MAX + 1, "A0#f0", CONFLICT),  # forgotten, so it may be a repetition or not
-        (MARKS_MAX + 1, "U0", CONFLICT),  # as old as the one forgotten
+        (MARKS_MAX + 1, "U0", CONFLICT),  # as old as the forgotten one
         (MARKS_MAX + 1, "U0.5", LATE),
         (MARKS_MAX + 1, "U1", DUPLICATE),  # the content of a mark still there
         (MARKS_MAX + 1, "A-1", CONFLICT),
-        (MARKS_MAX + 1, "U0:N", ACCEPTED),  # of a higher rank than any before: it can't be a repetition
+        (MARKS_MAX + 1, "U0:N", ACCEPTED),  # of a higher rank than any before: no repetition
         (MARKS_MAX + 9, "A8", CONFLICT),
         (MARKS_MAX + 9, "A8.5", UNCHANGED),
         (MARKS_MAX + 9, "U999", ACCEPTED),
     ],
 )
 def test_a_full_memory(count: int, event: str, verdict: Verdict) -> None:
-    """Beyond the last 256 marks, an event as old as a forgotten one is a conflict unless its rank shows it is news."""
+    """Beyond the last 256 marks, an event as old as a forgotten one is a conflict unless its rank proves it new."""
     session, outcome, conflict, _ = heard([*flapping(count), told(event)])
     assert outcome is verdict
     assert ("too old" in conflict) is (verdict is CONFLICT and "@" not in event)
@@ -410,7 +410,7 @@ def test_what_is_forgotten_counts_by_the_latest_of_its_times() -> None:
 
 
 def test_the_boundary_may_lie_before_1970() -> None:
-    """A sender's clock that stands before 1970 makes no event look forgotten that is newer than those cut."""
+    """With a sender's clock before 1970, no event that is newer than those cut counts as forgotten."""
     epoch = -START // SECOND
     session = heard([told(f"{'AU'[index % 2]}{epoch - 1000 + index}") for index in range(MARKS_MAX + 1)])[0]
     assert session.marks_cut_micros == -1000 * SECOND
@@ -445,13 +445,13 @@ EVENTS = st.builds(
     st.sampled_from([SOURCE, None]),
     st.sampled_from([TYPE, TYPE, TYPE, "QOS_STATUS_CHANGED"]),
 )
-#: What comes in: an event, its sender, and how far after the one before it was received; clocks go back at times.
+#: An event, its sender, and the time of its receipt after the one before; clocks go back at times.
 ARRIVALS = st.lists(st.tuples(EVENTS, SENDERS, st.integers(-2, 5)), min_size=1, max_size=40)
 
 
 @given(ARRIVALS, st.sampled_from([1, 2, 3, 5, MARKS_MAX]), st.booleans())
 def test_every_verdict_is_the_oracles(arrivals: list[tuple[Event, str, int]], memory_max: int, resumes: bool) -> None:
-    """Whatever comes in whatever order, verdicts and state are those of a naive reading of the design's table."""
+    """For any events in any order, verdicts and state are those of a naive reading of the design's table."""
     oracle, session = Oracle(memory_max, resumes=resumes), None
     received_micros = clock_micros = START + 3 * SECOND
     with pytest.MonkeyPatch.context() as patch:
@@ -491,7 +491,7 @@ def test_apply_is_a_function(arrivals: list[tuple[Event, str, int]]) -> None:
 
 @given(ARRIVALS, st.data())
 def test_a_repeated_event_is_always_a_duplicate(arrivals: list[tuple[Event, str, int]], data: st.DataObject) -> None:
-    """An event that was taken into account is a duplicate whenever it comes again."""
+    """A repeated event that was taken into account is a duplicate."""
     session, taken = None, list[tuple[Event, str]]()
     for event, sender, _ in arrivals:
         session, verdict, _ = apply(session, event, sender, START, START)[:3]
@@ -505,7 +505,7 @@ def test_a_repeated_event_is_always_a_duplicate(arrivals: list[tuple[Event, str,
 
 @given(ARRIVALS)
 def test_a_rank_never_falls(arrivals: list[tuple[Event, str, int]]) -> None:
-    """Whatever comes, a session goes on along REQUESTED, AVAILABLE, the end, and never back."""
+    """For any events a session goes on along REQUESTED, AVAILABLE, the end, and never back."""
     events = [(event, sender) for event, sender, _ in arrivals]
     ranks = [heard(events[: count + 1])[0].rank for count in range(len(events))]
     assert all(before <= behind for before, behind in pairwise(ranks))
@@ -513,7 +513,7 @@ def test_a_rank_never_falls(arrivals: list[tuple[Event, str, int]]) -> None:
 
 @st.composite
 def conforming(draw: st.DrawFn) -> list[str]:
-    """The events of a conforming session, spelled, in order: each with an id of its own, and no time stands twice."""
+    """The events of a conforming session, spelled, in order: each with its own id and time."""
     states = ["R"] if draw(st.booleans()) else []
     states += ["A", "U"] * draw(st.integers(0, 4)) + ["A"] * draw(st.integers(0, 1))
     end = draw(st.sampled_from(["", ":N", ":D", ":E"])) if states else ":N"
@@ -522,7 +522,7 @@ def conforming(draw: st.DrawFn) -> list[str]:
 
 @given(conforming(), st.data())
 def test_order_and_repetition_change_nothing_in_the_end(texts: list[str], data: st.DataObject) -> None:
-    """However a conforming session's events are permuted and repeated, it ends in the status that it ends in."""
+    """For any order and repetition of a conforming session's events the final status is the same."""
     repeated = texts + data.draw(st.lists(st.sampled_from(texts), max_size=8))
     shuffled = data.draw(st.permutations(repeated))
     wanted, session = after(*texts)[0], after(*shuffled)[0]
@@ -544,7 +544,7 @@ def test_order_and_repetition_change_nothing_in_the_end(texts: list[str], data: 
     ],
 )
 def test_an_end_is_unexpected_unless_asked_for(status_info: str | None, unexpected: bool) -> None:
-    """An end by the network, an unexplained one and one for an unknown reason are unexpected; no other status is."""
+    """An end by the network, one without a reason and one with an unknown reason are unexpected; no other status is."""
     event = told("U1")[0]._replace(status_info=status_info)
     assert event.unexpected is unexpected
     assert not event._replace(qos_status=QosStatus.AVAILABLE, status_info=None).unexpected

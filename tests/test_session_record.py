@@ -1,4 +1,4 @@
-"""The record of a session: what is written is what is remembered, whoever writes it and whoever reads it again."""
+"""The record of a session: it holds all that is remembered, for any writer and any reader."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from tests.samples import SECOND, SENDER, START, told
 FACTS = Facts("QOS_E", 3_600, START + 3_600 * SECOND, "ab12", {"ipv4Address": {"publicAddress": "192.0.2.1"}})
 TRACE = [("ce_specversion", "1.0"), ("inbox", "0-17")]
 
-#: What is told of a session, `~` by the API, with its facts where there are some.
+#: The steps of a session; `~` is told by the API, with its facts if there are some.
 STEPS = st.tuples(
     st.builds(
         lambda how, status, second, info, name: (
@@ -44,12 +44,12 @@ STEPS = st.tuples(
     ),
 )
 LIVES = st.lists(STEPS, min_size=1, max_size=12)
-#: How much is remembered: little, so that marks are cut in a short life too.
+#: The number of remembered events: low, so that marks are cut in a short life too.
 MEMORY = st.sampled_from([1, 2, 4, 256])
 
 
 def lived(steps: Sequence[tuple[str, Facts]], first_second: int = 30) -> Session:
-    """The session that was told of by these steps, one a second."""
+    """The session after these steps, one a second."""
     session: Session | None = None
     for second, (text, facts) in enumerate(steps, first_second):
         event, sender = told(text.lstrip("~x"))
@@ -64,13 +64,13 @@ def lived(steps: Sequence[tuple[str, Facts]], first_second: int = 30) -> Session
 
 
 def restored(session: Session) -> Session | None:
-    """What whoever reads the session's record remembers."""
+    """The session that a reader of the record restores."""
     return session_of(session_message("qod.sessions", session, TRACE, session.touched_micros // 1000))
 
 
 @given(LIVES, MEMORY)
 def test_what_is_written_is_what_is_remembered(steps: list[tuple[str, Facts]], marks_max: int) -> None:
-    """Whatever a session was told, its record restores to the session itself."""
+    """For any steps a session's record restores to the session itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("receiver.core.session.MARKS_MAX", marks_max)
         session = lived(steps)
@@ -81,7 +81,7 @@ def test_what_is_written_is_what_is_remembered(steps: list[tuple[str, Facts]], m
 def test_what_is_merged_is_what_is_remembered(
     ours: list[tuple[str, Facts]], theirs: list[tuple[str, Facts]], second: int, marks_max: int
 ) -> None:
-    """Of any two sessions the merged one's record restores to it, and neither side's knowledge is lost in it."""
+    """The record of any two merged sessions restores to the merged one, which has both sides' knowledge."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("receiver.core.session.MARKS_MAX", marks_max)
         here, there = lived(ours), lived(theirs, second)
@@ -99,7 +99,7 @@ def test_what_is_merged_is_what_is_remembered(
 
 @given(LIVES, LIVES)
 def test_no_side_of_a_merge_is_told_of_again(ours: list[tuple[str, Facts]], theirs: list[tuple[str, Facts]]) -> None:
-    """After the end, whichever side knew it and whoever told of it, no status is accepted any more."""
+    """After an end that either side knew, by whatever source, no status is accepted any more."""
     here, there = lived(ours), lived([*theirs, ("~U50", NO_FACTS)])
     both = restored(merged(here, there))
     assert both is not None
@@ -109,7 +109,7 @@ def test_no_side_of_a_merge_is_told_of_again(ours: list[tuple[str, Facts]], thei
 
 
 def test_a_late_availability_survives_a_merge() -> None:
-    """Where one side knows the end, and the other since when quality was granted, both are known then."""
+    """If one side knows the end, and the other the beginning of availability, both are known then."""
     here, there = lived([("A1", NO_FACTS)]), lived([("U5:N", NO_FACTS)])
     for both in (merged(here, there), merged(there, here)):
         assert (both.qos_status, both.available_micros, both.available_seconds) == ("UNAVAILABLE", START + SECOND, 4.0)
@@ -131,7 +131,7 @@ OLD_HEADERS = {
 
 
 def test_an_older_release_is_read() -> None:
-    """A record as the release before this one wrote it is read as that read it, and written as that wrote it."""
+    """An earlier release's record is read as that release read it, and written as that release wrote it."""
     facts = Facts("QOS_E", 60, START + 70 * SECOND, "ab12")
     wanted = Session(
         "s-1",
@@ -188,14 +188,14 @@ def test_an_older_release_is_read() -> None:
     ],
 )
 def test_what_is_no_session_is_told(value: bytes, headers: dict[str, str | None]) -> None:
-    """Whatever another program wrote is a session as a router writes it, or is told not to be one."""
+    """Another program's record is read as a session that a router could write, or refused."""
     texts = {name: text for name, text in {**OLD_HEADERS, **headers}.items() if text is not None}
     with pytest.raises(NoSession, match=r"."):
         session_from(value, texts)
 
 
 def test_a_record_of_another_key_is_no_session() -> None:
-    """A session's record lies under its id: under another key nobody would ever end it."""
+    """A session's record has its id as key: under another key it would never end."""
     message = Message("qod.sessions", "s-1", OLD_VALUE, list(OLD_HEADERS.items()), 0)
     assert session_of(message) is not None
     assert session_of(message._replace(value=None)) is None
@@ -204,6 +204,6 @@ def test_a_record_of_another_key_is_no_session() -> None:
 
 
 def test_a_trace_has_no_memory() -> None:
-    """What traces a record back is told from what a router remembers."""
+    """The trace of a record is not part of the router's memory."""
     session = lived([("~U1", FACTS)])
     assert traced(session_message("qod.sessions", session, TRACE, 0)) == TRACE

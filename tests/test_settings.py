@@ -18,7 +18,7 @@ from tests.kafka_cluster import Credentials
 SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 TOKEN = f'[[auth.tokens]]\nsender = "a"\nsha256 = "{SHA256}"\n'
 JWT = '[[auth.jwt]]\nissuer = "i"\naudience = "a"\n'
-#: What a user pasted where it does not belong. It must never be repeated.
+#: A secret that was pasted into a wrong place. It must never be shown.
 CREDENTIAL = "hunter2-hunter2-hunter2"
 
 PORT = "a whole number from 0 to 65535"
@@ -41,14 +41,14 @@ SECTIONS = "prefix, data, edge, auth, ops, retention, kafka, router, api, routes
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the settings of whoever runs it."""
+    """No test sees the settings of the user that runs it."""
     for name in os.environ:
         if name.upper().startswith("QOD_RECEIVER_"):
             monkeypatch.delenv(name)
 
 
 def problems(config: Path | None, overrides: dict[str, object] | None = None) -> list[Problem]:
-    """What is wrong with these settings."""
+    """The problems of these settings."""
     with pytest.raises(SettingsError) as caught:
         load(config, overrides or {})
     return list(caught.value.problems)
@@ -62,7 +62,7 @@ def written(directory: Path, text: str) -> Path:
 
 
 def test_everything_has_a_default() -> None:
-    """Without any configuration there are settings to serve with, on the loopback interface."""
+    """Without any configuration the settings are valid, on the loopback interface."""
     settings = load(None, {})
     assert (settings.edge.host, settings.edge.port, settings.edge.path) == ("127.0.0.1", 8080, "/notifications")
     assert (settings.ops.host, settings.ops.port, settings.data) == ("127.0.0.1", 9464, Path("qod-data"))
@@ -194,7 +194,7 @@ def test_the_command_line_beats_the_environment_beats_the_file_beats_the_default
 def test_a_wrong_setting_is_named_with_its_line_and_what_is_allowed(
     text: str, setting: str, line: int | None, allowed: str | None, tmp_path: Path
 ) -> None:
-    """Each wrong setting of a file is told by its dotted path, its line and what may stand there."""
+    """Each wrong setting of a file is reported with its dotted path, its line and what is allowed."""
     config = written(tmp_path, text)
     (problem,) = problems(config)
     assert problem.setting == setting
@@ -219,18 +219,18 @@ def test_a_wrong_setting_is_named_with_its_line_and_what_is_allowed(
 def test_a_wrong_variable_is_named(
     variable: str, value: str, setting: str, allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each wrong value of the environment is told by its variable, spelled as it was set."""
+    """Each wrong value of the environment is reported with its variable, spelled as it was set."""
     monkeypatch.setenv(variable, value)
     assert problems(None) == [Problem(setting, f"{variable} in the environment", allowed)]
 
 
 def test_a_wrong_option_is_named() -> None:
-    """A wrong value on the command line is told by its option."""
+    """A wrong value on the command line is reported with its option."""
     assert problems(None, {"ops.port": -1}) == [Problem("ops.port", "--ops-port on the command line", PORT)]
 
 
 def test_the_place_is_that_of_the_value_which_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where several places have a setting, the one whose value is used is blamed; a section's other values are not."""
+    """If several places have a setting, the place whose value is used is reported; a section's other values are not."""
     config = written(tmp_path, "[edge]\nport = 1\nhost = 'a b'\n")
     monkeypatch.setenv("QOD_RECEIVER_EDGE", '{"port": -2}')
     assert problems(config) == [
@@ -263,7 +263,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_no_value_is_repeated(text: str, tmp_path: Path) -> None:
-    """A credential in the wrong place is not in the error that names the place."""
+    """A credential in a wrong place is not in the error that names the place."""
     with pytest.raises(SettingsError) as caught:
         load(written(tmp_path, text), {})
     assert CREDENTIAL not in f"{caught.value} {caught.value!r} {caught.value.problems}"
@@ -292,7 +292,7 @@ OWN_NAMES = "a sender, or a sender_prefix of its own, for each issuer but one"
     ],
 )
 def test_what_would_mislead_is_refused(text: str, setting: str, allowed: str, tmp_path: Path) -> None:
-    """A URL that leads nowhere, and issuers that could tell each other's names, are no settings to start with."""
+    """A URL that leads nowhere, and issuers that could give the same sender, are refused."""
     (problem,) = problems(written(tmp_path, text))
     assert problem.setting == setting
     assert allowed in problem.allowed
@@ -316,7 +316,7 @@ def test_what_would_mislead_is_refused(text: str, setting: str, allowed: str, tm
     ],
 )
 def test_what_leads_here_is_taken(text: str, tmp_path: Path) -> None:
-    """The public URL may be spelled as senders may spell it; one issuer may have names without a prefix."""
+    """The public URL may have any spelling that senders may use; one issuer may have names without a prefix."""
     load(written(tmp_path, text), {})
 
 
@@ -330,14 +330,14 @@ def test_what_leads_here_is_taken(text: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_toml_is_named(content: bytes, place: str, allowed: str, tmp_path: Path) -> None:
-    """A file that can't be read as TOML is told with the line at which reading failed."""
+    """A file that is no TOML is reported with the line at which reading failed."""
     config = tmp_path / "qod.toml"
     config.write_bytes(content)
     assert problems(config) == [Problem("the file", f"{config}{place}", allowed)]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """A configuration file that is not there is an error, not an empty one."""
+    """A missing configuration file is an error, not an empty one."""
     (problem,) = problems(tmp_path / "none.toml")
     assert (problem.setting, problem.place) == ("the file", str(tmp_path / "none.toml"))
 
@@ -379,14 +379,14 @@ PAIR = "both kafka.tls_certificate_file and kafka.tls_key_file, or neither"
 def test_a_file_that_does_not_do_is_named(
     files: dict[str, str], setting: str, allowed: str, certificates: Path, tmp_path: Path
 ) -> None:
-    """Certificates and keys that are not there, or are none, or don't belong together, are told with the settings."""
+    """Certificates and keys that are missing, invalid, or don't belong together are reported with their settings."""
     lines = [f"tls_{name}_file = '{certificates / file}'" for name, file in files.items()]
     (problem,) = problems(written(tmp_path, "\n".join(["[kafka]", "security_protocol = 'SSL'", *lines])))
     assert (problem.setting, problem.allowed) == (setting, allowed)
 
 
 def test_files_that_do(certificates: Path, tmp_path: Path) -> None:
-    """A certificate may stand in one file with its key."""
+    """A certificate and its key may share a file."""
     both = certificates / "keystore.pem"
     text = f"security_protocol = 'SSL'\ntls_ca_file = '{certificates / 'ca.pem'}'\ntls_certificate_file = '{both}'"
     assert load(written(tmp_path, f"[kafka]\n{text}\ntls_key_file = '{both}'"), {}).kafka.tls_key_file == both
@@ -394,7 +394,7 @@ def test_files_that_do(certificates: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of certificates, keys, and what is neither."""
+    """A directory with certificates, keys, and files that are neither."""
     directory = tmp_path_factory.mktemp("certificates")
     Credentials(directory)
     (directory / "empty").touch()
@@ -445,7 +445,7 @@ def test_a_place_can_be_told_of_every_value(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_setting_is_described() -> None:
-    """Each setting has a description, and each number has both bounds: what has no limit is a fault to come."""
+    """Each setting has a description, and each number has both bounds: a missing limit is a future fault."""
     schema = Settings.model_json_schema()
     for name, section in {**schema["$defs"], "Settings": schema}.items():
         for field, told in section.get("properties", {}).items():

@@ -1,4 +1,4 @@
-"""What becomes of transactions that hang: a model of coordinator, markers and partitions, and every way to miss one."""
+"""Hanging transactions: a model of coordinator, markers and partitions, with every set of missing markers."""
 
 import itertools
 import random
@@ -11,7 +11,7 @@ import pytest
 from receiver.backends.kafka.settlement import Settlement, Tail, settlement
 
 OFFSETS = "offsets"
-#: What a notification may write: nothing (a duplicate), a dead letter, a session alone, a change, an end.
+#: The possible records of a notification: none (a duplicate), a dead letter, a session alone, a change, an end.
 SHAPES: Mapping[str, tuple[str, ...]] = {
     "duplicate": (),
     "letter": ("letters",),
@@ -26,7 +26,7 @@ Rule = Callable[[int, Sequence[Tail]], Settlement]
 
 
 class Transaction(NamedTuple):
-    """A transaction over inbox positions from `begin` on, each of a shape."""
+    """A transaction over inbox positions from `begin` on, each with one of the shapes."""
 
     begin: int
     shapes: Sequence[str]
@@ -44,7 +44,7 @@ class Transaction(NamedTuple):
 
 
 class Brokers:
-    """Partitions of one producer, whose marker ends all that it has open there."""
+    """The partitions of one producer, whose marker ends all that it has open there."""
 
     def __init__(self) -> None:
         self.committed: dict[str, list[int]] = {name: [] for name in OUTPUTS}
@@ -59,7 +59,7 @@ class Brokers:
         self.pending = transaction.end
 
     def mark(self, partition: str, *, commits: bool) -> None:
-        """A marker arrives."""
+        """Deliver a marker to a partition."""
         if partition == OFFSETS:
             self.position = self.pending if commits and self.pending is not None else self.position
             self.pending = None
@@ -68,7 +68,7 @@ class Brokers:
             self.open[partition] = []
 
     def tails(self) -> list[Tail]:
-        """What a lane sees of them."""
+        """The ends of the partitions as a lane reads them."""
         return [self._tail(name) for name in OUTPUTS]
 
     def _tail(self, name: str) -> Tail:
@@ -78,7 +78,7 @@ class Brokers:
 
 
 def open_lane(brokers: Brokers, arrivals: Iterator[Collection[str]], rule: Rule = settlement) -> int:
-    """Open a lane as often as it takes, the markers of each attempt arriving where it is said; returns its position."""
+    """Open a lane in as many attempts as necessary; each one's markers arrive as given. Returns its position."""
     while True:
         decided = rule(brokers.position, brokers.tails())
         arrived = next(arrivals)
@@ -89,7 +89,7 @@ def open_lane(brokers: Brokers, arrivals: Iterator[Collection[str]], rule: Rule 
                 brokers.mark(name, commits=decided.commits)
         if any(brokers.open.values()):
             continue
-        # What the lane restores tells how far it came, and this position is committed until it can be read.
+        # The restored records tell the lane's position, which is committed again until it can be read.
         restored = [brokers.committed[name][-1] + 1 for name in ("sessions", "letters") if brokers.committed[name]]
         brokers.pending = max([brokers.position, *restored])
         if OFFSETS in arrived:
@@ -104,7 +104,7 @@ def route(
     openings: Iterator[Collection[str]],
     rule: Rule = settlement,
 ) -> None:
-    """Route an inbox. Arrivals: how a transaction was decided, of how many notifications, where its marker came."""
+    """Route an inbox. Arrivals: a transaction's decision, its number of notifications, and where its marker arrived."""
     position = 0
     while position < len(shapes):
         commits, count, arrived = next(arrivals)
@@ -119,7 +119,7 @@ def route(
 
 
 def wrong(brokers: Brokers, shapes: Sequence[str]) -> list[str]:
-    """What is not there exactly once and in order, and what hangs."""
+    """Records that are not there exactly once and in order, and partitions that hang."""
     due = Transaction(0, shapes).records()
     wanted: dict[str, list[int]] = {name: [] for name in OUTPUTS}
     for partition, position in due:
@@ -128,7 +128,7 @@ def wrong(brokers: Brokers, shapes: Sequence[str]) -> list[str]:
 
 
 def subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """All subsets, the whole among them."""
+    """All subsets, the whole set included."""
     for count in range(len(names) + 1):
         yield from itertools.combinations(names, count)
 
@@ -140,7 +140,7 @@ def forever(*first: Collection[str]) -> Iterator[Collection[str]]:
 
 @pytest.mark.parametrize("shapes", list(itertools.product(SHAPES, repeat=2)), ids="-".join)
 def test_each_marker_may_be_missed(shapes: tuple[str, str]) -> None:
-    """Whatever subset of partitions missed the marker, and then that of the settlement, all is there exactly once."""
+    """If any subset of partitions missed the marker, and then the settlement's, all records are there exactly once."""
     for commits, arrived, settled in itertools.product((True, False), subsets(PARTITIONS), subsets(PARTITIONS)):
         brokers = Brokers()
         decided = itertools.chain([(commits, 2, arrived)], itertools.repeat((True, 2, PARTITIONS)))
@@ -165,7 +165,7 @@ def _random_life(seed: int, rule: Rule) -> tuple[Brokers, Sequence[str]]:
 
 
 def test_lives_in_which_markers_are_missed_again_and_again() -> None:
-    """Transactions and settlements that miss markers at random, one after the other: all is there exactly once."""
+    """If transactions and settlements miss markers at random, all records are there exactly once."""
     for seed in range(10_000):
         brokers, shapes = _random_life(seed, settlement)
         assert not wrong(brokers, shapes), f"seed {seed}"
@@ -196,7 +196,7 @@ def _by_records_alone(position: int, tails: Sequence[Tail]) -> Settlement:
     ids=["always committed", "always aborted", "by the position alone", "by the records alone"],
 )
 def test_a_simpler_rule_would_be_wrong(rule: Rule) -> None:
-    """The model finds every rule wrong that looks at less."""
+    """The model shows a fault for every rule that looks at less."""
     found: Counter[str] = Counter()
     for seed in range(500):
         brokers, shapes = _random_life(seed, rule)
@@ -217,5 +217,5 @@ def test_a_simpler_rule_would_be_wrong(rule: Rule) -> None:
     ],
 )
 def test_rows(position: int, tails: Sequence[Tail], expected: Settlement) -> None:
-    """The rows of the table in the module."""
+    """Each row of the module's table has its outcome."""
     assert settlement(position, tails) == expected

@@ -1,4 +1,4 @@
-"""The spool that edges share, within one process: what is handed over is kept, or refused in time."""
+"""The spool that edges share, within one process: a handed-over notification is kept, or refused in time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -22,7 +22,7 @@ SECONDS_MAX = 60
 
 @pytest.fixture
 async def nowhere() -> KafkaInbox:
-    """Kafka is away."""
+    """An inbox without Kafka."""
     return KafkaInbox(KafkaConnection(["127.0.0.1:9"], Security().options()), "inbox", append_timeout_seconds=1)
 
 
@@ -45,7 +45,7 @@ async def spool(nowhere: KafkaInbox, shared: SharedSpool, tmp_path: Path) -> Asy
 
 @pytest.fixture
 async def shared() -> AsyncIterator[SharedSpool]:
-    """What edges share."""
+    """The edges' shared state."""
     with closing(SharedSpool()) as made:
         yield made
 
@@ -79,7 +79,7 @@ async def test_what_kafka_fails_to_take_opens_the_spool(shared: SharedSpool, spo
 
 
 async def test_a_full_spool_refuses_all_edges(shared: SharedSpool, spool: Spool, nowhere: KafkaInbox) -> None:
-    """What does not fit is refused in the keeper's words, and the edge that was refused tells of it."""
+    """A notification that does not fit is refused with the keeper's reason, and the refused edge reports it."""
     edge = _distant(shared, nowhere)
     async with _running(shared.serve(spool)), _running(edge.run()):
         large = posted("A1")._replace(body=b"x" * 500_000)
@@ -93,7 +93,7 @@ async def test_a_full_spool_refuses_all_edges(shared: SharedSpool, spool: Spool,
 async def test_while_its_keeper_is_away_all_has_its_time(
     shared: SharedSpool, spool: Spool, nowhere: KafkaInbox
 ) -> None:
-    """Without edge 0 an append is refused when its time is over; what still waits when edge 0 is back is kept."""
+    """Without edge 0 an append is refused after its time limit; those that still wait when edge 0 is back are kept."""
     impatient, patient = _distant(shared, nowhere, 0.3), _distant(shared, nowhere)
     async with _running(impatient.run()), _running(patient.run()):
         waiting = patient.append(posted("A1", session_id="waiting"))

@@ -1,4 +1,4 @@
-"""`serve` that is told to end at any moment of its life."""
+"""SIGTERM at any moment of the life of `serve`."""
 
 import os
 import random
@@ -14,9 +14,9 @@ from tests.kafka_cluster import Brokers
 from tests.receiver_process import COMMAND
 
 _SECONDS_MAX = 120
-#: How many lives are ended at random moments, each from its own seed.
+#: The number of lives that end at random moments, each from its own seed.
 LIVES = 8
-#: What a broker that is not there makes of a start: it waits for it, in every part.
+#: Settings of a broker that does not exist: every part of the start waits for it.
 NOWHERE = ("--kafka", "127.0.0.1:9")
 
 
@@ -27,7 +27,7 @@ def _start(directory: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 def _wait_until_caught(process: subprocess.Popen[bytes]) -> None:
-    """Wait until the program has SIGTERM in hand, which is before all that it does."""
+    """Wait until the program has its handler for SIGTERM, which it sets before all else."""
     deadline = time.monotonic() + _SECONDS_MAX
     bit = 1 << (signal.SIGTERM - 1)
     while time.monotonic() < deadline:
@@ -40,7 +40,7 @@ def _wait_until_caught(process: subprocess.Popen[bytes]) -> None:
 
 
 def _serving_seconds(directory: Path, options: tuple[str, ...]) -> float:
-    """How long it takes from there until it serves."""
+    """The seconds from there until it serves."""
     process = _start(directory, *options)
     try:
         _wait_until_caught(process)
@@ -55,7 +55,7 @@ def _serving_seconds(directory: Path, options: tuple[str, ...]) -> float:
 
 
 def _end(directory: Path, options: tuple[str, ...], seconds: float, *, group: bool) -> str:
-    """Tell one that was started so long ago to end; returns what is wrong with how it did."""
+    """Send SIGTERM to a process after this time; returns what is wrong with its end."""
     process = _start(directory, *options)
     try:
         _wait_until_caught(process)
@@ -75,7 +75,7 @@ def _end(directory: Path, options: tuple[str, ...], seconds: float, *, group: bo
     ids=["one file", "no broker", "router", "workers"],
 )
 def test_it_ends_well_whenever_it_is_told_to(tmp_path: Path, options: tuple[str, ...]) -> None:
-    """SIGTERM at any moment, to the process or to all of its group, is an end with status 0."""
+    """After SIGTERM at any moment, to the process or to its whole group, the exit status is 0."""
     longest = 1.3 * _serving_seconds(tmp_path / "measured", options)
     chance = random.Random(20261127)  # not a secret
     moments = [chance.uniform(0, longest) for _ in range(LIVES)]

@@ -29,7 +29,7 @@ def test_a_seed_is_lived_again_alike(seed: int) -> None:
 
 @pytest.mark.parametrize("mistake", MUTANTS)
 def test_a_mistake_is_found(mistake: str) -> None:
-    """A program that makes the mistake breaks a promise within a few seeds."""
-    # The log that is trusted is the rarest: it takes two failed syncs and a power cut within the next few.
+    """A program with one of these mistakes breaks a promise within a few seeds."""
+    # The trusted log is the rarest: it needs two failed syncs and a power cut within the next few.
     seeds = range(230, 530)
     assert any(run_seed(seed, MUTANTS[mistake]).wrong for seed in seeds), f"no seed shows it: {mistake}"

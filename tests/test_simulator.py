@@ -1,4 +1,4 @@
-"""The simulator's API, asked over a socket."""
+"""The simulator's API, over a socket."""
 
 import asyncio
 import base64
@@ -28,13 +28,13 @@ OPENAPI = Path(__file__).parent.parent / "schemas" / "qod-api.openapi.yaml"
 READ = "qod:sessions:read"
 WRITE = "qod:sessions:write"
 
-#: Nothing happens by itself while a test looks.
+#: Settings with which nothing happens by itself during a test.
 STILL = Options(speed=0.001)
 AT_ONCE = Options(available_after_seconds=0)
 
 
 async def test_a_session_is_requested_then_available_then_gone() -> None:
-    """Asked for, a session is REQUESTED; granted, it has its times; run out, it can't be read and is not listed."""
+    """A new session is REQUESTED; once granted it has its times; after its time it can't be read and is not listed."""
     async with simulated(Options(speed=100, available_after_seconds=30)) as simulator:
         created = await simulator.create(duration=200, applicationServer={"ipv4Address": "192.0.2.1"})
         assert UUID(created["sessionId"])
@@ -65,7 +65,7 @@ async def test_a_session_is_requested_then_available_then_gone() -> None:
 
 
 async def test_a_deleted_session_is_gone() -> None:
-    """DELETE answers 204 once, then 404; so does GET; and its id may be written in either case."""
+    """DELETE answers 204 once, then 404, and so does GET; an id may be written in either case."""
     async with simulated(STILL) as simulator:
         session_id = (await simulator.create())["sessionId"]
         assert (await simulator.get(session_id.upper())).status_code == 200
@@ -113,7 +113,7 @@ IDENTIFIERS = (
 
 @pytest.mark.parametrize("identifier", IDENTIFIERS, ids=lambda identifier: next(iter(identifier)))
 async def test_a_device_has_one_session(identifier: dict[str, Any]) -> None:
-    """Whichever identifier is the same, a device that has a session gets 409, until that has ended."""
+    """A device with a session gets 409 by any identifier in common, until the session has ended."""
     async with simulated(STILL) as simulator:
         everything = {name: value for each in IDENTIFIERS for name, value in each.items()}
         first = await simulator.create(device=everything)
@@ -125,7 +125,7 @@ async def test_a_device_has_one_session(identifier: dict[str, Any]) -> None:
 
 
 async def test_a_device_is_free_once_its_session_has_expired() -> None:
-    """The end of a session, by whatever cause, frees its device."""
+    """The end of a session, by any cause, frees its device."""
     async with simulated(Options(speed=1000, available_after_seconds=0)) as simulator:
         device = {"phoneNumber": "+34600999999"}
         await simulator.until_gone((await simulator.create(device=device, duration=1))["sessionId"])
@@ -189,7 +189,7 @@ def still(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def asked(still: str) -> Iterator[httpx2.Client]:
-    """A client of that simulator, with a token that may do everything."""
+    """A client of that simulator, with a token with all rights."""
     with httpx2.Client(base_url=still, timeout=SECONDS_MAX) as client:
         client.headers["authorization"] = f"Bearer {access_token(client, secret='demo')}"
         yield client
@@ -205,7 +205,7 @@ def access_token(client: httpx2.Client, client_id: str = "demo", *, secret: str)
 def test_a_wrong_request_is_told_what_is_wrong(
     wrong: bytes | dict[str, Any], code: str, message: str, asked: httpx2.Client
 ) -> None:
-    """A body that is not as the API wants it gets 400, CAMARA's code, and a message that begins with the member."""
+    """An invalid body gets 400, CAMARA's code, and a message that begins with the member."""
     if isinstance(wrong, bytes):
         answer = asked.post("/v1/qod/sessions", content=wrong, headers={"content-type": "application/json"})
     else:
@@ -231,7 +231,7 @@ def test_a_wrong_request_is_told_what_is_wrong(
     ids=lambda right: str(right)[:80],
 )
 def test_a_right_request_is_taken(right: dict[str, Any], asked: httpx2.Client) -> None:
-    """What the API allows is created, and told back as the API has it."""
+    """A valid request creates a session, and the answer has its members in the API's form."""
     answer = asked.post("/v1/qod/sessions", json={"qosProfile": "QOS_S", "duration": 1} | right)
     assert answer.status_code == 201, answer.text
     created = answer.json()
@@ -250,7 +250,7 @@ OPERATIONS = (
 
 @pytest.mark.parametrize(("method", "path", "scope"), OPERATIONS)
 def test_each_operation_wants_a_token_with_its_scope(method: str, path: str, scope: str, asked: httpx2.Client) -> None:
-    """Without a token, or with one that is none: 401. Without the scope: 403. With it: past both."""
+    """Without a token or with an unknown one: 401. Without the scope: 403. With it: neither."""
     for wrong in (None, "Bearer nonsense", "Basic ZGVtbzpkZW1v", "Bearer", ""):
         headers = {} if wrong is None else {"authorization": wrong}
         answer = httpx2.request(method, f"{asked.base_url}{path}", headers=headers, timeout=SECONDS_MAX)
@@ -286,7 +286,7 @@ def test_each_operation_wants_a_token_with_its_scope(method: str, path: str, sco
 def test_every_refusal_has_the_same_body(
     request_line: str, headers: dict[str, str], status: int, code: str, asked: httpx2.Client
 ) -> None:
-    """Whatever is wrong with a request, the answer is CAMARA's error."""
+    """For any wrong request the answer is CAMARA's error."""
     method, path = request_line.split()
     answer = asked.request(method, path, headers=headers, content=b"{}" if "content-type" in headers else b"")
     assert (answer.status_code, answer.json()["status"], answer.json()["code"]) == (status, status, code)
@@ -302,7 +302,7 @@ def test_a_body_has_a_limit(asked: httpx2.Client) -> None:
 
 @pytest.mark.parametrize(("given", "echoed"), [("a-1_:;./<>{}", True), ("not this one", False), ("x" * 257, False)])
 def test_the_correlator_is_echoed(given: str, echoed: bool, asked: httpx2.Client) -> None:
-    """An x-correlator that fits CAMARA's pattern comes back, on success and refusal alike; else another is made."""
+    """An x-correlator that fits CAMARA's pattern comes back, on success and refusal; else another is made."""
     for path in ("/v1/qod/sessions", "/v1/nothing"):
         answered = asked.get(path, headers={"x-correlator": given}).headers["x-correlator"]
         assert (answered == given) is echoed
@@ -323,7 +323,7 @@ async def test_a_session_is_its_clients_alone() -> None:
 
 
 async def test_sessions_have_a_limit() -> None:
-    """Beyond so many sessions a request gets 429."""
+    """Beyond the limit of sessions a request gets 429."""
     async with simulated(STILL._replace(sessions_max=2)) as simulator:
         await simulator.create()
         last = await simulator.create()
@@ -383,7 +383,7 @@ def test_tokens_are_refused_as_oauth_wants(
     ],
 )
 def test_tokens_are_granted_as_oauth_wants(headers: dict[str, str], form: str, scope: str, still: str) -> None:
-    """RFC 6749, 5.1: a bearer token, how long it lives and what it is good for, which no cache keeps."""
+    """RFC 6749, 5.1: the answer has a bearer token, its life and its scope, and may not be cached."""
     answer = httpx2.post(f"{still}/token", headers=FORM | headers, content=form, timeout=SECONDS_MAX)
     assert answer.status_code == 200
     token = answer.json()
@@ -392,7 +392,7 @@ def test_tokens_are_granted_as_oauth_wants(headers: dict[str, str], form: str, s
 
 
 def test_an_expired_token_lets_nobody_in() -> None:
-    """At the second at which it expires a token is invalid; another simulator's always is."""
+    """At the second of its expiry a token is invalid; another simulator's always is."""
     tokens = Tokens({"demo": Client("demo", "demo")}, b"k" * 32, 60)
     form = b"grant_type=client_credentials&client_id=demo&client_secret=demo"
     token = tokens.grant(None, form, 1_000.0)[0]["access_token"]
@@ -405,13 +405,13 @@ def test_an_expired_token_lets_nobody_in() -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "a:", ":b", "a:b:openid", f"a:b:{READ},"])
 def test_a_client_that_is_none_is_refused(text: str) -> None:
-    """A client has an id, a secret, and scopes that there are."""
+    """A client needs an id, a secret, and known scopes."""
     with pytest.raises(ValueError, match="ID:SECRET"):
         client_of(text)
 
 
 def test_the_openid_configuration_leads_to_the_tokens(still: str) -> None:
-    """The document names this server as the issuer, by the name by which it was asked, and where its tokens are."""
+    """The document names this server as the issuer, by the name in the request, and the URL of its tokens."""
     url = still.replace("127.0.0.1", "localhost")
     found = httpx2.get(f"{url}/.well-known/openid-configuration", timeout=SECONDS_MAX).json()
     assert found["issuer"] == url
@@ -422,7 +422,7 @@ def test_the_openid_configuration_leads_to_the_tokens(still: str) -> None:
 
 
 async def test_the_ledger_is_bounded() -> None:
-    """The oldest entries and sessions go first, and are counted; the counts are of all that ever was."""
+    """The oldest entries and sessions are removed first, and counted; the counts include removed ones."""
     options = Options(plan=Plan(lost=1, stuck=0), ledger_max=3, speed=1000, available_after_seconds=0)
     async with simulated(options) as simulator:
         for _ in range(5):
@@ -448,7 +448,7 @@ async def test_the_back_door_tells_what_there_is(still: str) -> None:
 
 
 def test_requests_in_one_moment_get_one_session_for_a_device(asked: httpx2.Client) -> None:
-    """Of many clients that want a session for one device at once, one gets it."""
+    """Of many simultaneous requests for a session of one device, one gets it."""
 
     async def ask() -> list[int]:
         headers = {"authorization": asked.headers["authorization"]}
@@ -478,7 +478,7 @@ SEED = {
 
 
 def test_the_openapi_document_has_the_apis_facts() -> None:
-    """Operations, scopes, statuses, members and limits are those of the API; what is more is refusals alone."""
+    """Operations, scopes, statuses, members and limits are those of the API, except for more refusals."""
     for (path, method), (operation_id, scope, statuses) in SEED.items():
         operation = DOCUMENT["paths"][path][method]
         assert operation["operationId"] == operation_id
@@ -511,7 +511,7 @@ def test_the_openapi_document_has_the_apis_facts() -> None:
 
 
 def test_the_api_is_as_the_openapi_document_says(tmp_path: Path) -> None:
-    """Schemathesis finds no answer that the document has not, and nothing taken or refused against it."""
+    """Schemathesis finds no answer that the document lacks, and no accepted or refused request against it."""
     silent = tmp_path / "silent.toml"
     silent.write_text("lost = 1\n")  # its URLs are made up, and lead anywhere
     with serving(tmp_path, "--speed", "0.001", "--available-after", "0", "--plan", str(silent)) as simulator:

@@ -1,4 +1,4 @@
-"""`qod-receiver simulate` as a process: what it prints and logs, how it ends, and what it refuses."""
+"""`qod-receiver simulate` as a process: its output and log, its end, and its refusals."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TOKEN = "the-secret-token-of-a-receiver"
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(number: int, tmp_path: Path) -> None:
-    """At SIGTERM and SIGINT it ends with 0, even while a receiver keeps it waiting."""
+    """At SIGTERM and SIGINT it ends with 0, even while it waits for a receiver."""
     with socket.create_server(("127.0.0.1", 0)) as deaf, serving(tmp_path, "--available-after", "0") as simulator:
         create(simulator, f"http://127.0.0.1:{deaf.getsockname()[1]}/")
         wait_for_log(simulator, "granted")
@@ -33,7 +33,7 @@ def test_a_signal_ends_it_in_order(number: int, tmp_path: Path) -> None:
 
 
 def test_a_client_that_breaks_off_is_no_failure(tmp_path: Path) -> None:
-    """A request whose client goes away in the middle of its body is no fault of the simulator's, and none is logged."""
+    """A request whose client leaves in the middle of its body is no fault of the simulator's, and none is logged."""
     with serving(tmp_path) as simulator:
         host, port = simulator.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as client:
@@ -48,7 +48,7 @@ def test_a_client_that_breaks_off_is_no_failure(tmp_path: Path) -> None:
 
 
 def create(simulator: Process, url: str) -> str:
-    """A session, and its id."""
+    """Create a session; returns its id."""
     with httpx2.Client(base_url=simulator.url, timeout=SECONDS_MAX) as client:
         form = {"grant_type": "client_credentials"}
         token = client.post("/token", data=form, auth=("demo", "demo")).json()["access_token"]
@@ -92,7 +92,7 @@ def test_the_log_tells_no_secrets(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the lines that are printed want curl")
 def test_the_lines_that_are_printed_create_a_session(tmp_path: Path) -> None:
-    """What is printed fits a terminal of 80 columns and 24 lines, and a shell that runs it creates a session."""
+    """The output fits a terminal of 80 columns and 24 lines, and a shell that runs it creates a session."""
     with serving(tmp_path) as simulator:
         lines = simulator.greeting.splitlines()
         assert len(lines) <= 22
@@ -112,7 +112,7 @@ def test_the_lines_that_are_printed_create_a_session(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_simulator(tmp_path: Path) -> None:
-    """Speed, releases, seed and plan are told; the plan of the file wins over the preset."""
+    """The output has speed, releases, seed and plan; the plan of the file overrides the preset."""
     plan = tmp_path / "plan.toml"
     plan.write_text("lost = 1\n")
     options = ("--speed", "60", "--dialect", "0.9,1.1", "--faults", "some", "--plan", str(plan), "--seed", "7")
@@ -131,7 +131,7 @@ Simulate = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def simulate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Simulate:
-    """Runs the command in this process where it does not come to serve; its exit status, and what it printed."""
+    """Runs the command in this process, for cases that don't serve; returns its exit status, and its output."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
 
@@ -145,7 +145,7 @@ def simulate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_plan_is_shown(simulate: Simulate) -> None:
-    """--show-plan prints a plan that --plan takes, every line with what it means."""
+    """--show-plan prints a plan that --plan accepts, with every line's meaning."""
     status, printed = simulate("--faults", "all", "--show-plan")
     assert status == 0
     assert changed(Plan(), printed) == PRESETS["all"]
@@ -167,14 +167,14 @@ def test_the_plan_is_shown(simulate: Simulate) -> None:
     ],
 )
 def test_wrong_usage_ends_with_2(options: list[str], complaint: str, simulate: Simulate) -> None:
-    """What the help does not offer is refused, with the option's name or what there is."""
+    """A value that the help does not offer is refused, with the option's name or the choices."""
     status, printed = simulate(*options)
     assert status == 2
     assert complaint in printed
 
 
 def test_a_wrong_plan_ends_with_2(tmp_path: Path, simulate: Simulate) -> None:
-    """A plan that can't be is refused before anything is served."""
+    """An impossible plan is refused before anything is served."""
     plan = tmp_path / "plan.toml"
     plan.write_text("lots = 1\n")
     status, printed = simulate("--plan", str(plan))
@@ -183,7 +183,7 @@ def test_a_wrong_plan_ends_with_2(tmp_path: Path, simulate: Simulate) -> None:
 
 
 def test_a_port_in_use_ends_with_1() -> None:
-    """A port that is taken is named."""
+    """A port in use is named."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"can't listen on 127.0.0.1 port {port}" in run("simulate", "--port", port, expect=1)

@@ -1,4 +1,4 @@
-"""Each fault of the plan happens, does what it says, is written down, and comes from the seed alone."""
+"""Each fault of the plan happens as described, is in the ledger, and follows from the seed alone."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ FAST = Options(speed=1_000, available_after_seconds=0)
 
 
 class Run(NamedTuple):
-    """What came of a few sessions: what a socket received, and what the ledger says."""
+    """The result of a few sessions: the requests that a socket received, and the ledger."""
 
     received: Sequence[Received]
     entries: Sequence[dict[str, Any]]
@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
 
 async def run(options: Options, answer: Callable[[Received], Answer] | None = None, **session: object) -> Run:
-    """One session, from its beginning until nothing more is to be posted."""
+    """One session, from its beginning until no post is left."""
     async with Sink().listening() as sink, simulated(options) as simulator:
         sink.answer = answer or sink.answer
         await simulator.create(**{"duration": 100, "notificationUrl": sink.url, **session})
@@ -50,13 +50,13 @@ async def run(options: Options, answer: Callable[[Received], Answer] | None = No
         return Run(sink.received, await simulator.entries(), await simulator.lives())
 
 
-def planned(**fault: Any) -> Options:  # noqa: ANN401  # whatever a plan has
+def planned(**fault: Any) -> Options:  # noqa: ANN401  # a plan's members
     """A fast simulator with a plan."""
     return FAST._replace(plan=Plan(**fault))
 
 
 async def test_lost_notifications_are_never_posted() -> None:
-    """lost: the socket receives nothing, and the ledger says what it would have been."""
+    """lost: the socket receives nothing, and the ledger has the body."""
     done = await run(planned(lost=1))
     assert not done.received
     assert done.of("unsent") == ["lost", "lost"]
@@ -113,7 +113,7 @@ async def test_a_copy_has_another_id_alone() -> None:
 
 
 async def test_a_delay_is_of_the_post_alone() -> None:
-    """delayed: the post comes late, and tells the time at which it happened."""
+    """delayed: the post comes late, with the time of the change."""
     done = await run(planned(delayed=1, delay_seconds_max=600))
     waits = [seconds_between(entry["happenedAt"], entry["postedAt"]) for entry in done.entries]
     delays = [
@@ -137,7 +137,7 @@ async def test_an_end_overtakes_its_beginning() -> None:
 
 
 async def test_what_is_held_back_does_not_wait_for_ever() -> None:
-    """reordered: where nothing comes that could overtake it, it is posted all the same."""
+    """reordered: AVAILABLE is posted all the same if no end can overtake it."""
     async with Sink().listening() as sink, simulated(planned(reordered=1, reorder_seconds_max=100)) as simulator:
         await simulator.create(duration=86_400, notificationUrl=sink.url)
         await simulator.until_quiet()
@@ -145,7 +145,7 @@ async def test_what_is_held_back_does_not_wait_for_ever() -> None:
 
 
 async def test_a_burst_comes_all_at_once() -> None:
-    """burst: what happens within its time is posted together at its end."""
+    """burst: changes within its time are posted together at its end."""
     options = planned(burst=1, burst_every_seconds=6_000)
     async with Sink().listening() as sink, simulated(options) as simulator:
         await asyncio.gather(*(simulator.create(duration=86_400, notificationUrl=sink.url) for _ in range(5)))
@@ -158,7 +158,7 @@ async def test_a_burst_comes_all_at_once() -> None:
 
 
 async def test_a_clock_is_wrong_for_a_whole_session() -> None:
-    """clock_skewed: all times of a session are wrong by the same, and the ledger knows what they are and should be."""
+    """clock_skewed: all times of a session are wrong by the same amount, and the ledger has both times."""
     done = await run(planned(clock_skewed=1, clock_skew_seconds_max=300))
     assert [received.tree["time"] for received in done.received] == done.of("time")
     skews = {round(seconds_between(entry["happenedAt"], entry["time"]), 3) for entry in done.entries}
@@ -168,7 +168,7 @@ async def test_a_clock_is_wrong_for_a_whole_session() -> None:
 
 @pytest.mark.parametrize("what", MALFORMATIONS)
 def test_a_malformed_body_is_no_notification(what: str) -> None:
-    """Each malformation leaves something that is no JSON object, or one that names no session, or two."""
+    """Each malformation leaves a body that is no JSON object, or one that names no session, or two."""
     for release in RELEASES.values():
         fact = Fact("id", "source", "session-7", Status.UNAVAILABLE, None, 0)
         body = MALFORMATIONS[what](dialects.told(release, fact).body)
@@ -180,14 +180,14 @@ def test_a_malformed_body_is_no_notification(what: str) -> None:
 
 
 async def test_malformed_bodies_are_posted() -> None:
-    """malformed: what the socket received is not what it should have been, and the ledger has its hash."""
+    """malformed: the received body differs from the right one, and the ledger has its hash."""
     done = await run(planned(malformed=1))
     assert len(done.received) == 2
     assert all(what in MALFORMATIONS for what in done.of("malformed"))
 
 
 async def test_tokens_are_wrong_or_missing() -> None:
-    """wrong_token and no_token: not the registered one, or none; the ledger tells which."""
+    """wrong_token and no_token: the token is not the registered one, or absent; the ledger says which."""
     wrong, none = await run(planned(wrong_token=1)), await run(planned(no_token=1))
     for received in wrong.received:
         assert received.headers["authorization"].startswith("Bearer ")
@@ -197,7 +197,7 @@ async def test_tokens_are_wrong_or_missing() -> None:
 
 
 async def test_a_body_comes_slowly() -> None:
-    """slow_body: the whole body comes, and takes its time."""
+    """slow_body: the whole body comes, slowly."""
     done = await run(planned(slow_body=1, slow_body_seconds=0.4))
     assert told(done.received) == ENDED
     assert all(received.ended - received.began >= 0.2 for received in done.received)
@@ -213,14 +213,14 @@ async def test_a_connection_is_dropped_within_the_body() -> None:
 
 
 async def test_a_sender_hangs_up_before_the_answer() -> None:
-    """hung_up: the whole body comes, and nobody reads the answer."""
+    """hung_up: the whole body comes, and the sender leaves before the answer."""
     done = await run(planned(hung_up=1))
     assert told(done.received) == ENDED
     assert (done.of("sent"), done.of("answer"), done.of("failure")) == (["whole"] * 2, [None, None], [None, None])
 
 
 async def test_an_answer_is_ignored() -> None:
-    """answer_ignored: in spite of 204 it is posted again, as often as the retries allow."""
+    """answer_ignored: after a 204 it is posted again, as often as the retries allow."""
     options = planned(answer_ignored=1, retry="fixed", retry_seconds=0, retry_attempts_max=3)
     done = await run(options)
     assert done.of("answer") == [204] * 6
@@ -255,7 +255,7 @@ async def test_retries_are_of_every_kind(kind: str, answers: list[int], waits: l
 
 
 async def test_a_retry_may_have_another_id() -> None:
-    """retry_new_id: senders that mint an id at each emission do so for retries too."""
+    """retry_new_id: senders that make an id for each post do so for retries too."""
     done = await run(planned(retry="fixed", retry_seconds=0, retry_new_id=1, refused=1), refuse_twice())
     ids = [received.tree["id"] for received in done.received]
     assert len(set(ids)) == 3
@@ -263,7 +263,9 @@ async def test_a_retry_may_have_another_id() -> None:
 
 
 async def test_what_cannot_be_mended_is_not_retried() -> None:
-    """400 and 500 end it, as with the one public sender that retries; Retry-After is obeyed up to the longest wait."""
+    """400 and 500 end the attempts, as with the one public sender that retries; Retry-After is obeyed up to the longest
+    wait.
+    """
     for status in (400, 500):
         done = await run(planned(retry="fixed", refused=1), lambda _, status=status: Answer(status))  # type: ignore[misc]
         assert done.of("answer") == [status]
@@ -284,7 +286,7 @@ async def test_no_answer_is_retried() -> None:
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize("status", [Status.AVAILABLE, Status.UNAVAILABLE])
 def test_oddities_are_legible(release: str, status: Status) -> None:
-    """Each oddity changes the request, and still tells session and status to whoever reads it as JSON."""
+    """Each oddity changes the request, but a JSON reader still finds session and status."""
     fact = Fact("3fa85f64-5717-4562-b3fc-2c963f66afa6", "source", "session-7", status, None, 1_795_514_410_250_000)
     usual = dialects.told(RELEASES[release], fact)
     names = dialects.oddities(RELEASES[release], status)
@@ -306,7 +308,7 @@ def test_oddities_are_legible(release: str, status: Status) -> None:
 
 
 async def test_oddities_are_posted() -> None:
-    """odd: the ledger names the oddity, and the id and the time as they were spelled."""
+    """odd: the ledger has the oddity, and the id and the time as they were spelled."""
     done = await run(planned(odd=1)._replace(seed=4))
     assert all(done.of("odd"))
     assert [str(received.tree["id"]) for received in done.received] == done.of("eventId")
@@ -314,7 +316,7 @@ async def test_oddities_are_posted() -> None:
 
 
 def decided(entries: Sequence[dict[str, Any]]) -> dict[tuple[int, int, int, int], tuple[Any, ...]]:
-    """What chance decided, by session, step, copy and attempt, whenever that was."""
+    """The decisions of chance, by session, step, copy and attempt, whenever they were."""
     names = ("unsent", "malformed", "authorization", "odd", "faults", "statusInfo", "qosStatus", "sent", "release")
     return {
         (entry["session"], entry["step"], entry["copy"], entry["attempt"]): tuple(str(entry[name]) for name in names)
@@ -323,7 +325,7 @@ def decided(entries: Sequence[dict[str, Any]]) -> dict[tuple[int, int, int, int]
 
 
 async def play(options: Options, sessions: int) -> tuple[Sink, Run]:
-    """Some sessions, to their ends."""
+    """Some sessions, played to their ends."""
     async with Sink().listening() as sink, simulated(options) as simulator:
         for number in range(sessions):
             await simulator.create(duration=1 + number, notificationUrl=sink.url)
@@ -332,7 +334,7 @@ async def play(options: Options, sessions: int) -> tuple[Sink, Run]:
 
 
 async def until_only_the_stuck_are_left(simulator: Simulated) -> None:
-    """Wait until nothing more happens: those that are stuck stay REQUESTED."""
+    """Wait until nothing more happens: stuck sessions stay REQUESTED."""
 
     async def over() -> bool:
         lives = await simulator.lives()
@@ -386,7 +388,7 @@ async def test_the_ledger_has_all_that_a_socket_received() -> None:
 
 @given(st.integers(), st.integers(1, 10_000), st.integers(1, 2), st.sampled_from(FAULTS))
 def test_a_fault_leaves_the_others_alone(seed: int, session: int, step: int, fault: str) -> None:
-    """Another probability for one fault changes nothing in what the others do."""
+    """Another probability of one fault does not change the other faults."""
     chance = seeded(seed).of("session", session)
     told_by = [
         faults.telling(Sender(plan, chance, RELEASES["0.10"]), step, Status.UNAVAILABLE, "DURATION_EXPIRED")
@@ -402,7 +404,7 @@ def test_a_fault_leaves_the_others_alone(seed: int, session: int, step: int, fau
 
 @given(st.integers(), st.text(max_size=20), st.floats(0, 1))
 def test_chance_is_fair(seed: int, name: str, probability: float) -> None:
-    """A draw lies in [0, 1), the same name draws the same, never is never and always is always."""
+    """A draw lies in [0, 1); the same name draws the same; 0 never happens and 1 always does."""
     chance = seeded(seed).of("session", 1)
     assert 0 <= chance.unit(name) < 1
     assert chance.happens(name, probability) is chance.happens(name, probability)
@@ -417,7 +419,7 @@ def test_chance_is_even() -> None:
     assert 1_350 < happened < 1_650
 
 
-#: What the devices with reserved numbers are told, by the digits behind +999.
+#: The posts to devices with reserved numbers, by the digits behind +999.
 TOLD_TO_RESERVED = {
     "00": ENDED,
     "01": [("UNAVAILABLE", "NETWORK_TERMINATED")],
@@ -435,7 +437,7 @@ TOLD_TO_RESERVED = {
 
 
 async def test_reserved_devices_do_what_the_table_says() -> None:
-    """A device whose number begins with +999 does its one thing each time, whatever the plan."""
+    """A device whose number begins with +999 has its one fault each time, whatever the plan."""
     sessions: dict[str, str] = {}
     async with Sink().listening() as sink, simulated(planned(lost=1)._replace(speed=100)) as simulator:
         for prefix in RESERVED:
@@ -465,14 +467,14 @@ async def test_reserved_devices_do_what_the_table_says() -> None:
 
 
 def test_reserved_numbers_are_numbers() -> None:
-    """Every beginning of the table is told apart by as many digits, and is a number of the API already."""
+    """Every beginning in the table has the same number of digits, and is already a number of the API."""
     assert {len(prefix) for prefix in RESERVED} == {6}
     assert all(plan_for(f"{prefix}123", Plan()) is row.plan for prefix, row in RESERVED.items())
     assert plan_for("+34600000001", EVERYTHING) is EVERYTHING
 
 
 def test_a_plan_can_be_printed_and_read() -> None:
-    """What is printed of a plan is TOML that makes the same plan again."""
+    """A printed plan is TOML that makes the same plan again."""
     for plan in PRESETS.values():
         assert changed(Plan(), toml_of(plan)) == plan
     assert changed(PRESETS["some"], "lost = 0.5").model_dump() == PRESETS["some"].model_dump() | {"lost": 0.5}
@@ -492,19 +494,19 @@ def test_a_plan_can_be_printed_and_read() -> None:
     ],
 )
 def test_a_wrong_plan_is_told_what_is_wrong(toml: str, message: str) -> None:
-    """A plan that can't be is refused, with the name of what is wrong."""
+    """An impossible plan is refused, with the name of the fault."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         changed(Plan(), toml)
 
 
 def test_a_plan_is_frozen() -> None:
-    """Nobody changes a plan under a session."""
+    """A plan can't be changed."""
     with pytest.raises(ValidationError):
         Plan().lost = 1
 
 
 def test_every_fault_is_drawn() -> None:
-    """FAULTS are the probabilities of the plan, and no preset but none leaves one out."""
+    """FAULTS are the probabilities of the plan, and no preset but `none` leaves one out."""
     assert set(FAULTS) == {name for name in Plan.model_fields if name in FAULTS or _is_probability(name)}
     for name in ("some", "all"):
         assert all(getattr(PRESETS[name], fault) > 0 for fault in FAULTS)

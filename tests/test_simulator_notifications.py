@@ -1,4 +1,4 @@
-"""What the simulator posts when nothing goes wrong: each release, and CAMARA's scenarios, as a socket receives them."""
+"""The simulator's posts without faults: each release, and CAMARA's scenarios, as a socket receives them."""
 
 import asyncio
 import datetime as dt
@@ -22,7 +22,7 @@ from receiver.tls import trusting
 from tests.limits import SECONDS_MAX
 from tests.simulated import CLOUDEVENTS, TOKEN, Answer, Sink, simulated, told, until
 
-#: What each release's own text says (QualityOnDemand, at the tag): the tag, the type, the content type, and what is
+#: Facts of each release's own text (QualityOnDemand, at the tag): the tag, the type, the content type, and what is
 #: appended to the URL.
 FACTS = {
     "0.8": ("v0.8.1", "SESSION_TERMINATED", "application/json", "/notifications"),
@@ -34,22 +34,22 @@ FACTS = {
     "1.1": ("r3.2", "org.camaraproject.quality-on-demand.v1.qos-status-changed", "application/cloudevents+json", ""),
 }
 
-#: Fast enough for a test; slow enough for a session to be looked at.
+#: Fast enough for a test; slow enough to look at a session.
 FAST = Options(speed=100, available_after_seconds=0)
 
 
 def speaking(*names: str) -> Options:
-    """A simulator that speaks releases."""
+    """A simulator that posts in these releases."""
     return FAST._replace(releases=[RELEASES[name] for name in names])
 
 
 def test_all_releases_are_here() -> None:
-    """The facts below leave no release out."""
+    """The facts below cover every release."""
     assert set(FACTS) == set(RELEASES)
 
 
 def expected(release: str, detail: dict[str, str], source: str, got: dict[str, Any]) -> dict[str, Any]:
-    """The body that a release's text wants; id and time are those of the body, which are checked elsewhere."""
+    """The expected body of a release; id and time are taken from the body, and checked elsewhere."""
     event_type = FACTS[release][1]
     if release == "0.8":
         return {"sessionId": detail["sessionId"], "event": event_type}
@@ -71,7 +71,7 @@ async def test_each_release_posts_what_its_text_says(release: str) -> None:
         session_id = (await simulator.create(duration=10, notificationUrl=sink.url))["sessionId"]
         await simulator.until_ended()
         steps: list[tuple[str, str | None]] = [("AVAILABLE", None), ("UNAVAILABLE", "DURATION_EXPIRED")]
-        if release == "0.8":  # only an end is told
+        if release == "0.8":  # it only notifies ends
             steps = steps[1:]
         assert len(sink.received) == len(steps)
         (life,) = await simulator.lives()
@@ -94,7 +94,9 @@ async def test_each_release_posts_what_its_text_says(release: str) -> None:
 
 @pytest.mark.parametrize("release", FACTS)
 async def test_a_deletion_is_told_from_0_10_on(release: str) -> None:
-    """DELETE of an AVAILABLE session is told with DELETE_REQUESTED; releases without that reason keep silent."""
+    """After DELETE an AVAILABLE session is notified with DELETE_REQUESTED; releases without that reason don't notify
+    it.
+    """
     async with Sink().listening() as sink, simulated(speaking(release)) as simulator:
         session_id = (await simulator.create(duration=86_400, notificationUrl=sink.url))["sessionId"]
         await simulator.until_status(session_id, "AVAILABLE")
@@ -112,7 +114,8 @@ async def test_a_deletion_is_told_from_0_10_on(release: str) -> None:
 async def test_camaras_scenarios_hold() -> None:
     """QualityOnDemand r3.2, createSession_02_2 and deleteSession_02, hold for every CloudEvents release and every end.
 
-    Authorization, content type, a unique id, the session, the status, and a statusInfo only with UNAVAILABLE.
+    Each post has Authorization, its content type, a unique id, the session, the status, and a statusInfo only with
+    UNAVAILABLE.
     """
     names = [name for name in FACTS if name in CLOUDEVENTS]
     options = speaking(*names)._replace(plan=Plan(refused=0.2, terminated=0.3), seed=3)
@@ -145,7 +148,7 @@ async def test_camaras_scenarios_hold() -> None:
 
 
 async def test_2000_sessions_are_told_in_order() -> None:
-    """At speed 1,000 each of 2,000 sessions is told twice, the beginning before the end, and the ledger has it all."""
+    """At speed 1,000 each of 2,000 sessions has two posts, the beginning before the end, and the ledger has all."""
     async with Sink().listening() as sink, simulated(Options(speed=1_000)) as simulator:
         gate = asyncio.Semaphore(32)
 
@@ -169,7 +172,7 @@ async def test_2000_sessions_are_told_in_order() -> None:
 
 
 async def test_nobody_is_told_who_gave_no_url() -> None:
-    """A session without notificationUrl lives like any other; one without a token is told without Authorization."""
+    """A session without notificationUrl lives like any other; one without a token is posted without Authorization."""
     async with Sink().listening() as sink, simulated(FAST) as simulator:
         await simulator.create(duration=1)
         await simulator.create(duration=1, notificationUrl=sink.url, notificationAuthToken=None)
@@ -180,7 +183,7 @@ async def test_nobody_is_told_who_gave_no_url() -> None:
 
 
 async def test_the_url_is_used_as_it_is() -> None:
-    """The query goes along, 0.8's path goes before it, and the ledger has it without."""
+    """The URL's query is kept, 0.8's path goes before it, and the ledger leaves it out."""
     async with Sink().listening() as sink, simulated(speaking("0.8", "0.10")) as simulator:
         await simulator.create(duration=1, notificationUrl=f"{sink.url}/?apikey=secret-key")
         await simulator.create(duration=1, notificationUrl=f"{sink.url}?a=b")
@@ -194,7 +197,7 @@ async def test_the_url_is_used_as_it_is() -> None:
 
 @pytest.mark.parametrize("status", [302, 307])
 async def test_redirects_are_not_followed(status: int) -> None:
-    """A redirect is an answer, written down and not obeyed."""
+    """A redirect is an answer: it is noted, and not followed."""
     async with Sink().listening() as sink, Sink().listening() as other, simulated(FAST) as simulator:
         sink.answer = lambda _: Answer(status, {"location": other.url})
         await simulator.create(duration=1, notificationUrl=sink.url)
@@ -215,7 +218,7 @@ async def test_gone_ends_a_feed() -> None:
 
 
 async def test_a_failure_has_a_name() -> None:
-    """Nobody there, no answer in time, a connection closed without one: each is told apart in the ledger."""
+    """The ledger distinguishes a refused connection, a time-out, and a connection closed without an answer."""
     limits = FAST.notifier._replace(post_timeout_seconds=1.5)
     async with Sink().listening() as sink, simulated(FAST._replace(notifier=limits)) as simulator:
         await simulator.create(duration=86_400, notificationUrl="http://127.0.0.1:1/")
@@ -232,7 +235,7 @@ async def test_a_failure_has_a_name() -> None:
 
 
 async def test_posts_have_a_limit() -> None:
-    """So many are on their way at a time, so many wait, and what is more is not sent, and written down."""
+    """A limited number of posts are on their way, a limited number wait, and more are not sent, but noted."""
     limits = FAST.notifier._replace(in_flight_max=2, waiting_max=3)
     async with Sink().listening() as sink, simulated(FAST._replace(notifier=limits)) as simulator:
         held = asyncio.Event()
@@ -260,7 +263,7 @@ async def test_ending_breaks_off_what_is_on_its_way() -> None:
 
 
 async def until_received(sink: Sink, count: int) -> None:
-    """Wait until so many requests have come."""
+    """Wait until this many requests have come."""
 
     async def come() -> bool:
         return len(sink.received) >= count
@@ -269,7 +272,7 @@ async def until_received(sink: Sink, count: int) -> None:
 
 
 async def test_a_receiver_with_tls_is_posted_to(tmp_path: Path) -> None:
-    """A certificate that is trusted lets the post through; one that is not is no connection."""
+    """A trusted certificate lets the post through; with another there is no connection."""
     certificate, server = certified(tmp_path)
     for trust, answers in ((trusting(certificate), [204]), (None, [None])):
         async with Sink().listening(server) as sink, simulated(FAST._replace(trust=trust)) as simulator:
@@ -280,7 +283,7 @@ async def test_a_receiver_with_tls_is_posted_to(tmp_path: Path) -> None:
 
 
 def certified(directory: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate for 127.0.0.1 that signs itself, and a server that shows it."""
+    """A self-signed certificate for 127.0.0.1, and a server with it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "receiver")])
     now = dt.datetime.now(dt.UTC)
@@ -308,7 +311,7 @@ def certified(directory: Path) -> tuple[Path, ssl.SSLContext]:
 
 
 async def test_the_ledger_says_where_a_post_is() -> None:
-    """While a post has no answer it is in the ledger, not done; and it has the correlator that was sent."""
+    """While a post has no answer it is in the ledger, not done, with the correlator that was sent."""
     async with Sink().listening() as sink, simulated(FAST) as simulator:
         held = asyncio.Event()
         sink.answer = lambda _: Answer(after=held.wait)

@@ -1,4 +1,4 @@
-"""A link to the broker that is too slow for what is sent at once: less is sent at once, and nothing piles up."""
+"""A link to the broker that is too slow for large sends: sends become smaller, and nothing piles up."""
 
 import asyncio
 import gc
@@ -27,14 +27,14 @@ from tests.proxy import Proxy
 from tests.samples import posted
 
 BYTES_PER_SECOND = 1_000_000
-#: 2,000 changes of 8 sessions come to about 25 MB: what a session remembers grows with each, and is written each time.
+#: 2,000 changes of 8 sessions write about 25 MB: a session's memory grows with each, and is written each time.
 SESSIONS, CHANGES = 8, 250
-#: What a process may grow by while it works, whatever it fails at. It grew by 80 MiB for each lane that was lost.
+#: The most by which a process may grow during its work, also after failures. It once grew by 80 MiB for each lost lane.
 GROWTH_KIB_MAX = 150 * 1024
 
 
 class Link:
-    """A way to the broker that gets narrow when it is told to."""
+    """A way to the broker that can be made narrow."""
 
     def __init__(self, cluster: Cluster) -> None:
         way = cluster.way()
@@ -47,7 +47,7 @@ class Link:
         self._do(self.proxy.up())
 
     def narrow(self, bytes_per_second: float = BYTES_PER_SECOND) -> None:
-        """From now on it is slow."""
+        """Make it slow from now on."""
         self._loop.call_soon_threadsafe(self.proxy.narrow, bytes_per_second)
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ def link(kafka_cluster: Cluster) -> Iterator[Link]:
 
 
 async def _fill(kafka: Brokers, prefix: str) -> None:
-    """Let sessions change often, before anybody routes."""
+    """Let sessions change often, before a router runs."""
     connection = KafkaConnection([kafka.bootstrap], Security().options())
     router = Router(prefix=prefix, forget_after_seconds=96 * 3600)
     plan = TopicPlan(prefix, router.topics, 1, None, 168, 168)
@@ -97,7 +97,7 @@ def _resident_kib(receiver: KafkaReceiver) -> int:
 
 
 def test_a_router_gets_on_over_a_slow_link(kafka: Brokers, link: Link, topic_prefix: str, tmp_path: Path) -> None:
-    """2,000 notifications that come to 25 MB are routed over 1 MB/s, once each, and the process hardly grows."""
+    """2,000 notifications that write 25 MB are routed over 1 MB/s, once each, and the process hardly grows."""
     asyncio.run(_fill(kafka, topic_prefix))
     link.narrow()
     with KafkaReceiver(tmp_path, link.bootstrap, topic_prefix, "--role", "router", KAFKA__PARTITIONS="1") as router:
@@ -121,7 +121,7 @@ def test_a_router_gets_on_over_a_slow_link(kafka: Brokers, link: Link, topic_pre
 async def test_an_edge_drains_over_a_slow_link(
     link: Link, topic_prefix: str, tmp_path: Path, telemetry: Telemetry
 ) -> None:
-    """What lies on the disk gets into four partitions although a batch for each does not get through in time."""
+    """Notifications on the disk get into four partitions although a batch for each takes longer than the limit."""
     connection = KafkaConnection([link.bootstrap], Security().options())
     plan = TopicPlan(
         topic_prefix, Router(prefix=topic_prefix, forget_after_seconds=96 * 3600).topics, 4, None, 168, 168
@@ -147,14 +147,14 @@ async def test_an_edge_drains_over_a_slow_link(
 
 
 def _large() -> dict[int, int]:
-    """The sizes of all large buffers of this process, by their places. The proxy lives here too, and holds less."""
+    """The sizes of all large buffers of this process, by address. The proxy lives here too, and holds less."""
     referred = (held for each in gc.get_objects() for held in gc.get_referents(each))
     buffers = (held for held in referred if isinstance(held, bytes | bytearray))
     return {id(held): len(held) for held in buffers if len(held) > 600_000}
 
 
 async def test_what_a_lost_lane_held_is_freed(link: Link, topic_prefix: str) -> None:
-    """Commits that take too long become smaller until one is done, and no lane leaves its records behind."""
+    """Commits that take too long become smaller until one is done, and no lane leaves its records in memory."""
     connection = KafkaConnection([link.bootstrap], Security().options())
     plan = TopicPlan(
         topic_prefix, Router(prefix=topic_prefix, forget_after_seconds=96 * 3600).topics, 1, None, 168, 168

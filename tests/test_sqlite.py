@@ -1,4 +1,4 @@
-"""What is SQLite's own: a file that fails, is damaged, is too old, or is shared. Every failure here is a real one."""
+"""SQLite's own subjects: a file that fails, is damaged, is too old, or is shared. Every failure here is a real one."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ FAR_FUTURE = 2**62
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections opened from now on wait for a lock hardly at all."""
+    """Connections that are opened from now on hardly wait for a lock."""
     for module in ("file", "view"):
         monkeypatch.setattr(f"receiver.backends.sqlite.{module}.BUSY_TIMEOUT_MILLIS", 20)
 
@@ -62,7 +62,7 @@ def backend(tmp_path: Path) -> SqliteBackend:
 
 @contextmanager
 def raw(directory: Path) -> Iterator[apsw.Connection]:
-    """The file, as another program opens it."""
+    """The file, opened as by another program."""
     connection = apsw.Connection(str(directory / FILE_NAME))
     try:
         yield connection
@@ -72,7 +72,7 @@ def raw(directory: Path) -> Iterator[apsw.Connection]:
 
 @contextmanager
 def disk_full(file_bytes_max: int = 64 * 1024) -> Iterator[None]:
-    """No file of this process grows beyond so many bytes: writing more fails as on a full disk."""
+    """No file of this process grows beyond this size: writing more fails as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes_max, hard))
     try:
@@ -96,7 +96,7 @@ async def keys(node: Node, topic: str = STATUS_TOPIC) -> list[str]:
 
 
 async def test_a_full_disk_loses_nothing_that_was_kept(backend: SqliteBackend, router: Router) -> None:
-    """While the disk is full appends are refused; what was kept before and after is routed, each once."""
+    """While the disk is full appends are refused; notifications kept before and after are routed, each once."""
     kept, refused = [], []
     async with backend.opened() as node:
         with disk_full():
@@ -139,7 +139,7 @@ async def test_a_commit_that_finds_the_disk_full_leaves_nothing(backend: SqliteB
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_locked_file_is_unavailable_and_comes_back(backend: SqliteBackend, router: Router) -> None:
-    """While another program holds the file, appends and commits are refused; when it is gone, all goes on."""
+    """While another program locks the file, appends and commits are refused; afterwards all goes on."""
     async with backend.opened() as node:
         await append(node, posted("A1", session_id="s1"))
         batch = await node.lane.read(COUNT_MAX)
@@ -161,7 +161,7 @@ async def test_a_locked_file_is_unavailable_and_comes_back(backend: SqliteBacken
 
 
 async def test_what_waited_too_long_for_its_turn_is_not_written(backend: SqliteBackend, router: Router) -> None:
-    """An append that is refused before its write began is not kept behind its sender's back."""
+    """An append that is refused before its write began is not kept without its sender's knowledge."""
     async with backend.opened(append_timeout_seconds=2) as node:
         with backend.stalled():
             first = asyncio.create_task(append(node, posted("A1", session_id="begun")))
@@ -171,7 +171,7 @@ async def test_what_waited_too_long_for_its_turn_is_not_written(backend: SqliteB
                 with pytest.raises(Unavailable):
                     await refused
         async with asyncio.timeout(SECONDS_MAX):
-            while node.inbox.trouble:  # noqa: ASYNC110  # there is no event for it
+            while node.inbox.trouble:  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0.002)
         await route(node, router)
         assert await keys(node) == ["begun"]
@@ -179,7 +179,7 @@ async def test_what_waited_too_long_for_its_turn_is_not_written(backend: SqliteB
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_file_that_is_held_is_not_opened(backend: SqliteBackend) -> None:
-    """A node whose file another program holds does not start, and starts when it is gone."""
+    """A node whose file another program locks does not start, and starts afterwards."""
     async with backend.opened():
         pass
     with backend.stalled(), pytest.raises(Unavailable):
@@ -190,7 +190,7 @@ async def test_a_file_that_is_held_is_not_opened(backend: SqliteBackend) -> None
 
 
 async def test_two_nodes_cannot_serve_one_directory(backend: SqliteBackend) -> None:
-    """The second is refused with a message that names the directory, and does the first no harm."""
+    """The second process is refused with a message that names the directory, and does the first no harm."""
     async with backend.opened() as node:
         with pytest.raises(Unavailable, match=f"another process serves {backend.directory}") as caught:
             ServedDirectory(backend.directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=1)
@@ -200,7 +200,7 @@ async def test_two_nodes_cannot_serve_one_directory(backend: SqliteBackend) -> N
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Whoever runs the tests has no rights but those that modes give; a superuser becomes nobody meanwhile."""
+    """The tests' user has only the rights of file modes; a superuser becomes nobody meanwhile."""
     if os.geteuid() != 0:
         yield
         return
@@ -213,7 +213,7 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture
 def public() -> Iterator[SqliteBackend]:
-    """An empty directory that everybody can reach, unlike those of other tests."""
+    """An empty directory that every user can reach, unlike those of other tests."""
     with TemporaryDirectory() as directory:
         yield SqliteBackend(Path(directory))
 
@@ -222,7 +222,7 @@ def public() -> Iterator[SqliteBackend]:
 async def test_what_may_not_be_written_is_not_served(
     public: SqliteBackend, directory_mode: int, file_mode: int
 ) -> None:
-    """A node does not start on files or in a directory that it may not write to, and does where it may."""
+    """A node does not start without the right to write to its files and its directory, and does with it."""
     async with public.opened() as node:
         await append(node, posted("A1"))
     for name in (LOCK_NAME, f"{FILE_NAME}{MARK_NAME}"):
@@ -251,7 +251,7 @@ async def test_what_is_no_database_is_not_served(backend: SqliteBackend) -> None
 
 @pytest.mark.parametrize("version", [3, 99])
 async def test_another_schema_is_refused(backend: SqliteBackend, version: int) -> None:
-    """A file of another release's schema is not touched, and the message says which it has."""
+    """A file with another release's schema is not changed, and the message has that schema's number."""
     async with backend.opened():
         pass
     with raw(backend.directory) as connection:
@@ -264,7 +264,7 @@ async def test_another_schema_is_refused(backend: SqliteBackend, version: int) -
 
 
 async def test_a_refused_node_lets_go_of_the_directory(backend: SqliteBackend) -> None:
-    """Where opening fails the lock is given back, so that a mended directory can be served."""
+    """If opening fails the lock is given back, so that a repaired directory can be served."""
     path = backend.directory / FILE_NAME
     path.mkdir()
     with pytest.raises(Unavailable):
@@ -276,7 +276,7 @@ async def test_a_refused_node_lets_go_of_the_directory(backend: SqliteBackend) -
 
 
 def test_no_reader_without_a_file(tmp_path: Path) -> None:
-    """A reader of a directory that nobody ever served is refused, and makes nothing there."""
+    """A reader of a directory that was never served is refused, and makes nothing there."""
     with pytest.raises(Unavailable, match=FILE_NAME):
         SqliteReader(tmp_path, SESSIONS_TOPIC)
     assert list(tmp_path.iterdir()) == []
@@ -323,7 +323,7 @@ async def test_a_damaged_row_of_the_inbox_dies_alone(backend: SqliteBackend, rou
 
 @pytest.mark.parametrize("at", [0, 4, 100, -1])
 async def test_a_damaged_row_is_read_alone(backend: SqliteBackend, at: int) -> None:
-    """Wherever a row is damaged, it comes as one notification in a batch of its own, and positions stay."""
+    """A damaged row is read as one notification in a batch of its own, and positions stay."""
     async with backend.opened() as node:
         await append(node, posted("A1"), posted("A2"), posted("A3"))
     with raw(backend.directory) as connection:
@@ -342,7 +342,7 @@ async def test_a_damaged_row_is_read_alone(backend: SqliteBackend, at: int) -> N
 
 
 async def test_a_damaged_record_is_not_shown(backend: SqliteBackend, router: Router) -> None:
-    """A damaged row of a topic is passed over and told with its place, once; all behind it is read."""
+    """A damaged row of a topic is passed over and reported with its place, once; all behind it is read."""
     async with backend.opened() as node:
         for text in ("A1", "U2:N"):
             await append(node, posted(text))
@@ -363,7 +363,7 @@ async def test_a_damaged_record_is_not_shown(backend: SqliteBackend, router: Rou
 
 @contextmanager
 def retaining(directory: Path) -> Iterator[ServedDirectory]:
-    """A node whose retention can be asked for."""
+    """A node whose retention can be called."""
     node = ServedDirectory(directory, sessions_topic=SESSIONS_TOPIC, append_timeout_seconds=30)
     try:
         yield node
@@ -372,7 +372,7 @@ def retaining(directory: Path) -> Iterator[ServedDirectory]:
 
 
 def rows(directory: Path) -> dict[str, int]:
-    """How many rows each table has."""
+    """The number of rows of each table."""
     with raw(directory) as connection:
         return {
             table: len(connection.execute(f"SELECT 1 FROM {table}").fetchall())  # noqa: S608  # written here
@@ -407,7 +407,7 @@ async def test_retention_never_takes_what_is_not_committed(tmp_path: Path, route
 async def test_retention_goes_by_age(
     tmp_path: Path, router: Router, inbox_hour: int, topics_hour: int, left: dict[str, int]
 ) -> None:
-    """What was written before the time given goes, what was written at it stays; of sessions, tombstones alone go."""
+    """Rows from before the given time are removed, one at that time stays; of sessions only tombstones are removed."""
     with retaining(tmp_path) as node:
         for hour in range(3):
             await node.inbox.append(posted("A1", session_id=f"s{hour}", received_micros=START + hour * HOUR))
@@ -422,7 +422,7 @@ async def test_retention_goes_by_age(
 
 
 async def test_retention_takes_a_limited_number_at_once(tmp_path: Path, router: Router) -> None:
-    """No more rows of a kind are removed at once than asked, oldest first, and the rest when asked again."""
+    """At most the given number of rows of a kind are removed at once, oldest first, and the rest at the next call."""
     with retaining(tmp_path) as node, closing_reader(tmp_path) as reader:
         for number in range(5):
             await node.inbox.append(posted("A1", session_id=f"s{number}"))
@@ -444,7 +444,7 @@ def closing_reader(directory: Path) -> Iterator[SqliteReader]:
 
 
 async def test_positions_go_on_after_all_was_removed(backend: SqliteBackend, router: Router) -> None:
-    """Though retention has emptied inbox and topics, and the file was closed, no position is used twice."""
+    """Even after retention has emptied inbox and topics, and the file was closed, no position is used twice."""
     with retaining(backend.directory) as emptied:
         for number in range(3):
             await emptied.inbox.append(posted("A1", session_id=f"s{number}"))
@@ -463,7 +463,7 @@ async def test_positions_go_on_after_all_was_removed(backend: SqliteBackend, rou
 
 
 async def test_a_reader_skips_what_was_removed(tmp_path: Path, router: Router) -> None:
-    """A cursor that stands at a removed record goes on with the oldest that is left."""
+    """A cursor at a removed record goes on with the oldest record that is left."""
     with retaining(tmp_path) as node, closing_reader(tmp_path) as reader:
         for hour in range(3):
             await node.inbox.append(posted("A1", session_id=f"s{hour}", received_micros=START + hour * HOUR))
@@ -488,7 +488,7 @@ async def test_retention_is_unavailable_while_the_file_is(backend: SqliteBackend
 
 @pytest.mark.usefixtures("impatient")
 async def test_trouble_is_found_and_ends_without_traffic(backend: SqliteBackend) -> None:
-    """A sweep tells whether the file can be written, so that readiness comes and goes without any append."""
+    """A sweep finds out whether the file can be written, so readiness changes without any append."""
     with retaining(backend.directory) as node:
         with backend.stalled(), pytest.raises(Unavailable) as caught:
             await node.retain(0, 0, 100)
@@ -501,7 +501,7 @@ async def test_trouble_is_found_and_ends_without_traffic(backend: SqliteBackend)
 
 
 async def test_a_reader_follows_a_writer(backend: SqliteBackend, router: Router) -> None:
-    """While batches are committed, a reader of its own sees every record once, in order, and never half a batch."""
+    """While batches are committed, a reader sees every record once, in order, and never half a batch."""
     count, size = 30, 5
     async with backend.opened() as node:
 
@@ -526,7 +526,7 @@ async def test_a_reader_follows_a_writer(backend: SqliteBackend, router: Router)
 
 
 async def route_batch(node: Node, router: Router, size: int) -> None:
-    """Commit what the next `size` notifications come to, as one batch."""
+    """Commit the effects of the next `size` notifications as one batch."""
     batch = await node.lane.read(size)
     assert len(batch.notifications) == size
     await commit(node.lane, router, batch)
@@ -559,11 +559,11 @@ async def test_a_reader_changes_nothing(backend: SqliteBackend, router: Router) 
     assert (backend.directory / FILE_NAME).read_bytes() == before
 
 
-# The path of an unknown outcome.
+# A commit with unknown outcome.
 
 
 async def test_a_commit_that_was_kept_all_the_same_is_found_out(backend: SqliteBackend, router: Router) -> None:
-    """Where the lane's position moved behind its back, it says so once and then goes on from where it stands."""
+    """If the lane's position was moved by another, it says so once and then goes on from that position."""
     async with backend.opened() as node:
         await append(node, posted("A1", session_id="s0"), posted("A1", session_id="s1"))
         batch = await node.lane.read(1)
@@ -582,7 +582,7 @@ async def test_a_commit_that_was_kept_all_the_same_is_found_out(backend: SqliteB
 
 
 async def test_a_row_may_be_routed_in_parts(backend: SqliteBackend, router: Router) -> None:
-    """Where a commit ends in the middle of a row of the inbox, the rest of the row comes next, after a start too."""
+    """If a commit ends in the middle of a row of the inbox, the rest of the row comes next, after a start too."""
     async with backend.opened() as node:
         await asyncio.gather(*(node.inbox.append(posted("A1", session_id=f"s{number}")) for number in range(3)))
         batch = await node.lane.read(COUNT_MAX)
@@ -603,7 +603,7 @@ async def test_a_row_may_be_routed_in_parts(backend: SqliteBackend, router: Rout
 
 
 async def test_a_damaged_row_in_parts_is_told_once(backend: SqliteBackend, router: Router) -> None:
-    """A row that is damaged after a part of it was routed is one dead letter, and what is behind it goes on."""
+    """A row that is damaged after a part of it was routed is one dead letter, and the rows behind it go on."""
     async with backend.opened() as node:
         await asyncio.gather(*(node.inbox.append(posted("A1", session_id=f"s{number}")) for number in range(3)))
         batch = await node.lane.read(COUNT_MAX)
@@ -620,7 +620,7 @@ async def test_a_damaged_row_in_parts_is_told_once(backend: SqliteBackend, route
 
 
 async def test_a_page_has_so_many_bytes(backend: SqliteBackend, router: Router) -> None:
-    """Reading ends before a page is longer than asked for, but gives one record always; the next one goes on there."""
+    """A page ends before it is longer than asked for, but has at least one record; the next one goes on there."""
     async with backend.opened() as node:
         for size in (10, 10, 50_000, 10):
             await append(node, posted(b"{" * size))
@@ -646,7 +646,7 @@ async def test_a_batch_has_so_many_bytes(backend: SqliteBackend) -> None:
 
 
 async def test_retention_takes_so_many_bytes_at_once(tmp_path: Path, router: Router) -> None:
-    """Of long rows fewer are removed at once than of short ones, and it is told that there may be more."""
+    """Of long rows fewer are removed at once than of short ones, and the result says that there may be more."""
     with retaining(tmp_path) as node:
         for _ in range(24):
             await node.inbox.append(posted(b"{" * 1_000_000))
@@ -689,7 +689,7 @@ MESSAGES = st.lists(
 
 @given(NOTIFICATIONS)
 def test_packed_notifications_come_out_alike(notifications: list[Notification]) -> None:
-    """Whatever bytes and texts notifications have, packing and unpacking gives them again, in order."""
+    """Notifications with any bytes and texts are the same after packing and unpacking, in order."""
     pack = pack_notifications(notifications)
     assert pack.size == len(notifications)
     assert unpack_notifications(pack.blob, pack.crc) == notifications
@@ -697,7 +697,7 @@ def test_packed_notifications_come_out_alike(notifications: list[Notification]) 
 
 @given(MESSAGES)
 def test_packed_messages_come_out_alike(messages: list[Message]) -> None:
-    """The same holds for messages, an empty value and none told apart."""
+    """The same holds for messages, with an empty value and none told apart."""
     pack = pack_messages(messages)
     assert pack.size == len(messages)
     assert unpack_messages("qod.status", pack.blob, pack.crc) == messages

@@ -1,4 +1,4 @@
-"""Where a lane begins to read: each way in which positions and logs may fail to fit."""
+"""The position at which a lane begins to read: each way in which positions and logs may fail to fit."""
 
 import pytest
 
@@ -21,7 +21,7 @@ NOW, WAS, TABLE, OTHER_TABLE = "now", "was", "table", "other"
         (None, {"": 7}, (5, 9), Standing(5, Doubt.INBOX_ANEW)),
         (None, {"": 7, NOW: 8}, (5, 9), Standing(8)),
         (None, {NOW: 8, WAS: 80}, (5, 9), Standing(8)),
-        (None, {"": 0, NOW: 0}, (5, 9), Standing(5)),  # what was exported from a directory has no place
+        (None, {"": 0, NOW: 0}, (5, 9), Standing(5)),  # exported records have no place
         (None, {WAS: 7}, (0, 0), Standing(0, Doubt.INBOX_ANEW)),
         (None, {WAS: 7}, (0, 90), Standing(0, Doubt.INBOX_ANEW)),
         (Place(7, 1, WAS, TABLE), {WAS: 7}, (2, 90), Standing(2, Doubt.INBOX_ANEW)),
@@ -47,20 +47,20 @@ NOW, WAS, TABLE, OTHER_TABLE = "now", "was", "table", "other"
 def test_a_lane_stands_where_its_positions_fit(
     committed: Place | None, traces: dict[str, int], log: tuple[int, int], wanted: Standing
 ) -> None:
-    """Nothing that was kept is passed over, and no position is waited for."""
+    """No kept notification is passed over, and no position is waited for."""
     beginning, end = log
     assert standing(committed, traces, inbox_id=NOW, sessions_id=TABLE, beginning=beginning, end=end) == wanted
 
 
 @pytest.mark.parametrize("committed", [Place(7, 1, "", ""), Place(7, 1, WAS, OTHER_TABLE)])
 def test_brokers_that_tell_no_ids_are_trusted(committed: Place) -> None:
-    """Where topics have no ids every position counts, as it did before there were any."""
+    """Without topic ids every position counts, as in earlier releases."""
     assert standing(committed, {WAS: 6}, inbox_id="", sessions_id="", beginning=0, end=9) == Standing(7)
 
 
 @pytest.mark.parametrize("place", [Place(0), Place(3, 17, NOW, TABLE, 12), Place(3, 17, "", "", 12)])
 def test_a_place_is_read_as_it_was_written(place: Place) -> None:
-    """The group's metadata tells a place."""
+    """The group's metadata gives the place back."""
     assert place_of(place.position, f"{place.metadata}#4.0.12") == place
 
 
@@ -68,6 +68,6 @@ def test_a_place_is_read_as_it_was_written(place: Place) -> None:
     ("metadata", "clock_micros"), [("", 0), ("17", 17), ("from elsewhere", 0), ("a b c d", 0), ("1 2 3 4 5", 1)]
 )
 def test_other_metadata_tells_no_ids(metadata: str, clock_micros: int) -> None:
-    """An older release told the clock alone, and other programs tell what they like."""
+    """An older release noted only the clock, and other programs note anything."""
     assert place_of(3, f"{metadata}#4.0.12") == Place(3, clock_micros)
     assert place_of(3, metadata) == Place(3, clock_micros, is_ours=False)

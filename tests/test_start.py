@@ -1,4 +1,4 @@
-"""What a command imports before it does anything: no more than it needs. `benchmarks/start.py` has what that costs."""
+"""The imports of a command: no more than it needs. `benchmarks/start.py` measures their cost."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from receiver.process.directory import open_directory
 from receiver.settings import Settings
 from tests.limits import SECONDS_MAX
 
-#: Each of them takes a command's start 20 ms or more.
+#: Modules that add 20 ms or more to a command's start.
 _SERVING = {"prometheus_client", "starlette", "structlog", "uvicorn", "uvloop"}
 _CLIENTS = {"aiokafka", "httpx2", "tenacity"}
 _TOKENS = {"cryptography", "jwt"}
@@ -37,7 +37,7 @@ run(sys.argv[1:])
     ],
 )
 def test_a_command_imports_what_it_needs(arguments: str, unwanted: set[str], tmp_path: Path) -> None:
-    """A command does its work without what only others need."""
+    """A command works without the modules that only others need."""
     open_directory(Settings(data=tmp_path / "qod-data")).close()
     command = [sys.executable, "-c", _RUN, *arguments.split()]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS_MAX, check=False)
@@ -49,6 +49,6 @@ def test_a_command_imports_what_it_needs(arguments: str, unwanted: set[str], tmp
 
 @pytest.mark.parametrize("module", ["receiver.process.embedded", "receiver.cli.serve", "receiver.cli.demo"])
 def test_only_a_cluster_needs_a_client_of_kafka(module: str) -> None:
-    """What serves a directory does not import aiokafka."""
+    """A process that serves a directory does not import aiokafka."""
     code = f"import sys, {module}; assert 'aiokafka' not in sys.modules, 'import it where a cluster is used'"
     subprocess.run([sys.executable, "-c", code], timeout=SECONDS_MAX, check=True)

@@ -1,4 +1,4 @@
-"""Strangers, greedy senders, few descriptors and a process that stands still: a real receiver in its own process."""
+"""Strangers, greedy senders, few descriptors and a paused process: a real receiver in a process."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def connected(url: str) -> socket.socket:
 
 
 async def test_nobody_is_harmed_by_strangers(tmp_path: Path) -> None:
-    """Beside more connections than there are descriptors, and stalled posts, each good post and /livez is answered."""
+    """With more connections than descriptors, and stalled posts, each good post and /livez is answered."""
     receiver = ReceiverProcess(tmp_path / "data", "--log-level", "warning", descriptors_max=400)
     greedy = run("token", "mint", "--data", str(receiver.directory), "--sender", "greedy").strip()
     target = Target(receiver.edge_url, receiver.ops_url, receiver.token, greedy)
@@ -79,12 +79,12 @@ def test_a_lack_of_descriptors_is_survived(tmp_path: Path) -> None:
 
 
 def ticks(process_id: int) -> int:
-    """The processor time that a process has had, in the system's ticks."""
+    """The processor time of a process, in the system's ticks."""
     return sum(map(int, Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
 
 def test_a_process_that_stood_still_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was sent while the process was stopped for longer than its limits is answered once it goes on."""
+    """Requests that were sent while the process was paused for longer than its limits are answered once it goes on."""
     for name in ("HEADER", "BODY", "IDLE"):
         monkeypatch.setenv(f"QOD_RECEIVER_EDGE__{name}_TIMEOUT_SECONDS", "1")
     receiver = ReceiverProcess(tmp_path / "data")
@@ -107,7 +107,7 @@ def test_a_process_that_stood_still_answers(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def limits() -> Iterator[tuple[int, int]]:
-    """The limit on descriptors, which is put back."""
+    """The limit on descriptors, which is restored."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield before
     resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -1,4 +1,4 @@
-"""What the program tells of itself: lines as they are written, metrics as they are exposed."""
+"""The program's own reports: the lines of its log, and its metrics."""
 
 import asyncio
 import io
@@ -72,13 +72,13 @@ def logging_to(level: str, log_format: Literal["json", "console"]) -> Iterator[t
 
 @pytest.fixture
 def logged() -> Iterator[tuple[Telemetry, io.StringIO]]:
-    """Telemetry that logs JSON from level info on, and where it does."""
+    """Telemetry that logs JSON from level info on, and its log."""
     with logging_to("info", "json") as both:
         yield both
 
 
 def line(**changed: str | float) -> Line:
-    """What the edge tells of a request."""
+    """A line about a request, as the edge makes it."""
     known: dict[str, Any] = {
         "received_micros": START,
         "outcome": "kept",
@@ -94,14 +94,14 @@ def line(**changed: str | float) -> Line:
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
-    """The lines that were written, each of them one JSON object."""
+    """The lines of the log, each of which is one JSON object."""
     text = stream.getvalue()
     assert text.endswith("\n") or not text
     return [json.loads(each) for each in text.splitlines()]
 
 
 def exposed(telemetry: Telemetry) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Every sample as /metrics has it, by its name and its labels' values."""
+    """Every sample on /metrics, by its name and its labels' values."""
     return {
         (sample.name, tuple(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(generate_latest(telemetry.registry).decode())
@@ -135,7 +135,7 @@ async def test_a_requests_line(logged: tuple[Telemetry, io.StringIO]) -> None:
 
 @pytest.mark.parametrize("text", ["é€𐍈", 'a"b\\c', "a\u2028b", "<script>", "{}", "\x7f"])
 async def test_odd_text_stays_in_its_line(logged: tuple[Telemetry, io.StringIO], text: str) -> None:
-    """What a sender put into a name or an id comes back from its line as it was, and makes no second one."""
+    """A sender's text in a name or an id comes back from its line as it was, and makes no second line."""
     telemetry, stream = logged
     telemetry.request(line(session_id=text, sender=text))
     telemetry.flush()
@@ -158,7 +158,7 @@ async def test_no_line_is_lost_at_a_flush(logged: tuple[Telemetry, io.StringIO],
 
 
 async def test_lines_do_not_wait_long(logged: tuple[Telemetry, io.StringIO]) -> None:
-    """Without a flush a line is written after a moment, and so is one that comes later."""
+    """Without a flush a line is written after a moment, and so is a later one."""
     telemetry, stream = logged
     for count in (1, 2):
         telemetry.request(line())
@@ -195,7 +195,7 @@ async def test_levels(level: str, count: int) -> None:
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 async def test_a_batchs_line(node: Node, router: Router, log_format: Literal["json", "console"]) -> None:
-    """A batch is one line with its place, its size, its verdicts, what is left, and how long it took."""
+    """A batch is one line with its place, its size, its verdicts, the lag, and its duration."""
     await append(node, posted("A1"), posted("A1"), posted(b"{"), posted("A1", session_id="s2"))
     batch = await node.lane.read(3)
     made = await commit(node.lane, router, batch)
@@ -225,7 +225,7 @@ async def test_a_batchs_line(node: Node, router: Router, log_format: Literal["js
 
 
 def test_failures_are_told(logged: tuple[Telemetry, io.StringIO]) -> None:
-    """What goes wrong beside the requests is a line each, with its level and its reason."""
+    """Each failure beside the requests is a line, with its level and its reason."""
     telemetry, stream = logged
     telemetry.lane_failed(0, "the disk is full")
     telemetry.retention_failed("the file is read-only")
@@ -254,7 +254,7 @@ def test_libraries_log_in_the_same_format(logged: tuple[Telemetry, io.StringIO])
 
 
 async def test_senders_are_limited(logged: tuple[Telemetry, io.StringIO]) -> None:
-    """The first 1,000 senders have their own series, whoever comes after shares one; the log names each."""
+    """The first 1,000 senders have their own series, later ones share one; the log names each."""
     telemetry, stream = logged
     for number in range(1200):
         telemetry.request(line(sender=f"s{number}"))
@@ -322,7 +322,7 @@ def test_names_end_in_their_unit(telemetry: Telemetry) -> None:
     for family in families:
         assert re.fullmatch(r"qod_receiver(_[a-z]+)+", family.name)
         assert family.documentation.endswith("."), family.name
-        # The parser takes the end of a counter's name away.
+        # The parser removes the end of a counter's name.
         name = f"{family.name}_total" if family.type == "counter" else family.name
         kinds = {
             "counter": "total",
@@ -334,6 +334,6 @@ def test_names_end_in_their_unit(telemetry: Telemetry) -> None:
 
 
 def test_the_release_is_told(telemetry: Telemetry) -> None:
-    """The release that runs is a label of a metric that is always 1."""
+    """The running release is a label of a metric that is always 1."""
     (value,) = [value for (name, _), value in exposed(telemetry).items() if name == "qod_receiver_build_info"]
     assert value == 1

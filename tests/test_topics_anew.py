@@ -1,4 +1,4 @@
-"""Topics that are deleted and made anew, cut short, or grown, under routers and edges that know the ones before."""
+"""Topics that are deleted and made anew, cut short, or grown, under routers and edges that know the old ones."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ WAIT_SECONDS_MAX = 120
 
 
 class Site:
-    """A cluster's topics of one prefix, nodes on them, and an administrator."""
+    """A cluster's topics of one prefix, nodes on them, and an administrator's client."""
 
     def __init__(self, kafka: Brokers, prefix: str, directory: Path) -> None:
         self.bootstrap, self.prefix, self._directory = kafka.bootstrap, prefix, directory
@@ -46,7 +46,7 @@ class Site:
 
     @asynccontextmanager
     async def node(self, part: Part = WHOLE, **more: Any) -> AsyncIterator[ClusteredNode]:  # noqa: ANN401  # settings
-        """A node at work, with a directory of its role's own."""
+        """A node at work, with a directory for its role."""
         kafka = {"bootstrap_servers": self.bootstrap, "partitions": PARTITIONS} | more.pop("kafka", {})
         given = {"prefix": self.prefix, "data": self._directory / part.role, "kafka": kafka, **more}
         settings = Settings.model_validate(given)
@@ -60,7 +60,7 @@ class Site:
                 await asyncio.wait(jobs)
 
     async def post(self, node: ClusteredNode, spec: str, sessions: Sequence[str] = SESSIONS) -> None:
-        """Have these sessions' event kept."""
+        """Keep an event of each of these sessions."""
         await asyncio.gather(*(node.inbox.append(posted(spec, session_id=each)) for each in sessions))
         await until_true(lambda: not node.notices()["spool"])
 
@@ -90,7 +90,7 @@ class Site:
             await admin.create_topics([NewTopic(self.topic(name), partitions, 1, topic_configs=configs)])
 
     async def told(self, name: str, count: int) -> Sequence[Record]:
-        """All records of a topic, once there are so many."""
+        """All records of a topic, once there are this many."""
         reader = KafkaReader(self.connection, self.prefix)
         found: list[Record] = []
         try:
@@ -106,17 +106,17 @@ class Site:
         return found
 
     async def keys(self, name: str, count: int) -> Sequence[str]:
-        """The sessions that a topic's records tell of, sorted."""
+        """The sessions of a topic's records, sorted."""
         return sorted(each.message.key for each in await self.told(name, count))
 
     async def offset(self, partition: int) -> OffsetAndMetadata:
-        """Where the routers' group stands."""
+        """The position of the routers' group."""
         async with self.admin() as admin:
             at = TopicPartition(self.topic("inbox"), partition)
             return (await admin.list_consumer_group_offsets(f"{self.prefix}.router", partitions=[at]))[at]
 
     async def set_offset(self, partition: int, offset: int, metadata: str) -> None:
-        """Have the routers' group stand there."""
+        """Commit a position for the routers' group."""
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.bootstrap, group_id=f"{self.prefix}.router", enable_auto_commit=False
         )
@@ -127,7 +127,7 @@ class Site:
 
 
 async def until_true(ask: Callable[[], object], told: Callable[[], str] = str) -> None:
-    """Wait until the answer is yes."""
+    """Wait until the answer is true."""
     try:
         async with asyncio.timeout(WAIT_SECONDS_MAX):
             while True:
@@ -141,12 +141,12 @@ async def until_true(ask: Callable[[], object], told: Callable[[], str] = str) -
 
 @pytest.fixture
 def site(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> Site:
-    """Topics that do not exist yet."""
+    """Topics that are not made yet."""
     return Site(kafka, topic_prefix, tmp_path)
 
 
 async def _routed(site: Site) -> None:
-    """Each session is available, once, and nothing runs."""
+    """Each session is available, once, and no router runs."""
     async with site.node() as node:
         await site.post(node, "A1")
         assert await site.keys("status", len(SESSIONS)) == SESSIONS
@@ -154,7 +154,7 @@ async def _routed(site: Site) -> None:
 
 
 async def test_an_inbox_made_anew_is_read_from_its_beginning(site: Site) -> None:
-    """Positions in an inbox that was deleted are none in the next one of its name: all that it gets is routed."""
+    """Positions in a deleted inbox don't count in the next one of its name: all of its notifications are routed."""
     await _routed(site)
     await site.delete("inbox")
     async with site.node() as node:
@@ -163,7 +163,7 @@ async def test_an_inbox_made_anew_is_read_from_its_beginning(site: Site) -> None
 
 
 async def test_an_inbox_made_anew_may_be_longer_already(site: Site) -> None:
-    """An inbox that has grown beyond the positions in the one before is read from its beginning all the same."""
+    """A new inbox that has grown beyond the old one's positions is read from its beginning all the same."""
     await _routed(site)
     await site.delete("inbox")
     async with site.node(Part("edge")) as edge:
@@ -174,7 +174,7 @@ async def test_an_inbox_made_anew_may_be_longer_already(site: Site) -> None:
 
 
 async def test_an_inbox_is_made_anew_under_a_router(site: Site) -> None:
-    """A router notices that its inbox is another one, and reads that from its beginning."""
+    """A router notices that its inbox was made anew, and reads it from its beginning."""
     async with site.node() as node:
         await site.post(node, "A1")
         assert await site.keys("status", len(SESSIONS)) == SESSIONS
@@ -186,7 +186,7 @@ async def test_an_inbox_is_made_anew_under_a_router(site: Site) -> None:
 
 
 async def test_a_position_of_another_inbox_does_not_count(site: Site) -> None:
-    """A position that a backup brought beside an inbox of another id is told, and the inbox is read as a whole."""
+    """A position that a backup brought beside an inbox with another id is reported, and the whole inbox is read."""
     await _routed(site)
     before = [await site.offset(partition) for partition in range(PARTITIONS)]
     await site.delete("inbox")
@@ -200,7 +200,7 @@ async def test_a_position_of_another_inbox_does_not_count(site: Site) -> None:
 
 
 async def test_a_position_beyond_the_end_is_no_place_to_wait_at(site: Site) -> None:
-    """A log that is shorter than the position in it is read again as far as sessions are remembered, with no effect."""
+    """A log shorter than its position is read again as far as sessions are remembered, without an effect."""
     await _routed(site)
     for partition in range(PARTITIONS):
         offset, metadata = await site.offset(partition)
@@ -213,7 +213,7 @@ async def test_a_position_beyond_the_end_is_no_place_to_wait_at(site: Site) -> N
 
 
 async def test_what_was_removed_before_it_was_routed_is_told(site: Site) -> None:
-    """Where the oldest record of the inbox is beyond the position, the router says how many are missing."""
+    """If the oldest record of the inbox is beyond the position, the router says how many are missing."""
     await _routed(site)
     async with site.node(Part("edge")) as edge:
         await site.post(edge, "U2:N")
@@ -234,7 +234,7 @@ async def _ends(site: Site, name: str) -> dict[TopicPartition, int]:
 
 @pytest.mark.parametrize("running", [True, False])
 async def test_sessions_are_built_again(site: Site, running: bool) -> None:
-    """Where the sessions topic was made anew, the inbox tells the sessions: repetitions have no effect, ends have."""
+    """Sessions of a topic made anew are rebuilt from the inbox: repetitions have no effect, ends have."""
     async with site.node() as node:
         await site.post(node, "A1")
         assert await site.keys("status", len(SESSIONS)) == SESSIONS
@@ -260,7 +260,7 @@ async def test_sessions_are_built_again(site: Site, running: bool) -> None:
 
 @pytest.mark.parametrize("name", ["sessions", "status", "inbox"])
 async def test_a_topic_that_is_gone_is_told(site: Site, name: str) -> None:
-    """Without one of its topics a router decides on nothing, is not ready, and says so without a break."""
+    """Without one of its topics a router decides nothing, is not ready, and says so all the time."""
     async with site.node() as node:
         await site.post(node, "A1")
         assert await site.keys("status", len(SESSIONS)) == SESSIONS
@@ -283,7 +283,9 @@ async def _counts(site: Site, *names: str) -> list[int]:
 
 
 async def test_a_topic_that_comes_later_has_the_partitions_of_the_inbox(site: Site) -> None:
-    """Whatever the setting says then, a new route's topic is made like the inbox, and an inbox like what is there."""
+    """A new route's topic has as many partitions as the inbox, and a new inbox as many as the other topics, whatever is
+    set.
+    """
     await _routed(site)
     settings = {"kafka": {"partitions": 5}, "routes": [{"topic": "extra"}]}
     async with site.node(Part("router"), **settings) as router:
@@ -317,7 +319,7 @@ async def test_partitions_that_were_added_are_refused(site: Site, names: Sequenc
 
 
 async def _check_said(site: Site) -> str:
-    """What `topics check` complains of."""
+    """The differences that `topics check` reports."""
     command = [*COMMAND, "topics", "check", "--kafka", site.bootstrap]
     environment = {**os.environ, "QOD_RECEIVER_PREFIX": site.prefix, "QOD_RECEIVER_KAFKA__PARTITIONS": "5"}
     process = await asyncio.create_subprocess_exec(
@@ -329,7 +331,7 @@ async def _check_said(site: Site) -> str:
 
 
 async def test_partitions_are_added_under_a_router(site: Site) -> None:
-    """A router whose partitions become more says so and opens none of them; what is repeated then has no effect."""
+    """A router whose topics get more partitions says so and opens none of them; repetitions then have no effect."""
     async with site.node(Part("router")) as router, site.node(Part("edge")) as edge:
         await site.post(edge, "A1")
         assert await site.keys("status", len(SESSIONS)) == SESSIONS
@@ -343,7 +345,7 @@ async def test_partitions_are_added_under_a_router(site: Site) -> None:
 
 
 async def test_sessions_of_another_number_of_partitions_are_refused(site: Site) -> None:
-    """Without the group's positions the sessions themselves tell that their keys were in other partitions."""
+    """Without the group's positions the sessions show that their keys were in other partitions."""
     await _routed(site)
     await _grow(site, 5, *ALL)
     for partition in range(PARTITIONS):
@@ -354,7 +356,7 @@ async def test_sessions_of_another_number_of_partitions_are_refused(site: Site) 
 
 
 async def test_an_inbox_of_another_number_is_made_under_an_edge(site: Site) -> None:
-    """An edge that finds its inbox with other partitions sends nothing there, until it has the right number."""
+    """An edge whose inbox gets another number of partitions sends nothing there, until it has the right number."""
     await _routed(site)
     async with site.node(Part("edge")) as edge:
         await site.post(edge, "U2:N")

@@ -1,4 +1,4 @@
-"""`serve --workers`: several processes on one port, under one that starts them again and ends with them."""
+"""`serve --workers`: several processes on one port, under a supervisor that restarts them and ends with them."""
 
 import os
 import secrets
@@ -46,7 +46,7 @@ def _requests(receiver: KafkaReceiver) -> list[float]:
 
 
 def test_workers_share_a_port(receiver: KafkaReceiver) -> None:
-    """Both edges take what is posted, the router routes it, and each of them has an operations port."""
+    """Both edges receive posts, the router routes them, and each process has an operations port."""
     until(lambda: _all_answer(receiver), "all ready")
     assert receiver.printed().splitlines() == [
         f"Notifications: {receiver.edge_url}",
@@ -61,21 +61,21 @@ def test_workers_share_a_port(receiver: KafkaReceiver) -> None:
         load.more(100)
     load.check(receiver.bootstrap, receiver.prefix)
     assert sum(_requests(receiver)) == load.count
-    # Who is awake takes all connections that come at once, so these come one by one.
+    # A process that is awake takes all connections that come at once, so these come one by one.
     until(lambda: receiver.tell("alone", "A1") and all(_requests(receiver)), "both edges have had some")
     assert receiver.end() < 30
     assert "Traceback" not in receiver.log.read_text()
 
 
 def test_a_worker_that_is_killed_is_started_again(receiver: KafkaReceiver, kafka_cluster: Cluster) -> None:
-    """The others go on meanwhile; what an edge had on its disk is sent when it is back, and nothing is lost."""
+    """The others go on; notifications on a killed edge's disk are sent when it is back, and nothing is lost."""
     until(lambda: _all_answer(receiver), "all ready")
-    # A session's two events may come to one edge each: were there more, some of them would be no changes any more.
+    # A session's two events may come to two edges: with more events, some would be no changes any more.
     with Load("killed", receiver.edge_url, events=2) as load:
         processes = _processes(receiver)
         with paused(kafka_cluster):
             until(lambda: receiver.spooled(1) + receiver.spooled(2) > 50, "on disk")
-            # Which of them the senders are connected to is chance.
+            # The edge of a sender's connection is random.
             edge = max(1, 2, key=receiver.spooled)
             spooled = receiver.spooled(edge)
             for process in processes[0], processes[edge]:
@@ -93,7 +93,7 @@ def test_a_worker_that_is_killed_is_started_again(receiver: KafkaReceiver, kafka
 
 
 def test_no_worker_is_left(receiver: KafkaReceiver, kafka_cluster: Cluster) -> None:
-    """The workers end with the process that watches them, also where it is killed, and while they start."""
+    """The workers end with their supervisor, also if it is killed, and while they start."""
     processes = _processes(receiver)
     receiver.kill()
     took = until(lambda: not any(map(lives, processes)), "no worker left")
@@ -112,7 +112,7 @@ def test_no_worker_is_left(receiver: KafkaReceiver, kafka_cluster: Cluster) -> N
 
 
 async def test_edges_go_on_where_their_router_refuses(kafka: Brokers, tmp_path: Path) -> None:
-    """Topics that can't be used are told by the router beside the edges, and these keep what is posted."""
+    """The router reports unfit topics, and the edges keep all posts."""
     prefix = f"t{secrets.token_hex(6)}"
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
     await admin.start()
@@ -129,7 +129,7 @@ async def test_edges_go_on_where_their_router_refuses(kafka: Brokers, tmp_path: 
 
 
 async def test_what_cannot_be_started_is_told_in_a_line(kafka: Brokers, tmp_path: Path) -> None:
-    """A port that is taken, or a certificate that can't be read: status 1, and why."""
+    """A port in use, or an unreadable certificate, gives status 1 and the reason."""
     prefix = f"t{secrets.token_hex(6)}"
     could_not = "qod-receiver: the router could not be started:"
     too_high = "qod-receiver: from 65534 on there are not 3 ports for operations, one for each process"
@@ -144,7 +144,7 @@ async def test_what_cannot_be_started_is_told_in_a_line(kafka: Brokers, tmp_path
             status, said = refused(
                 tmp_path / secrets.token_hex(4), kafka.bootstrap, prefix, "--workers", str(WORKERS), *options
             )
-            # What other processes logged meanwhile is no matter of it.
+            # other processes' lines don't matter
             assert (status, [each for each in said if not each.startswith("{")]) == (1, [line])
     settings = {"KAFKA__SECURITY_PROTOCOL": "SSL", "KAFKA__TLS_CA_FILE": str(tmp_path / "missing.pem")}
     status, said = refused(tmp_path / "node", kafka.bootstrap, prefix, "--workers", str(WORKERS), **settings)

@@ -1,4 +1,4 @@
-"""What the receiver takes, beside Starlette's empty 204 in the same run: `python -m tests.benchmarks`.
+"""The speed and memory of the receiver, compared with Starlette's empty 204: `python -m tests.benchmarks`.
 
     edge      requests/s with 64 connections: empty 204, edge alone, edge with the router beside it
     router    notifications/s from a full inbox
@@ -41,12 +41,12 @@ _HOUR_SECONDS = 3600
 
 
 def settings_of(directory: Path) -> Settings:
-    """The defaults, on free ports."""
+    """The default settings, on free ports."""
     return Settings.model_validate({"data": directory, "edge": {"port": 0}, "ops": {"port": 0}})
 
 
 def edge(seconds: int, rounds: int, connections: int) -> None:
-    """Requests per second of three servers."""
+    """Measure requests per second of three servers."""
     wrk = shutil.which("wrk")
     if wrk is None:
         sys.exit("wrk is not installed")
@@ -93,12 +93,12 @@ def _check_lag(ops_url: str, told: str) -> None:
     assert lag, "no lag in the metrics"
     rate = re.search(r"Requests/sec:\s+(\S+)", told)
     assert rate, told
-    # What came in within the last half second may still be on its way.
+    # Notifications of the last half second may still be on their way.
     assert float(lag[1]) < float(rate[1]) / 2, f"the router doesn't keep up: {lag[1]} behind"
 
 
 def router(count: int, sessions_touched: int) -> None:
-    """Notifications per second from a full inbox."""
+    """Measure notifications per second from a full inbox."""
     configure_log("warning", "json")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory:
         settings = settings_of(Path(directory))
@@ -114,7 +114,7 @@ async def _drain(settings: Settings) -> float:
     began = time.perf_counter()
     with ports.garbage_kept_off():
         routing = asyncio.create_task(dispatcher.run())
-        while node.lane.lag and not routing.done():  # noqa: ASYNC110  # to tell of it would cost what is measured
+        while node.lane.lag and not routing.done():  # noqa: ASYNC110  # an event would cost what is measured
             await asyncio.sleep(0.01)
     seconds = time.perf_counter() - began
     routing.cancel()
@@ -145,7 +145,7 @@ def _notification(number: int, sessions_count: int, now_micros: int) -> Notifica
 
 
 def sessions(count: int) -> None:
-    """Memory and restart time with many live sessions."""
+    """Measure memory and restart time with many live sessions."""
     configure_log("warning", "json")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as directory:
         settings = settings_of(Path(directory))

@@ -1,11 +1,11 @@
-"""What receivers over Kafka take, side by side on one broker: `python -m tests.benchmarks.kafka`.
+"""The speed of receivers on Kafka, compared on one broker: `python -m tests.benchmarks.kafka`.
 
-    throughput  notifications/s from 64 connections, until all that was answered can be read from the status topic
-    latency     at 1,000/s, how long the answer takes, and how long until the record can be read
+    throughput  notifications/s from 64 connections, until all answered ones can be read from the status topic
+    latency     at 1,000/s, the time until the answer, and until the record can be read
 
-Ours as one process and as two, Bento in two configurations, and a FastAPI handler: see `peers/`. The first needs wrk.
-Each figure is the median of several rounds in which the receivers take turns, because machines are noisy. The broker's
-Java is started as Kafka's own script starts it, and warmed up by all of them first.
+It compares our receiver as one process and as two, Bento in two configurations, and a FastAPI handler: see `peers/`.
+Throughput needs wrk. Each figure is the median of several rounds in which the receivers take turns, because machines
+are noisy. The broker's Java is started as Kafka's own script starts it, and warmed up by all receivers first.
 """
 
 import argparse
@@ -42,7 +42,9 @@ _WARM_SECONDS = 15.0
 
 
 class Throughput(NamedTuple):
-    """Of a run: notifications/s answered, those routed too, and of the answers the 99th percentile as wrk tells it."""
+    """A run's notifications/s that were answered, those that were also routed, and wrk's 99th percentile of the
+    answers.
+    """
 
     answered: float
     routed: float
@@ -64,7 +66,7 @@ def _receiver(kind: str, directory: Path, bootstrap: str, partitions: int) -> It
 
 
 def throughput(wrk: str, receiver: Receiver, bootstrap: str, seconds: int) -> Throughput:
-    """Load it as fast as it answers, and wait until all of it is on the topic."""
+    """Load the receiver as fast as it answers, and wait until all records are on the topic."""
     command = [wrk, "-t1", f"-c{_CONNECTIONS}", f"-d{seconds}s", "--latency", "-s", str(_SCRIPT), receiver.url]
     began = time.monotonic()
     told = subprocess.run([*command, "--", receiver.token], capture_output=True, text=True, check=True).stdout
@@ -74,14 +76,14 @@ def throughput(wrk: str, receiver: Receiver, bootstrap: str, seconds: int) -> Th
     requests, p99 = re.search(r"(\d+) requests in", told), re.search(r"99%\s+(\S+)", told)
     assert requests, told
     assert p99, told
-    # What was on its way when wrk stopped was kept, and answered to nobody.
+    # Notifications on their way when wrk stopped were kept, but not counted as answered.
     assert 0 <= count - int(requests[1]) <= _CONNECTIONS, f"{requests[1]} answered, {count} on the topic"
     answered = int(requests[1]) / (ended - began)
     return Throughput(answered, count / (max(last_at, ended) - began), p99[1])
 
 
 async def _drained(bootstrap: str, topic: str) -> tuple[float, int]:
-    """When the last record of a topic could be read, and how many there are."""
+    """The time at which the last record of a topic could be read, and the number of records."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
     )
@@ -105,7 +107,7 @@ async def _drained(bootstrap: str, topic: str) -> tuple[float, int]:
 
 
 async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> Sequence[int]:
-    cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001  # what it knows itself are its own topics
+    cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001  # its own metadata has only its topics
     return sorted(cluster.partitions_for_topic(topic))
 
 
@@ -127,7 +129,7 @@ def _throughputs(arguments: argparse.Namespace, kinds: Sequence[str], directory:
 
 
 def _warm(kinds: Sequence[str], directory: Path, bootstrap: str, partitions: int) -> None:
-    """Let the broker's code be compiled, by each kind of load: that takes a minute, and until then all is slow."""
+    """Let Java compile the broker's code, by each kind of load: that takes a minute, and until then all is slow."""
     for kind in kinds:
         with _receiver(kind, directory, bootstrap, partitions) as receiver:
             uvloop.run(_posted(receiver, bootstrap, _WARM_SECONDS))

@@ -1,8 +1,8 @@
-"""How fast routers drain Kafka's inbox: `python -m tests.benchmarks.kafka_router`.
+"""The speed of routers that drain Kafka's inbox: `python -m tests.benchmarks.kafka_router`.
 
-For 1 to 16 partitions, 1 and 2 routers, and a thousand to a million live sessions. Each run fills the inbox first; the
-rate is that between a tenth and nine tenths of the way, so that starting and joining don't count. What a router has
-decided on is taken from its metrics.
+It measures 1 to 16 partitions, 1 and 2 routers, and a thousand to a million live sessions. Each run fills the inbox
+first. The rate is that between a tenth and nine tenths of the way, so that starting and joining don't count. The
+routers' metrics tell their progress.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _CHUNK = 20_000
 
 
 class Case(NamedTuple):
-    """What is measured: so many changes of status, once each of so many live sessions has had one."""
+    """A measurement: how many changes of status, after each of the live sessions has had one."""
 
     partitions: int
     routers: int
@@ -54,7 +54,7 @@ CASES = (
 
 
 def measure(cluster: Cluster, case: Case, prefix: str) -> float:
-    """Notifications per second that the routers decide on."""
+    """Measure the notifications per second that the routers decide on."""
     connection = KafkaConnection([cluster.bootstrap], Security().options())
     router = Router(prefix=prefix, forget_after_seconds=3600)
     plan = TopicPlan(prefix, router.topics, case.partitions, 1, 168, 168)
@@ -90,7 +90,7 @@ async def prepare(connection: KafkaConnection, plan: TopicPlan, case: Case) -> N
 
 
 def notification(number: int, sessions_count: int, now_micros: int) -> Notification:
-    """The sessions in turn, each AVAILABLE first and then back and forth, so that all of it is accepted."""
+    """The sessions in turn, each AVAILABLE first and then back and forth, so that every change is accepted."""
     change, session_number = divmod(number, sessions_count)
     session = f"{session_number * 2654435761 % 2**32:08x}-0000-4000-8000-{session_number:012x}"
     body = (
@@ -103,7 +103,7 @@ def notification(number: int, sessions_count: int, now_micros: int) -> Notificat
 
 @contextmanager
 def serving(bootstrap: str, prefix: str, partitions: str) -> Iterator[str]:
-    """A router's process; gives the URL of its operations port."""
+    """A router's process; yields the URL of its operations port."""
     command = (sys.executable, "-m", "receiver", "serve", "--kafka", bootstrap, "--role", "router", "--ops-port", "0")
     environment = {"QOD_RECEIVER_PREFIX": prefix, "QOD_RECEIVER_KAFKA__PARTITIONS": partitions, "PATH": "/usr/bin"}
     with subprocess.Popen(

@@ -1,6 +1,6 @@
-"""What a router over Kafka remembers of its sessions, in bytes: `python -m tests.benchmarks.memory`.
+"""The memory of a router's sessions on Kafka, in bytes: `python -m tests.benchmarks.memory`.
 
-A lane's table is filled as it is when a lane is opened, from records as a router wrote them; the broker is left out.
+A lane's table is filled as at the opening of a lane, from records as a router writes them, without a broker.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def records(count: int) -> Iterator[Message]:
 
 
 def resident_bytes() -> int:
-    """What this process has in memory."""
+    """The resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
 
 

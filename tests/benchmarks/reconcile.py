@@ -1,8 +1,8 @@
-"""What a comparison with the operator's API costs: `python -m tests.benchmarks.reconcile`.
+"""The cost of a comparison with the operator's API: `python -m tests.benchmarks.reconcile`.
 
-The API lists sessions of which all is known, as is usual. The processor time is that of the process that compares, with
-the list's answer in it; "longest turn" is how long the event loop was away from everything else, processor time too.
-Sessions that are missing on the list are asked for one by one, and that is measured against a simulator.
+The API lists sessions that are all known, as is usual. The processor time is that of the comparing process, the
+answering API included; "longest turn" is the longest time for which the event loop ran nothing else, in processor time
+too. Sessions that are missing on the list are requested one by one, and that is measured against a simulator.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _SECOND = 1_000_000
 
 
 class Turns:
-    """How long others than this had the loop at a time, in processor time of its thread."""
+    """The times for which other tasks had the loop, in processor time of its thread."""
 
     def __init__(self) -> None:
         self.longest_seconds = 0.0
@@ -72,7 +72,7 @@ def _listed(count: int) -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def _comparing(count: int, directory: Path) -> AsyncIterator[Reconciler]:
-    """What compares so many sessions that are known already, on SQLite."""
+    """A reconciler of sessions that are all known already, on SQLite."""
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(FaultyApi().listening())
         api.script(answer(200, _listed(count)))

@@ -1,11 +1,11 @@
-"""What becomes of notifications when things go wrong, receiver by receiver: `python -m tests.benchmarks.scenarios`.
+"""The fate of notifications when something fails, for each receiver: `python -m tests.benchmarks.scenarios`.
 
-Each receiver runs in turn on a real broker, which is taken away, stands still, refuses one topic, or loses its answers,
-while the receiver is killed. The topics are read by a consumer that reads what is committed. The table that is printed
-has a cell in bold where the outcome is not the right one; the exit status is 1 where one of ours is.
+Each receiver runs in turn on a real broker, which is stopped, is paused, refuses one topic, or loses its answers, while
+the receiver is killed. A consumer reads the committed records of the topics. The printed table has wrong outcomes in
+bold; the exit status is 1 if one of ours is wrong.
 
-With `--url` the same is done to any receiver that runs already; what needs a command that was not given is left out.
-Its unavailable topic is made to refuse records for a moment.
+With `--url` the same is done to a receiver that runs already; a scenario that needs a command that was not given is
+left out. Its unavailable topic is made to refuse records for a moment.
 """
 
 import argparse
@@ -34,12 +34,12 @@ CONNECTIONS = 12
 REPEATED_COUNT = 6
 SENDERS = 24
 LOAD_SECONDS = 3.0
-#: So long the broker's answers are lost, and so long the sender waits for ours then.
+#: The broker's answers are lost for this long, and the sender waits this long for its own.
 LOST_SECONDS = 3.0
 
 
 class Cell(NamedTuple):
-    """An outcome in words, and whether it is as it must be."""
+    """An outcome in words, and whether it is right."""
 
     text: str
     right: bool
@@ -67,7 +67,7 @@ ROWS = (
 
 
 async def outage(trial: Trial) -> Cells:
-    """The broker is gone, and the receiver killed before it is back: what 2xx was answered for must not be lost."""
+    """The broker is gone, and the receiver is killed before it is back: what was answered 2xx must not be lost."""
     session = trial.new()
     before = await trial.readiness()
     await trial.broker.away("gone")
@@ -91,7 +91,7 @@ async def outage(trial: Trial) -> Cells:
 
 
 async def fan_out(trial: Trial) -> Cells:
-    """One of two topics can't be written, and the receiver is killed before it can: both must have it, or none."""
+    """One of two topics can't be written, and the receiver is killed meanwhile: both must have it, or none."""
     session = trial.new()
     async with trial.refused_topic():
         first, again = await trial.post(session), await trial.post(session)
@@ -105,7 +105,7 @@ async def fan_out(trial: Trial) -> Cells:
 
 
 async def copies(trial: Trial) -> Cells:
-    """The broker stands still while several notifications are posted, each of them twice; then it goes on."""
+    """The broker is paused while several notifications are posted, each of them twice; then it goes on."""
     sessions = [trial.new() for _ in range(OUTAGE_COUNT)]
     await trial.broker.away("still")
     try:
@@ -118,7 +118,7 @@ async def copies(trial: Trial) -> Cells:
 
 
 async def concurrent(trial: Trial) -> Cells:
-    """Nothing is wrong but for the sender, which posts the same on many connections at the same moment."""
+    """Nothing fails, but the sender posts the same on many connections at the same moment."""
     answers = {}
     for session in [trial.new() for _ in range(REPEATED_COUNT)]:
         answers[session] = await asyncio.gather(*(trial.post(session) for _ in range(CONNECTIONS)))
@@ -126,7 +126,7 @@ async def concurrent(trial: Trial) -> Cells:
 
 
 async def lost_answer(trial: Trial) -> Cells:
-    """The broker has a record and its answer does not come; the sender, whose own is late, posts again."""
+    """The broker has a record and its answer is lost; the sender, whose own answer is late, posts again."""
     assert isinstance(trial.broker, OwnBroker)
     session, proxy = trial.new(), trial.broker.proxy
     lost_before = proxy.faults["answer lost"]
@@ -170,12 +170,12 @@ async def load(trial: Trial) -> Cells:
     return {LOAD: Cell(text, not lost and not torn and not repeated)}
 
 
-#: What a scenario may need, in words for who has not given it.
+#: The needs of scenarios, in words for a user who has not met them.
 AWAY, KILL, PROXY = "--away and --back", "--kill and --start", "a broker that is started here"
 
 
 class Scenario(NamedTuple):
-    """What is done, and what must be had for it."""
+    """A scenario and its needs."""
 
     run: Callable[[Trial], Awaitable[Cells]]
     needs: frozenset[str]
@@ -192,7 +192,7 @@ SCENARIOS = {
 
 
 def one(found: Found, *answers: Answer) -> Cell:
-    """What became of one notification."""
+    """The fate of one notification."""
     answered = any(answer.kept for answer in answers)
     if found == (1, 1):
         return Cell("kept once", right=True)
@@ -205,7 +205,7 @@ def one(found: Found, *answers: Answer) -> Cell:
 
 
 def many(found: Mapping[str, Found], answers: Mapping[str, Sequence[Answer]]) -> Cell:
-    """What became of several."""
+    """The fate of several notifications."""
     answered = [session for session, some in answers.items() if any(answer.kept for answer in some)]
     kept = sum(found[session].everywhere for session in answers)
     lost = sum(not found[session].everywhere for session in answered)
@@ -227,7 +227,7 @@ async def _found(trial: Trial, answers: Mapping[str, Sequence[Answer]]) -> Mappi
 
 
 async def play(trial: Trial, names: Sequence[str], having: frozenset[str] = frozenset({AWAY, KILL, PROXY})) -> Cells:
-    """The outcomes of these scenarios, one after the other, those left out that need what is not to be had."""
+    """The outcomes of these scenarios, one after the other, without those whose needs are not met."""
     cells: dict[str, Cell] = {}
     for name in names:
         scenario = SCENARIOS[name]
@@ -300,7 +300,7 @@ def render(table: Mapping[str, Cells]) -> str:
 
 
 def versions() -> str:
-    """What was compared."""
+    """The versions of what was compared."""
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("aiokafka", "fastapi", "uvicorn"))
     python = f"Python {platform.python_version()}, {packages}"
     return f"Kafka {KAFKA_VERSION}, Bento {receivers.bento_version()}, {python}, {os.cpu_count()} cores"

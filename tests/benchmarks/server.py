@@ -1,8 +1,8 @@
 """The servers that the benchmarks compare: `python -m tests.benchmarks.server KIND DIRECTORY`.
 
     empty   Starlette's empty 204 on uvicorn with uvloop and httptools, and no log
-    edge    the whole edge, with nobody reading the inbox
-    all     what `serve` runs
+    edge    the whole edge, without a reader of the inbox
+    all     all that `serve` runs
 
 Prints the URLs of the notification path and of the operations port.
 """

@@ -1,8 +1,8 @@
-"""The start of a command: processor time until it has done next to nothing, beside another checkout of the program.
+"""The start of a command: its processor time while it does next to nothing, compared with another checkout.
 
     python -m tests.benchmarks.start [DIRECTORY]
 
-DIRECTORY is the other checkout, with a .venv of its own. Both run in turn, and the least of each counts.
+DIRECTORY is the other checkout, with a .venv of its own. Both run in turns, and the least time of each counts.
 """
 
 import os

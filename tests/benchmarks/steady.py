@@ -1,6 +1,6 @@
-"""How long answers and topics take at a steady rate, whatever the receiver does: requests are posted when it is time.
+"""The times of answers and topics at a steady rate: requests are posted when they are due, whatever the receiver does.
 
-The time of an answer counts from when its request was due, so a receiver that stops for a while is seen to.
+The time of an answer counts from when its request was due, so pauses of the receiver count too.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _POLL_MILLIS = 100
 
 
 class Latencies(NamedTuple):
-    """Of all that was posted after a warm-up: milliseconds until the answer, and until the record could be read."""
+    """For all posts after a warm-up: milliseconds until the answer, and until the record could be read."""
 
     answers_millis: Sequence[float]
     records_millis: Sequence[float]
@@ -34,7 +34,7 @@ class Latencies(NamedTuple):
 
 
 class _Load:
-    """Connections that are idle, and when each notification was due, answered and read."""
+    """The idle connections, and when each notification was due, answered and read."""
 
     def __init__(self, url: str, token: str) -> None:
         parts = urlsplit(url)
@@ -43,14 +43,14 @@ class _Load:
             f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n"
             "Content-Type: application/cloudevents+json\r\n"
         )
-        # In turn, so that none is idle for so long that it is closed.
+        # In turn, so that no connection is idle until it is closed.
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
         self.due: dict[str, float] = {}
         self.answered: dict[str, float] = {}
         self.read: dict[str, float] = {}
 
     async def post(self, due: float) -> None:
-        """Post a notification of a session of its own."""
+        """Post a notification of a new session."""
         event_id, session = str(uuid.uuid4()), str(uuid.uuid4())
         body = orjson.dumps(
             {
@@ -80,7 +80,7 @@ class _Load:
 
 
 async def steady(url: str, token: str, bootstrap: str, topic: str, *, rate: int, seconds: float) -> Latencies:
-    """Post so many a second for so long, and wait until all of it can be read from the topic."""
+    """Post at this rate for this long, and wait until all records can be read from the topic."""
     load = _Load(url, token)
     consumer = AIOKafkaConsumer(
         topic, bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="latest"
@@ -97,7 +97,7 @@ async def steady(url: str, token: str, bootstrap: str, topic: str, *, rate: int,
             posting.append(asyncio.create_task(load.post(due)))
         await asyncio.wait_for(asyncio.gather(*posting), _WAIT_SECONDS_MAX)
         async with asyncio.timeout(_WAIT_SECONDS_MAX):
-            while len(load.read) < len(load.due):  # noqa: ASYNC110  # to tell of it would cost what is measured
+            while len(load.read) < len(load.due):  # noqa: ASYNC110  # an event to wait for would cost what is measured
                 await asyncio.sleep(0.05)
     finally:
         reading.cancel()
@@ -121,7 +121,7 @@ async def _read(consumer: AIOKafkaConsumer, load: _Load) -> None:
 
 
 def _id_of(headers: Sequence[tuple[str, bytes]], value: bytes) -> str:
-    """The event's id: a header of ours, a member of the others' values."""
+    """The event's id: a header of our records, a member of the others' values."""
     for name, text in headers:
         if name == "ce_id":
             return text.decode()

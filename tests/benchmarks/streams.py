@@ -1,7 +1,7 @@
-"""A router of ours beside Kafka Streams on one inbox: `python -m tests.benchmarks.streams`.
+"""A router of ours compared with Kafka Streams on one inbox: `python -m tests.benchmarks.streams`.
 
-    throughput  notifications/s from an inbox that is full already, by what can be read from the status topic
-    latency     at 1,000/s appended to the inbox, how long until the record can be read
+    throughput  notifications/s from a full inbox, by the records that can be read from the status topic
+    latency     at 1,000/s appended to the inbox, the time until the record can be read
 
 Both read the same records, pass over repetitions, and write status, ends and states exactly once (`exactly_once_v2`,
 see `peers/Deduplicate.java`). Each is one process, the receivers take turns, and each figure is the median of several
@@ -56,7 +56,7 @@ def _plan(prefix: str, partitions: int) -> TopicPlan:
 
 
 async def _ends(consumer: AIOKafkaConsumer, topic: str, partitions: int) -> int:
-    """How far a topic can be read, over all partitions; markers of transactions count too, one each."""
+    """The end of a topic, over all partitions; each marker of a transaction counts as one."""
     return sum((await consumer.end_offsets([TopicPartition(topic, each) for each in range(partitions)])).values())
 
 
@@ -78,7 +78,7 @@ async def _throughput(bootstrap: str, topic: str, partitions: int, case: Case) -
 
 
 async def _latency(bootstrap: str, prefix: str, partitions: int, seconds: float) -> Sequence[float]:
-    """Milliseconds from the append of each notification to when its record can be read."""
+    """The milliseconds from the append of each notification until its record can be read."""
     connection = KafkaConnection([bootstrap], Security().options())
     producer = connection.producer(enable_idempotence=True, linger_ms=0)
     consumer = AIOKafkaConsumer(

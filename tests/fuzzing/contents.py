@@ -1,4 +1,4 @@
-"""What a request carries: one notification or many, compressed or not, under whatever content type."""
+"""The bodies of requests: one notification or many, compressed or not, under any content type."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from tests.fuzzing.texts import compact, written
 BODY_BYTES_MAX = 65_536
 BATCH_MAX = 1_000
 
-#: A body that tells nothing is 400 under these, and 415 under the others.
+#: Under these content types a body without a notification is 400, under others 415.
 JSON_TYPES = (
     *("application/json", "application/cloudevents+json", "application/json; charset=utf-8", "text/json", ""),
     *("APPLICATION/JSON", "Application/CloudEvents+JSON ; x=y", "application/vnd.operator+json", "application/json:"),
@@ -29,7 +29,7 @@ BATCH_TYPE = "application/cloudevents-batch+json"
 
 
 class Content(NamedTuple):
-    """The body, its headers, the status that is right where it is taken, what is then kept, and its tags."""
+    """A body, its headers, the right status if it is accepted, the notifications to be kept, and its tags."""
 
     body: bytes
     headers: Mapping[str, str]
@@ -42,7 +42,7 @@ Told = Change | Unknown | None
 
 
 class _Wrapped(NamedTuple):
-    """A coded body, its Content-Encoding, and the status of one that can't be decoded (0: it can)."""
+    """A coded body, its Content-Encoding, and the status if it can't be decoded (0: it can)."""
 
     body: bytes
     coding: str
@@ -65,7 +65,7 @@ def _cut(body: bytes, chance: random.Random) -> bytes:
 
 
 def _flipped_in_the_middle(body: bytes, chance: random.Random) -> bytes:
-    """What gzip's checksum finds, whatever became of it."""
+    """Compressed data with a changed byte in its middle, which gzip's checksum detects."""
     coded = bytearray(gzip.compress(body))
     coded[-chance.randrange(5, 9)] ^= 1 << chance.randrange(8)
     return bytes(coded)
@@ -92,9 +92,9 @@ CODINGS: dict[str, Wrap] = {
     "gzip, undone on the way": lambda b, _: _Wrapped(b, "gzip"),
     "deflate, undone on the way": lambda b, _: _Wrapped(b, "deflate"),
 }
-#: For what is JSON.
+#: Content types for JSON.
 CHARSETS: dict[str, Wrap] = {"a charset for a coding": lambda b, c: _Wrapped(b, c.choice(("UTF-8", "utf-8", "8bit")))}
-#: No decoder knows these, so they are kept as they came.
+#: Codings without a decoder: these bodies are kept as they came.
 UNREADABLE: dict[str, Wrap] = {
     "brotli": lambda _, c: _Wrapped(b"\x0b\x02\x80" + c.randbytes(30), "br", 415),
     "zstandard": lambda _, c: _Wrapped(b"\x28\xb5\x2f\xfd" + c.randbytes(30), "zstd", 415),
@@ -112,7 +112,7 @@ UNREADABLE: dict[str, Wrap] = {
 
 
 def content(chance: random.Random, now: datetime) -> Content:
-    """Anything that may be posted to be read as a notification."""
+    """Any body that a sender may post as notifications."""
     if chance.random() < 0.08:
         return batch(chance, now)
     shape = shaped(change(chance, now), chance)
@@ -130,14 +130,14 @@ def of_change(told: Change, chance: random.Random) -> Content:
 
 
 def of_changes(changes: Sequence[Change], chance: random.Random) -> Content:
-    """The same of several, in one batch."""
+    """A batch of notifications, each of which tells all of a change."""
     bodies = [compact(shaped(each, chance, plain=True, within=True).tree) for each in changes]
     parts = [Part(body, each, {}) for body, each in zip(bodies, changes, strict=True)]
     return _of_parts(parts, ("batch: of one session",), chance)
 
 
 def batch(chance: random.Random, now: datetime) -> Content:
-    """An array of notifications, some of which may be none."""
+    """An array of notifications, in which some elements may be none."""
     if chance.random() < 0.06:
         return _no_batch(chance, now)
     parts, tags = [], ["batch"]
@@ -165,7 +165,7 @@ def _of_parts(parts: Sequence[Part], tags: Sequence[str], chance: random.Random)
         wrapped = CODINGS[chance.choice(("gzip", "deflate", "gzip, not told", "gzip, undone on the way"))](body, chance)
         body, coding = wrapped.body, {"content-encoding": wrapped.coding}
     kept = {"content-type": kind.replace("cloudevents-batch", "cloudevents")}
-    firsts = {part.body: part for part in reversed(parts)}  # equal ones are one: what comes of it tells the first
+    firsts = {part.body: part for part in reversed(parts)}  # equal elements count once: the first one gives the records
     told = [part._replace(headers=kept) for part in parts if firsts[part.body] is part]
     return Content(body, {"content-type": kind, **coding}, 204, told, tuple(tags))
 
@@ -193,7 +193,7 @@ def _content_type(chance: random.Random) -> str:
     return chance.choice(JSON_TYPES if chance.random() < 0.7 else OTHER_TYPES)
 
 
-def _coded(  # what goes into a content
+def _coded(  # the parts of a content
     told: Told,
     headers: Mapping[str, str],
     body: bytes,
@@ -230,7 +230,7 @@ def _content(body: bytes, headers: Mapping[str, str], told: Told, tags: Sequence
 
 
 def _unreadable(body: bytes, headers: Mapping[str, str], status: int, tags: Sequence[str]) -> Content:
-    """A body that is a dead letter as a whole; one that was too long before it was inflated is nothing."""
+    """A body that is a dead letter as a whole. One that was too long before it was inflated leaves nothing."""
     if len(body) > BODY_BYTES_MAX:
         return Content(body, headers, 413, [], (*tags, "too long"))
     is_other = headers.get("content-type", "") in OTHER_TYPES
@@ -243,7 +243,7 @@ def _kept(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def padded(told: Change, length: int, chance: random.Random) -> Content:
-    """A notification of just so many bytes."""
+    """A notification of exactly `size` bytes."""
     tree = shaped(told, chance, plain=True, within=True).tree
     body = compact(tree) if isinstance(tree, dict) else compact(json.loads(str(tree)))
     body = body[:-1] + b',"x-more":"' + b"x" * (length - len(body) - 12) + b'"}'
@@ -253,7 +253,7 @@ def padded(told: Change, length: int, chance: random.Random) -> Content:
 
 
 def mutated(chance: random.Random, now: datetime) -> tuple[bytes, str]:
-    """A notification with some bytes of it changed, doubled or taken away: nobody knows what it tells."""
+    """A notification with some bytes changed, doubled or removed: its meaning is unknown."""
     body = bytearray(compact(shaped(change(chance, now), chance, plain=True, within=True).tree))
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         begin = chance.randrange(len(body))

@@ -1,4 +1,4 @@
-"""What must come of a request: the answers that are right, and for each of them the records on the topics."""
+"""The expected results of a request: the right answers, and for each of them the records on the topics."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -6,7 +6,7 @@ from enum import Enum
 from hashlib import blake2b
 from typing import NamedTuple
 
-#: The type of an event whose sender told none: today's release's.
+#: The type of an event whose sender told none: that of the latest release.
 TYPE = "org.camaraproject.quality-on-demand.v1.qos-status-changed"
 EXPECTED_ENDS = frozenset({"DURATION_EXPIRED", "DELETE_REQUESTED"})
 CLOSED = 0
@@ -16,19 +16,20 @@ Line = tuple[str, ...]
 """A record in words that can be compared: its topic, and what matters of it."""
 
 NONE = "-"
-#: In place of a time: that of the receipt. In place of an id: the notification's place in the inbox.
+#: In place of a time: the time of receipt. In place of an id: the notification's place in the inbox.
 RECEIVED = "received"
 PLACE = "place"
-#: In place of a record: any one, of the sender and with the body that follow.
+#: In place of a record: any record, with the sender and the body that follow.
 ANY = "any"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Change(NamedTuple):
-    """A change of a session's status as it must be understood. Times are microseconds since 1970, None as received.
+    """The right reading of a change of a session's status. Times are microseconds since 1970, None for the receipt.
 
-    What follows `type` is what it must come to: `state` is the session's afterwards, None where that is the change's.
+    The fields behind `type` are the expected result. `state` is the session's state afterwards, None if it is the
+    change's.
     """
 
     session_id: str
@@ -43,24 +44,26 @@ class Change(NamedTuple):
 
 
 class State(NamedTuple):
-    """A session's state. Times as in Change."""
+    """A session's state. Times are as in Change."""
 
     status: str
     info: str | None
     time: int | None
     since: int | None = None
     seconds: float | None = None
-    granted: bool = False  # by the change, which came late
+    granted: bool = False  # by this change, which came late
 
 
 class Unknown(NamedTuple):
-    """What is well-formed and of a type or a status that nobody knows; `session_id` is None where it names none."""
+    """A well-formed notification of an unknown type or status. `session_id` is None if it names none."""
 
     session_id: str | None
 
 
 class Part(NamedTuple):
-    """What is kept by itself: its bytes, what it tells (None: nothing), and the headers of its dead letter."""
+    """A part that is kept separately: its bytes, its meaning (None: no notification), and the headers of its dead
+    letter.
+    """
 
     body: bytes
     told: Change | Unknown | None
@@ -68,7 +71,7 @@ class Part(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """What the edge knows of a request beside its body."""
+    """The edge's knowledge of a request beside its body."""
 
     sender: str
     traceparent: str
@@ -86,10 +89,10 @@ class End(Enum):
 
 
 class Request(NamedTuple):
-    """A request, and what is right: by status the lines that must be on the topics.
+    """A request and its right results: for each right status, the lines that must be on the topics.
 
-    `correlator` is what the answer must have, empty where one is made. `ends` is whether the connection ends with it,
-    and what is answered before it is closed is one of `after`. `pause` is how much is sent before 100 Continue came.
+    `correlator` is what the answer must have, empty if one is made. `ends`: the connection ends with this request; an
+    answer before its close must be one of `after`. `pause` is how many bytes are sent before 100 Continue came.
     """
 
     raw: bytes
@@ -103,12 +106,12 @@ class Request(NamedTuple):
 
 
 def micros_of(time: datetime) -> int:
-    """Microseconds since 1970 began."""
+    """Microseconds since 1970."""
     return (time - _EPOCH) // timedelta(microseconds=1)
 
 
 def text_of(micros: int | None) -> str:
-    """A time as records have it: UTC, without idle zeros."""
+    """A time as records spell it: UTC, without trailing zeros."""
     if micros is None:
         return RECEIVED
     text = (_EPOCH + timedelta(microseconds=micros)).replace(tzinfo=None).isoformat()
@@ -116,12 +119,12 @@ def text_of(micros: int | None) -> str:
 
 
 def digest(body: bytes) -> str:
-    """What stands for a body in a line."""
+    """The digest that stands for a body in a line."""
     return f"{len(body)} bytes, {blake2b(body, digest_size=12).hexdigest()}"
 
 
 def lines_of(part: Part, sent: Sent) -> list[Line]:
-    """The records that come of what was kept."""
+    """The records of kept parts."""
     told = part.told
     if sent.origin:
         return [_letter(part, sent, "unrecognized", sent.sender)]
@@ -144,7 +147,7 @@ def lines_of(part: Part, sent: Sent) -> list[Line]:
 
 
 def any_of(body: bytes, sender: str) -> Line:
-    """One record of whatever kind: a change of status or a dead letter with this body."""
+    """One record of any kind: a change of status or a dead letter with this body."""
     return (ANY, sender, digest(body))
 
 

@@ -1,4 +1,4 @@
-"""Changes of a session's status as senders spell them: every release's shape, and what is odd about their members."""
+"""Changes of a session's status as senders spell them: every release's shape, and oddities of their members."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from tests.fuzzing.expected import TYPE, Change, Unknown, micros_of
 
 Tree = dict[str, Any]
 
-#: Half a year from its receipt a time is none; these are on either side of that, with a day for a run.
+#: A time that is half a year or more from its receipt counts as none. These are on either side, with a day for a run.
 _NEAR_DAYS, _FAR_DAYS = 182, 184
 _SECOND = timedelta(seconds=1)
 
@@ -44,9 +44,9 @@ _LETTERS = "abcXYZ019-_.:/~ éñßжش漢字✓😀%+&=\"'\\<>{}"
 
 
 class Spelled:
-    """A notification on its way: what it must tell, the members of its envelope, those of its detail, and its tags.
+    """A notification in the making: its meaning, the members of its envelope, those of its detail, and its tags.
 
-    `is_plain`: nothing about its members needs its type, so that it may go by any, or none.
+    `is_plain`: no member needs the type to be read, so the notification may have any type, or none.
     """
 
     def __init__(self, change: Change) -> None:
@@ -61,9 +61,9 @@ class Spelled:
         self.is_plain = True
 
     def read(self, **members: object) -> None:
-        """These of its members are understood so."""
+        """Set how these members must be read."""
         if isinstance(self.told, Change):
-            self.told = self.told._replace(**members)  # type: ignore[arg-type]  # by name
+            self.told = self.told._replace(**members)  # type: ignore[arg-type]  # the names of members
 
 
 def _plain(micros: int) -> str:
@@ -91,7 +91,7 @@ def change(chance: random.Random, now: datetime) -> Change:
     return Change(session_id(chance), status, info, micros_of(time), f"{chance.getrandbits(64):x}", source, kind)
 
 
-# Times: how one is written, and what is read.
+# Times: how a time is written, and how it must be read.
 
 
 def _offset(time: datetime, chance: random.Random) -> datetime:
@@ -108,7 +108,7 @@ def _whole(time: datetime) -> datetime:
 
 
 class Written(NamedTuple):
-    """A time as it is written, and the one that it is."""
+    """A time as it is written, and as it must be read."""
 
     text: object
     time: datetime | None
@@ -134,7 +134,7 @@ TIMES: dict[str, Callable[[datetime, random.Random], Written]] = {
     "leap second": lambda t, _: Written(f"{_zulu(t)[:17]}60Z", _whole(t).replace(second=0) + 60 * _SECOND),
     "months off": lambda t, c: _shifted(t, c, 1, _NEAR_DAYS),
 }
-#: What is no time, with `%Y` and so on for the parts of one; and what is no text.
+#: Texts that are no time, with `%Y` and so on for the parts of one; and values that are no text.
 _NO_TIMES = (
     *("yesterday", "%Y-%m-%d", "%Y-%m-%dT%H", "%Y%m%dT%H%M%SZ", "%Y/%m/%dT%H:%M:%SZ", "%Y-W%V-%uT%H:%M:%SZ"),
     *("%Y-%m-%dT%H:%M:%SZZ", "%Y-%m-%dT%H:%M:%SZ ", "%Y-%m-%dT%H:%M:%S CET", "%Y-%m-%dT%H.123Z", "1774000000"),
@@ -176,7 +176,7 @@ def _time(spelled: Spelled, chance: random.Random) -> None:
     spelled.tags.append(f"time: {name}" if table is TIMES else name)
 
 
-# Texts that an event can do without, and what is read.
+# Optional texts of an event, and how they must be read.
 
 Text = tuple[object, str | None]
 
@@ -222,7 +222,7 @@ NO_SESSIONS: tuple[object, ...] = (
 )
 NO_STATUSES: tuple[object, ...] = (..., None, "", ["AVAILABLE"], {}, False, 1.5, "A" * 3000, "A\0")
 UNKNOWN_STATUSES: tuple[object, ...] = ("SUSPENDED", "available", "Available", 1, "AVAILABLE ", "可用", "A" * 2048)
-#: A detail that is none.
+#: Values in place of a detail that are none.
 NO_DETAILS: tuple[object, ...] = (..., None, [], 7, True, "", "{", "[]", "no JSON", [{"sessionId": "s"}])
 
 
@@ -263,7 +263,7 @@ def _put(place: Tree, member: str, value: object) -> None:
 
 
 def _fail(spelled: Spelled, chance: random.Random) -> None:
-    """Make it tell no change."""
+    """Make the notification tell no change."""
     name = chance.choice(("session", "status", "unknown status", "status elsewhere"))
     told = spelled.told
     spelled.is_plain = False
@@ -277,12 +277,12 @@ def _fail(spelled: Spelled, chance: random.Random) -> None:
         spelled.detail["qosStatus"] = chance.choice(UNKNOWN_STATUSES)
         spelled.told = Unknown(told.session_id)
     else:
-        spelled.detail["status"] = spelled.detail.pop("qosStatus")  # as older texts spell it
+        spelled.detail["status"] = spelled.detail.pop("qosStatus")  # older releases' name
     spelled.tags.append(f"member: {name}" if spelled.told is told else f"missing: {name}")
 
 
 def spelled(told: Change, chance: random.Random, *, plain: bool) -> Spelled:
-    """The notification of a change, with oddities; `plain` with none, so that all that it tells is told."""
+    """The notification of a change, with oddities. `plain`: without any, so that it tells the whole change."""
     made = Spelled(told)
     if plain:
         return made
@@ -307,7 +307,7 @@ def spelled(told: Change, chance: random.Random, *, plain: bool) -> Spelled:
 
 
 class Shaped(NamedTuple):
-    """The tree of a body (or its text), the attributes that go into headers, and what it tells."""
+    """The tree of a body (or its text), the attributes that go into headers, and its meaning."""
 
     tree: object
     headers: dict[str, str]
@@ -346,7 +346,7 @@ def _odd_version(spelled: Spelled, chance: random.Random) -> Tree:
 
 
 def _hybrid(spelled: Spelled, chance: random.Random) -> Tree:
-    """What CloudEvents calls data counts, whatever else there is."""
+    """A body with members of two dialects: what CloudEvents calls data counts."""
     other = {"sessionId": session_id(chance), "qosStatus": "UNAVAILABLE"}
     event = {"eventType": "QOS_STATUS_CHANGED", "eventDetail": other}
     return {**_cloudevent(spelled, chance), **chance.choice(({"event": event}, event, other))}
@@ -399,7 +399,7 @@ def _flat_event(spelled: Spelled, chance: random.Random) -> Tree:
     return {"eventType": None, **tree, **spelled.detail}
 
 
-#: For whatever its members are.
+#: Shapes for any members.
 SHAPES: dict[str, Shape] = {
     "CloudEvents": _cloudevent,
     "0.9, wrapped": lambda s, c: {"event": _event(s, c)},
@@ -414,13 +414,13 @@ SHAPES: dict[str, Shape] = {
     "hybrid": _hybrid,
     "the body as text": lambda s, c: json.dumps(_cloudevent(s, c)),
 }
-#: Where the session is text and the status one of the API's.
+#: Shapes for a session that is text and a status of the API's.
 WHOLE_SHAPES: dict[str, Shape] = {
     "no specversion": _without_version,
     "data's members beside": _flat,
     "0.9, detail's members beside": _flat_event,
 }
-#: Where, beside that, the type is known: for these it is not told.
+#: Shapes for these if the type is known too: they leave it out.
 BARE_SHAPES: dict[str, Shape] = {
     "0.8": _bare,
     "0.8 with another name": _named_bare,
@@ -432,7 +432,7 @@ BINARY = "binary mode"
 
 
 def shaped(told: Change, chance: random.Random, *, plain: bool = False, within: bool = False) -> Shaped:
-    """A notification of a change. `plain`: all of it is told; `within`: it is part of a batch."""
+    """A notification of a change. `plain`: it tells the whole change. `within`: it is part of a batch."""
     made = spelled(told, chance, plain=plain)
     shapes = dict(SHAPES)
     if plain:
@@ -452,11 +452,11 @@ def shaped(told: Change, chance: random.Random, *, plain: bool = False, within: 
 
 
 def _without_detail(made: Spelled, tree: object, chance: random.Random) -> object:
-    """The tree with a detail that is none."""
+    """The tree with a value for its detail that is none."""
     if not isinstance(tree, dict) or "data_base64" in tree or not {"data", "eventDetail"} & tree.keys():
         return tree
     if tree.keys() >= {"data", "event"} or tree.keys() >= {"data", "eventDetail"} or "sessionId" in tree:
-        return tree  # a hybrid, which tells another change then
+        return tree  # a body of two dialects, which then tells another change
     tree = dict(tree)
     _put(tree, "data" if "data" in tree else "eventDetail", chance.choice(NO_DETAILS))
     made.told = None
@@ -465,7 +465,7 @@ def _without_detail(made: Spelled, tree: object, chance: random.Random) -> objec
 
 
 def _attributes(made: Spelled) -> dict[str, str] | None:
-    """The headers of binary mode (CloudEvents' HTTP binding, 3.1.3), None where a member is no text."""
+    """The headers of binary mode (CloudEvents' HTTP binding, 3.1.3), None if a member is no text."""
     told = {name: value for name, value in made.envelope.items() if value not in (None, "")}
     if not all(isinstance(value, str) for value in told.values()):
         return None

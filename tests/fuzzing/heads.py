@@ -1,4 +1,4 @@
-"""Requests as bytes: heads, framings, paths and methods, sound and broken, and what is right for each."""
+"""Requests as bytes: heads, framings, paths and methods, valid and broken, and the right results of each."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,11 @@ HEAD_BYTES_MAX = 16_384
 PATH = "/notifications"
 
 Right = Mapping[int, Sequence[Line]]
-#: What two readers could read in two ways: refused, or the connection closed without a word. Nothing is kept.
+#: Bytes that two readers could read in two ways must be refused, or the connection closed without an answer. Nothing is
+#: kept.
 REFUSED: Right = {400: (), CLOSED: ()}
 
-#: Paths that are ours however they are spelled.
+#: Spellings of our path.
 PATHS: Mapping[str, Sequence[str]] = {
     "path: a slash at its end": ("/notifications/", "/notifications//"),
     "path: slashes": ("//notifications", "///notifications//"),
@@ -42,7 +43,7 @@ BESIDE: Mapping[str, Sequence[str]] = {
     "beside: escaped oddly": ("/notifications%00", "/%ff", "/%zz", "/notifications%0d%0aX:%20y", "/%E2%9C%93"),
     "beside: long": (f"/{'x' * 3000}", f"/{'a/' * 1000}", f"/{'%41' * 900}"),
 }
-#: A slash that is escaped may count as one or not.
+#: An escaped slash may count as a slash or not.
 EITHER_PATH = ("/notifications%2F", "/notifications%2Fnotifications", "/notifications#fragment")
 
 OTHER_METHODS = ("PUT", "DELETE", "PATCH", "TRACE", "PROPFIND", "SEARCH")
@@ -50,7 +51,7 @@ PROBES = ("GET", "HEAD", "OPTIONS")
 
 
 class Head(NamedTuple):
-    """The first line and the headers of a request, without those of its body's length."""
+    """The first line and the headers of a request, without those of the body's length."""
 
     method: str
     target: str
@@ -58,13 +59,13 @@ class Head(NamedTuple):
     headers: Pairs
 
     def encoded(self, *more: tuple[str, str]) -> bytes:
-        """It and more headers, as bytes."""
+        """The head as bytes, with more headers."""
         lines = [f"{self.method} {self.target} HTTP/{self.version}"]
         lines += [f"{name}: {value}" for name, value in (*self.headers, *more)]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def replaced(self, name: str, *values: str) -> "Head":
-        """It with these values of a header in place of those that it has."""
+        """The head with these values of a header in place of its own."""
         others = [pair for pair in self.headers if pair[0].lower() != name.lower()]
         return self._replace(headers=[*others, *((name, value) for value in values)])
 
@@ -95,7 +96,7 @@ def _chunks(body: bytes, chance: random.Random) -> list[bytes]:
 
 
 def chunked(body: bytes, chance: random.Random) -> bytes:
-    """A body in chunks, with what may stand beside them."""
+    """A body in chunks, with the extras that chunks may have."""
     extension = chance.choice((b"", b"", b";a=b", b";a", b';a="b"'))
     trailer = chance.choice((b"", b"", b"X-Trailer: a\r\n", b"Authorization: Bearer x\r\nContent-Encoding: br\r\n"))
     size = chance.choice((b"%x", b"%X", b"0%x"))
@@ -104,7 +105,7 @@ def chunked(body: bytes, chance: random.Random) -> bytes:
 
 
 def framed(asked: Head, body: bytes, chance: random.Random) -> tuple[bytes, str]:
-    """The whole request, and how its body's length is told."""
+    """The whole request, with its framing."""
     if chance.random() < 0.75:
         return asked.encoded(("Content-Length", str(len(body)))) + body, "framing: length"
     name = chance.choice(("Transfer-Encoding", "transfer-encoding"))
@@ -114,11 +115,11 @@ def framed(asked: Head, body: bytes, chance: random.Random) -> tuple[bytes, str]
 
 
 def right_of(content: Content, sent: Sent) -> Right:
-    """What is right where the request is taken."""
+    """The right results of an accepted request."""
     return {content.status: [line for part in content.parts for line in lines_of(part, sent)]}
 
 
-# What is sound though it is odd. Each takes a head to another one.
+# Valid but odd heads. Each function changes a head.
 
 Change = Callable[[Head, random.Random], Head]
 
@@ -165,7 +166,7 @@ ODD_HEADS: Mapping[str, Change] = {
     "header: blanks around": lambda h, _: h._replace(headers=[(n, f"  {v} \t") if v else (n, v) for n, v in h.headers]),
 }
 
-# What is no sound request. Each takes a head and a body to the bytes; none of it is kept.
+# Broken requests. Each function makes the bytes of a head and a body; none of it is kept.
 
 Broken = Callable[[Head, bytes, random.Random], bytes]
 
@@ -269,7 +270,7 @@ BROKEN: Mapping[str, Broken] = {
     ),
     "broken: the body alone": lambda _h, b, _c: b + b"\r\n\r\n",
 }
-#: Refused too, with a status of its own, and then the connection is closed.
+#: These are refused with a status of their own, and then the connection is closed.
 TOO_LONG: Mapping[str, tuple[int, Broken]] = {
     "head too long: a header": (431, _line(b"X-Long: " + b"x" * HEAD_BYTES_MAX)),
     "head too long: many": (431, _line(b"\r\n".join([b"X-Many: 1234567890"] * 900))),
@@ -283,17 +284,17 @@ TOO_LONG: Mapping[str, tuple[int, Broken]] = {
 
 
 def broken(asked: Head, content: Content, beside: Part, sent: Sent, chance: random.Random) -> Request:
-    """A request that nobody may take for one, whatever it is about."""
+    """A broken request, which nothing may accept."""
     if chance.random() < 0.12:
         name = chance.choice(list(TOO_LONG))
         status, made = TOO_LONG[name]
         return Request(made(asked, content.body, chance), {status: (), CLOSED: ()}, (name,), ends=End.SENDING)
     name = chance.choice(list(BROKEN))
     right: dict[int, Sequence[Line]] = dict(REFUSED)
-    if "version" in name:  # which HTTP/0.9 tells, and some readers take for one of HTTP/1
+    if "version" in name:  # HTTP/0.9 has none, and some readers take it for HTTP/1
         taken = right_of(content, sent)
         right |= {400: [("perhaps dead-letter",)]} if 400 in taken else taken
-    if name == "broken: an odd target":  # some readers take one of these for a path, where nothing is
+    if name == "broken: an odd target":  # some readers take one of these for a path that is not served
         right[404] = lines_of(beside, sent._replace(origin="beside"))
     if "length" in name:
         right[413] = ()
@@ -302,7 +303,7 @@ def broken(asked: Head, content: Content, beside: Part, sent: Sent, chance: rand
 
 
 def too_large(asked: Head, chance: random.Random) -> Request:
-    """A body that is too large, told or sent."""
+    """A body that is too large, by its announced length or by its bytes."""
     name, raw = chance.choice(
         (
             ("told", asked.encoded(("Content-Length", str(BODY_BYTES_MAX + chance.choice((1, 10**6, 10**15, 2**63)))))),

@@ -1,4 +1,4 @@
-"""What is wrong: each answer beside those that are right, and each record beside those that must come of them."""
+"""The judgement: each answer is compared with the right ones, and each record with the expected ones."""
 
 import json
 from base64 import b64decode
@@ -11,11 +11,11 @@ from tests.fuzzing.expected import ANY, CLOSED, NONE, PLACE, RECEIVED, Line, Req
 from tests.fuzzing.talking import Answer
 
 TOPICS = ("status", "unavailable", "sessions", "dead-letter")
-#: Before a topic: whatever is there is right, and so is nothing.
+#: Before a topic in a line: any record of that topic is right, and so is none.
 _PERHAPS = "perhaps "
 Record = Mapping[str, Any]
 
-#: CAMARA's error body: its codes, and the headers that an answer with it has.
+#: The codes of CAMARA's error body, and the headers of an answer with it.
 _CODES: Mapping[int, tuple[str, Sequence[str]]] = {
     400: ("INVALID_ARGUMENT", ()),
     401: ("UNAUTHENTICATED", ("www-authenticate",)),
@@ -34,14 +34,14 @@ _VALUES = {
 
 
 class Place(NamedTuple):
-    """A request of a run: its conversation, and its place in it."""
+    """A request of a run: its conversation, and its number in it."""
 
     conversation: int
     at: int
 
 
 class Finding(NamedTuple):
-    """Something wrong, and the request that it is about, where there is one."""
+    """A fault, and the request that it is about, if there is one."""
 
     place: Place | None
     what: str
@@ -50,11 +50,11 @@ class Finding(NamedTuple):
 class _Asked(NamedTuple):
     place: Place
     tags: Sequence[str]
-    left: list[Line]  # what must be on the topics and was not seen yet
+    left: list[Line]  # expected lines that were not seen yet
 
 
 class Judge:
-    """Hears of each request and its answers, and afterwards of each record; then tells what is wrong."""
+    """Takes each request with its answers, and afterwards each record; then tells the faults."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         self.found: list[Finding] = []
@@ -66,11 +66,11 @@ class Judge:
         self._asked: dict[str, _Asked] = {}
         self._received: dict[str, str] = {}
         self._places: dict[str, set[str]] = {topic: set() for topic in TOPICS}
-        self._states: dict[str, tuple[_Asked, Line]] = {}  # the last that each session must have
+        self._states: dict[str, tuple[_Asked, Line]] = {}  # the last state that each session must have
         self._newest: dict[str, Line] = {}
 
     def hear(self, place: Place, request: Request, answers: Sequence[Answer]) -> None:
-        """A request was answered so."""
+        """Take the answers to a request."""
         first, *more = answers
         for tag in request.tags:
             self.asked[tag] += 1
@@ -93,7 +93,7 @@ class Judge:
             self._find(asked, f"{first.status} without a correlator")
 
     def see(self, topic: str, record: Record) -> None:
-        """There is this record on a topic. Of all topics the status is the first to be seen."""
+        """Take a record of a topic. The status topic must be the first."""
         self.records[topic] += 1
         headers = record["headers"]
         place = headers.get("inbox", "")
@@ -119,9 +119,9 @@ class Judge:
             self._find(asked, f"on {topic} is {line}, wanted {wanted or 'nothing (more)'}"[:1500])
 
     def end(self) -> None:
-        """All records were seen: what is missing is lost."""
+        """Take the end of all records: expected ones that were not seen are lost."""
         for asked in self._asked.values():
-            # Of several states of a session that are written at once, its topic has the last.
+            # If several states of a session are written at once, its topic has only the last.
             lost = [line for line in asked.left if line[0] != "sessions" and not line[0].startswith(_PERHAPS)]
             if lost:
                 self._find(asked, f"lost: {lost}"[:1500])
@@ -136,7 +136,7 @@ class Judge:
 
 
 def _is_any(left: list[Line], line: Line) -> bool:
-    """Whether whatever comes is right, which then counts as come; then a change may have its other records too."""
+    """Whether any record is right, which then counts as seen. A change may then have its other records too."""
     topic = line[0]
     for at, each in enumerate(left):
         if each[0] == f"{_PERHAPS}{topic}":
@@ -154,7 +154,7 @@ def _is_any(left: list[Line], line: Line) -> bool:
 
 
 def _fault(request: Request, answer: Answer) -> str:
-    """What is wrong with an answer; empty where nothing is."""
+    """The fault of an answer; empty if there is none."""
     status, headers, content = answer
     if status not in request.right:
         return f"answered {status}, wanted {sorted(request.right)}: {content!r:.200}"
@@ -190,7 +190,7 @@ def _fault_behind(request: Request, answer: Answer) -> str:
 
 
 def line_of(topic: str, record: Record, received: str) -> tuple[Line, list[str]]:
-    """A record in words, and what is wrong with it whatever it tells. `received` is when it came in, where known."""
+    """A record in words, and its faults that don't depend on its content. `received` is its receipt in µs, if known."""
     faults = []
     headers, value, key = record["headers"], record["value"], record["key"]
     if headers.get("content-type") != "application/json":

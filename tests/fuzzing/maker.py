@@ -1,4 +1,4 @@
-"""Conversations: what is said on one connection, made of a seed and a number alone, with what is right for each."""
+"""Conversations: all requests on one connection, made from a seed and a number, with the right results of each."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -35,16 +35,16 @@ from tests.fuzzing.heads import (
 from tests.fuzzing.stories import Story, story
 from tests.fuzzing.tokens import Pairs, Shown, Tokens
 
-#: Beyond so many that wait for an answer nothing is read for a while.
+#: When more requests than this wait for an answer, the server may stop reading for a while.
 _PIPELINE_MAX = 60
-#: So much is read at once.
+#: The server reads this many bytes at once.
 _AT_ONCE_BYTES_MAX = 16_384
 
 
 class Conversation(NamedTuple):
-    """Requests on one connection, each sent before the answer to the last came where they are pipelined.
+    """Requests on one connection. Where they are pipelined, each is sent before the answer to the last came.
 
-    `pieces` are where what is sent is cut, as so many bytes at a time; empty where it is not.
+    `pieces` are the sizes of the pieces in which the bytes are sent, empty if they are sent whole.
     """
 
     number: int
@@ -54,7 +54,7 @@ class Conversation(NamedTuple):
 
 
 class _Traced(NamedTuple):
-    """What a request is traced by: its headers, the correlator that is echoed, and the traceparent that is kept."""
+    """The trace of a request: its headers, the correlator that is echoed, and the traceparent that is kept."""
 
     headers: Pairs
     correlator: str
@@ -62,7 +62,7 @@ class _Traced(NamedTuple):
 
 
 class Maker:
-    """Makes conversation `number` of a run: always the same for one seed, tokens and time."""
+    """Makes conversation `number` of a run. The same seed, tokens and time make the same conversation."""
 
     def __init__(self, tokens: Tokens, seed: int, now: datetime) -> None:
         self._tokens = tokens
@@ -72,7 +72,7 @@ class Maker:
         self._name = ""
 
     def conversation(self, number: int) -> Conversation:
-        """The conversation of that number."""
+        """The conversation of a number."""
         chance = self._chance = random.Random(f"{self._seed} {number}")
         self._name = f"f{self._seed}-{number}"
         requests: list[Request] = []
@@ -86,7 +86,7 @@ class Maker:
         pipelined = chance.random() < 0.4 and not any(request.pause for request in requests)
         pieces = [] if chance.random() < 0.6 else [chance.choice((1, 3, 20, 200, 1500)) for _ in range(40)]
         if pipelined and requests[-1].ends is not End.NOT:
-            # Who is still sending when the other side closes may lose what it was answered before (RFC 9112, 9.6).
+            # A client that is still sending when the server closes may lose an earlier answer (RFC 9112, 9.6).
             pieces = []
             pipelined = sum(len(request.raw) for request in requests) <= _AT_ONCE_BYTES_MAX
         return Conversation(number, requests, pipelined, pieces)
@@ -112,7 +112,7 @@ class Maker:
         return self._sound(content(self._chance, self._now), traced)
 
     def _sound(self, told: Content, traced: _Traced, shown: Shown | None = None) -> Request:
-        """A request that must be taken, however it is dressed."""
+        """A request that must be accepted, with any oddities."""
         chance = self._chance
         shown = shown or self._tokens.shown(chance)
         asked = head(shown, told, traced.headers, chance)
@@ -145,7 +145,7 @@ class Maker:
             asked = asked._replace(headers=[*asked.headers, ("Expect", "100-continue")])
             raw, tag = framed(asked, body, chance)
             pause, tag = raw.index(b"\r\n\r\n") + 4, f"{tag}, after 100 Continue"
-            end = End.LEAVING  # who is refused in place of 100 Continue does not send the body
+            end = End.LEAVING  # a client that is refused in place of 100 Continue does not send the body
         elif chance.random() < 0.03:
             end, tag = End.SENDING, f"{tag}, then no more"
         elif chance.random() < 0.03:
@@ -154,7 +154,7 @@ class Maker:
         return Request(raw, right, (*tags, tag), correlator=traced.correlator, ends=end, pause=pause)
 
     def _old(self, asked: Head, body: bytes, right: Right, tags: Sequence[str], traced: _Traced) -> Request:
-        """The same in HTTP/1.0, which need not name a host."""
+        """The same in HTTP/1.0, which needs no host."""
         asked = asked._replace(version="1.0")
         if self._chance.random() < 0.5 and asked.target.startswith("/"):
             asked = asked.replaced("Host")
@@ -194,7 +194,7 @@ class Maker:
         return lines_of(Part(told.body, None, kept), Sent(shown.sender, traced.traceparent, "beside"))
 
     def _wrong(self, traced: _Traced) -> Request:
-        """A token that nobody has."""
+        """A request with a token that no sender has."""
         chance = self._chance
         shown = self._tokens.wrong(chance)
         told = content(chance, self._now)
@@ -227,7 +227,7 @@ class Maker:
         return broken(asked, told, beside, Sent(shown.sender, traced.traceparent), chance)
 
     def _cut(self, traced: _Traced) -> Request:
-        """A request that doesn't come to its end: nobody was told that it was kept, and it is not."""
+        """A request that breaks off: it gets no 204, and is not kept."""
         chance = self._chance
         shown = self._tokens.shown(chance)
         told = of_change(change(chance, self._now), chance)
@@ -237,7 +237,7 @@ class Maker:
         return Request(raw, {CLOSED: (), 400: (), 408: ()}, ("cut off",), ends=chance.choice((End.SENDING, End.GONE)))
 
     def _length(self, traced: _Traced) -> Request:
-        """A length that is just right, or more or less than what comes."""
+        """A body of exactly, more, or less than its announced length."""
         chance = self._chance
         told = change(chance, self._now)
         kind = chance.choice(("longest", "too long", "told too long", "told too short", "chunks' too long"))
@@ -258,7 +258,7 @@ class Maker:
         return Request(raw, right, (f"length: {kind}",), correlator=traced.correlator, ends=End.SENDING, after=after)
 
     def _special(self, traced: _Traced) -> Request:
-        """What more than one answer is right for, and headers that stand twice with two values."""
+        """A request with several right answers, or with a header twice with two values."""
         chance = self._chance
         shown = self._tokens.shown(chance)
         made = of_change(change(chance, self._now), chance)
@@ -323,7 +323,7 @@ class Maker:
     def _bearer(sender: str, token: str) -> Shown:
         return Shown([("Authorization", f"Bearer {token}")], sender, frozenset(), "token: Bearer")
 
-    # What traces it.
+    # The trace of a request.
 
     def _trace(self, index: int) -> _Traced:
         chance = self._chance
@@ -353,7 +353,9 @@ class Maker:
 
 
 def _perhaps_unheard(right: Right) -> Right:
-    """Who is refused before the body was read, and closed, may lose the answer while still sending (RFC 9112, 9.6)."""
+    """Add the end without an answer: a client that is refused while it sends its body may lose the answer (RFC 9112,
+    9.6).
+    """
     return right if any(right.values()) else {**right, CLOSED: ()}
 
 

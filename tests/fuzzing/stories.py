@@ -1,8 +1,8 @@
-"""Lives of sessions: events that come one after the other, and what each of them must come to.
+"""The lives of sessions: consecutive events, with the expected result of each.
 
 `A1#x@bell accepted A1 since 1`: AVAILABLE at second 1 with the id x, of the sender bell, must be accepted, and then the
 session is AVAILABLE since second 1. `U2:N` is UNAVAILABLE at second 2 for NETWORK_TERMINATED. Without `#` an event has
-an id of its own, without `@` it is the first sender's. What `granted` tells is told by a late event, too.
+an id of its own, without `@` it is the first sender's. Behind `granted` is what a late event grants too.
 """
 
 import random
@@ -72,21 +72,21 @@ _INFOS = {None: None, "N": "NETWORK_TERMINATED", "E": "DURATION_EXPIRED", "D": "
 
 
 class Step(NamedTuple):
-    """An event of a story, and whether it is another sender's."""
+    """An event of a story, and whether another sender posts it."""
 
     change: Change
     is_anothers: bool
 
 
 class Story(NamedTuple):
-    """What is posted one after the other."""
+    """Events that are posted one after the other."""
 
     name: str
     steps: Sequence[Step]
 
 
 def story(chance: random.Random, now: datetime) -> Story:
-    """A story of a session of its own."""
+    """A story of a new session."""
     name = chance.choice(list(STORIES))
     begin = micros_of(now - timedelta(seconds=chance.randrange(100, 3000)))
     about = session_id(chance), chance.choice(KNOWN_TYPES), f"/operators/{chance.choice('abc')}"

@@ -1,4 +1,4 @@
-"""The other side of a conversation: bytes out, answers in."""
+"""The client's side of a conversation: it sends the bytes and reads the answers."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tests.limits import SECONDS_MAX
 
 
 class Answer(NamedTuple):
-    """One answer, as it came over the wire; without headers, and CLOSED, where there was none."""
+    """One answer as it was received; CLOSED and without headers, if there was none."""
 
     status: int
     headers: dict[str, str]
@@ -22,14 +22,14 @@ NO_ANSWER = Answer(CLOSED, {}, b"")
 
 
 class Talker:
-    """One connection at a time, which is made when it is needed."""
+    """One connection at a time, made when it is needed."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def talk(self, conversation: Conversation) -> list[list[Answer]]:
-        """What is answered to each of its requests: one answer, and where the connection ends all until it does."""
+        """The answers to each request: one answer, or all until the end if the request ends the connection."""
         async with asyncio.timeout(SECONDS_MAX):
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
@@ -42,7 +42,7 @@ class Talker:
             return [await self._answers(request) for request in requests]
 
     async def close(self) -> None:
-        """Leave."""
+        """Close the connection."""
         if self._streams is not None:
             _, writer = self._streams
             self._streams = None
@@ -90,7 +90,7 @@ class Talker:
 
     def _end_sending(self) -> None:
         if self._streams is not None:
-            with suppress(OSError, RuntimeError):  # uvloop's, of one that was closed by the other side
+            with suppress(OSError, RuntimeError):  # uvloop's, for a connection that the other side closed
                 self._streams[1].write_eof()
 
     async def _answer(self, method: str) -> Answer:

@@ -1,4 +1,4 @@
-"""A tree as bytes: JSON however it is written, and what is none."""
+"""A tree as bytes: JSON in every spelling, and bytes that are not JSON."""
 
 import json
 import random
@@ -10,7 +10,7 @@ _LONE = '"x-lone": "\\ud800"'
 
 
 class Text(NamedTuple):
-    """The bytes of a body and how it was written. `is_read` is whether readers agree on what it says."""
+    """The bytes of a body and how it was written. `is_read`: all readers agree on its meaning."""
 
     body: bytes
     tag: str
@@ -21,7 +21,7 @@ Form = Callable[[Any, random.Random], bytes]
 
 
 def compact(tree: object) -> bytes:
-    """As most senders write."""
+    """JSON as most senders write it."""
     return json.dumps(tree, separators=(",", ":")).encode()
 
 
@@ -32,7 +32,7 @@ def _plain(tree: object) -> bytes:
         return json.dumps(tree).encode()
 
 
-def _shuffled(tree: Any, chance: random.Random) -> Any:  # noqa: ANN401  # what JSON is
+def _shuffled(tree: Any, chance: random.Random) -> Any:  # noqa: ANN401  # JSON
     if not isinstance(tree, dict):
         return tree
     return {name: _shuffled(tree[name], chance) for name in chance.sample(list(tree), len(tree))}
@@ -49,22 +49,22 @@ def _escaped(tree: object) -> bytes:
     return json.dumps(tree).encode()
 
 
-def _with(tree: Any, member: bytes, chance: random.Random) -> bytes:  # noqa: ANN401  # what JSON is
-    """The object with one more member, at its begin or its end."""
+def _with(tree: Any, member: bytes, chance: random.Random) -> bytes:  # noqa: ANN401  # JSON
+    """The object with one more member, at its beginning or its end."""
     text = compact(tree)
     if text == b"{}":
         return b"{%b}" % member
     return b"{%b,%b" % (member, text[1:]) if chance.random() < 0.5 else b"%b,%b}" % (text[:-1], member)
 
 
-def _twice(tree: Any, chance: random.Random) -> bytes:  # noqa: ANN401  # what JSON is
-    """The object with a member of it a second time, with the same value, perhaps spelled with escapes."""
+def _twice(tree: Any, chance: random.Random) -> bytes:  # noqa: ANN401  # JSON
+    """The object with a member twice, with the same value, perhaps spelled with escapes."""
     name = chance.choice(list(tree))
     spell = chance.choice((_escaped, compact))
     return _with(tree, spell(name) + b":" + chance.choice((compact, _plain))(tree[name]), chance)
 
 
-def _two_values(tree: Any, chance: random.Random) -> bytes:  # noqa: ANN401  # what JSON is
+def _two_values(tree: Any, chance: random.Random) -> bytes:  # noqa: ANN401  # JSON
     name = chance.choice(list(tree))
     return _with(tree, chance.choice((_escaped, compact))(name) + b':"another"', chance)
 
@@ -79,7 +79,7 @@ def _more(member: bytes) -> Form:
     return lambda tree, chance: _with(tree, member, chance)
 
 
-#: Written so, a body says what it says. For any tree.
+#: Spellings of any tree that keep its meaning.
 ANY_FORMS: dict[str, Form] = {
     "compact": lambda t, _: compact(t),
     "with blanks": lambda t, c: json.dumps(t, indent=c.choice((None, 0, 2, "\t"))).encode(),
@@ -87,7 +87,7 @@ ANY_FORMS: dict[str, Form] = {
     "escaped": lambda t, _: _escaped(t),
     "blanks around": lambda t, c: c.choice((b" ", b"\n", b"\r\n\t")) + compact(t) + c.choice((b"\n", b" \r\n\t")),
 }
-#: For an object, also within an array.
+#: Spellings of an object that keep its meaning, also within an array.
 FORMS: dict[str, Form] = {
     "shuffled": lambda t, c: compact(_shuffled(t, c)),
     "a member twice": _twice,
@@ -99,19 +99,19 @@ FORMS: dict[str, Form] = {
     "nested": lambda t, c: _with(t, _nested(_DEEP, c), c),
     "many members": lambda t, c: compact(t | {f"x-{n}": c.choice((None, [], {}, "", 1, 1.5)) for n in range(100)}),
 }
-#: And not within an array: a whole body in another encoding.
+#: Spellings of an object that keep its meaning, but not within an array: another encoding of the whole body.
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
 ENCODED: dict[str, Form] = {
     name: lambda t, _, name=name: _plain(t).decode().encode(name)  # type: ignore[misc]
     for name in ENCODINGS
 }
-#: Written so, an object is none that readers agree on, though it is one element of an array.
+#: Spellings of an object on which readers disagree, though it is one element of an array.
 UNREAD: dict[str, Form] = {
     "two values": _two_values,
     "two values within": lambda t, c: _with(t, b'"x-more":[{"a":{"":1,"":true}}]', c),
     "nested too deeply": lambda t, c: _with(t, _nested(c.choice(_TOO_DEEP[:1]), c), c),
 }
-#: And these are no JSON, or nothing that tells anything.
+#: Bytes that are no JSON, or JSON without a notification.
 NO_JSON: dict[str, Form] = {
     "cut off": lambda t, c: compact(t)[: c.randrange(1, len(compact(t)))],
     "nested far too deeply": lambda t, c: _with(t, _nested(c.choice(_TOO_DEEP), c), c),
@@ -133,7 +133,7 @@ NO_JSON: dict[str, Form] = {
 
 
 def written(tree: object, chance: random.Random, *, within: bool = False) -> Text:
-    """The bytes of a tree; `within` as an element of an array, which they can be."""
+    """The bytes of a tree. `within`: as an element of an array."""
     forms = dict(ANY_FORMS)
     if isinstance(tree, dict):
         forms |= FORMS

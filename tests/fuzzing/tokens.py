@@ -1,4 +1,4 @@
-"""Tokens: right ones in every spelling, and wrong and forged ones, with the issuer whose keys they are checked with."""
+"""Tokens: right ones in every spelling, wrong and forged ones, and the issuer whose keys verify them."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from jwt.algorithms import ECAlgorithm
 
 ISSUER = "https://auth.operator.example"
 AUDIENCE = "fuzzed-receiver"
-#: A header of the configuration that may have the token, for gateways that put their own into Authorization.
+#: A configured header that may have the token, for gateways that put their own token into Authorization.
 MORE_HEADER = "x-qod-token"
 _KEY_ID = "k-1"
 _DAY_SECONDS = 86_400
@@ -30,7 +30,7 @@ Pairs = list[tuple[str, str]]
 
 
 class Shown(NamedTuple):
-    """How a request shows who sends it: its headers, and the sender that is right, or the statuses that are."""
+    """A request's headers with a token, and the right sender, or the right statuses."""
 
     headers: Pairs
     sender: str
@@ -39,7 +39,7 @@ class Shown(NamedTuple):
 
 
 class Tokens:
-    """The tokens of a receiver: `plain` by sender, those of the issuer, and minted ones with the receiver's secret."""
+    """The tokens of a receiver: `plain` by sender, those of the issuer, and those minted with the receiver's secret."""
 
     def __init__(self, chance: random.Random) -> None:
         key = ec.derive_private_key(chance.getrandbits(250) | 1, ec.SECP256R1())
@@ -59,7 +59,7 @@ class Tokens:
         self._forged: list[tuple[str, str, frozenset[int]]] = []
 
     def configuration(self, jwks_url: str) -> str:
-        """The settings of a receiver that takes these, as TOML."""
+        """The settings of a receiver that accepts these tokens, as TOML."""
         sections = [
             f'[[auth.tokens]]\nsender = "{name}"\nsha256 = "{_sha256(token)}"\n{limit}'
             for name, token, limit in (
@@ -72,7 +72,7 @@ class Tokens:
         return "\n".join([f'[auth]\nheaders = ["{MORE_HEADER}"]\n', *sections, issuer])
 
     def use_secret(self, secret: bytes) -> None:
-        """Mint tokens with the receiver's own secret, and forge those that are nearly right."""
+        """Mint tokens with the receiver's own secret, and forge tokens that are nearly right."""
         self.secret = secret
         expires = int(time.time()) + _DAY_SECONDS
         for number in range(5):
@@ -87,11 +87,11 @@ class Tokens:
         return sender, table[sender]
 
     def every(self) -> list[str]:
-        """All right ones, of which nothing may be told anywhere."""
+        """All right tokens, which must not appear in any output."""
         return [*self.plain.values(), *self.signed.values(), *self.minted.values()]
 
     def shown(self, chance: random.Random) -> Shown:
-        """A right token, mostly as it should be."""
+        """A right token, mostly in its usual spelling."""
         sender, token = self.right(chance)
         if chance.random() < 0.6:
             return Shown([("Authorization", f"Bearer {token}")], sender, frozenset(), "token: Bearer")
@@ -136,7 +136,7 @@ class Tokens:
         return jwt.encode(told, key or self._key, "ES256", {"kid": _KEY_ID, **header})  # type: ignore[arg-type]
 
     def _forgeries(self, expires: int) -> Mapping[str, tuple[str, frozenset[int]]]:
-        """Tokens of nobody: names, and what is right to answer."""
+        """Forged tokens: their names, and the right statuses."""
         other = ec.generate_private_key(ec.SECP256R1())
         good, another = self._sign({"sub": "acme"}), self._sign({"sub": "bell"})
         head, claims, signature = good.split(".")
@@ -183,7 +183,8 @@ class Tokens:
             "no Base64": f"{head}.%%%.{signature}",
             "an extension that must be known": self._sign({"sub": "acme"}, crit=["exp"], b64=False),
         }
-        # A key may be new, and its issuer can't be asked all the time: then nobody knows whether it is right.
+        # A key may be new, and its issuer can't be asked all the time: until then nothing tells whether the token is
+        # right.
         unknown = {
             f"a key id such as {name!r:.20}": self._sign({"sub": "acme"}, other, kid=name)
             for name in ("k-2", "../../../dev/null", "' OR 1=1 --", "x" * 500)
@@ -216,7 +217,7 @@ def _texts(*texts: str) -> Spelling:
     return lambda token, chance: [("Authorization", chance.choice(texts).format(token))]
 
 
-#: A right token counts in each of these.
+#: Spellings in which a right token counts.
 SPELLINGS: dict[str, Spelling] = {
     "in other case": _texts("bearer {}", "BEARER {}", "bEaReR {}"),
     "many blanks": _texts("Bearer   {}", "Bearer {}  ", "  Bearer {}"),
@@ -244,7 +245,7 @@ def _sha256(text: str) -> str:
 
 
 def base64url(content: bytes) -> str:
-    """As JWTs have it."""
+    """Base64 as JWTs use it."""
     return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
@@ -265,7 +266,7 @@ def _json_claims(claims: bytes, secret: bytes, header: Mapping[str, object] | No
 
 @contextmanager
 def key_server(keys: bytes) -> Iterator[str]:
-    """An issuer's keys on a port of the loopback interface; the URL they have."""
+    """An issuer's keys on a port of the loopback interface; yields their URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -275,7 +276,7 @@ def key_server(keys: bytes) -> Iterator[str]:
             self.wfile.write(keys)
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Write no log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)

@@ -1,7 +1,7 @@
-"""What the inbox comes to, worked out anew and compared with every record, in content and in order.
+"""The oracle by the inbox: it computes the expected records anew, and compares every record in content and order.
 
-What it comes to is told twice: by the simulation's oracle, which shares nothing with the program, and by the program's
-own pure router, to the byte.
+They are computed twice: by the simulation's oracle, which shares no code with the program, and to the byte by the
+program's own pure router.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ from tests.simulation.senders import Facts
 
 
 class _Expected(NamedTuple):
-    """What the inbox comes to, by topic and place in the inbox; `dead` are those of the letters that die twice."""
+    """The expected records, by topic and place in the inbox. `dead` has the places of letters that are there twice."""
 
     rows: Mapping[str, Mapping[str, Row]]
     messages: Mapping[str, Mapping[str, Message]]
@@ -35,7 +35,7 @@ class _Expected(NamedTuple):
 
 
 def by_inbox(ledger: Ledger, topics: Topics, router: Router, forget_seconds: float) -> Findings:
-    """Compare the inbox with the ledger, and the topics with what the inbox comes to."""
+    """Compare the inbox with the ledger, and the topics with the expected records."""
     findings = Findings()
     sound = _check_inbox(findings, ledger, topics.inbox)
     expected = _expected(sound, ledger, router, forget_seconds)
@@ -50,7 +50,7 @@ def by_inbox(ledger: Ledger, topics: Topics, router: Router, forget_seconds: flo
 
 
 def _check_inbox(findings: Findings, ledger: Ledger, inbox: Sequence[Standing]) -> Sequence[Standing]:
-    """All that was promised is there, nothing else is, and in the order of the answers; returns what was posted."""
+    """The inbox has all that was promised and nothing else, in the order of the answers; returns what was posted."""
     where: dict[str, str] = {}
     began: dict[tuple[int, str], float] = {}
     sound = []
@@ -114,7 +114,7 @@ def _expected(inbox: Sequence[Standing], ledger: Ledger, router: Router, forget_
 
 
 def _routed(records: Iterable[Standing], router: Router) -> Iterator[tuple[str, Message]]:
-    """What the program's own router makes of a partition, with the place of the notification that it comes from."""
+    """The program's own router's messages for a partition, with the places of their notifications."""
     states: dict[str, Session | None] = {}
     clock_micros = 0
     for record in records:
@@ -157,7 +157,7 @@ def _by_place(findings: Findings, name: str, records: Sequence[Standing]) -> Map
 def _check_records(
     findings: Findings, name: str, found: Mapping[str, Standing], expected: _Expected, router: Router
 ) -> None:
-    """What is there is as it should be, to the byte; what is missing is for those who know the whole event."""
+    """Each record is right to the byte. Other checks find missing ones, as they know the whole event."""
     for place, record in found.items():
         row, message = expected.rows[name].get(place), expected.messages[name].get(place)
         if row is None and message is None:
@@ -189,7 +189,7 @@ def _check_fan_out(findings: Findings, found: Mapping[str, Mapping[str, Standing
 
 
 def _check_sessions(findings: Findings, records: Sequence[Standing], expected: _Expected) -> None:
-    """Each session's newest record tells what the inbox comes to; those whose time has come may be gone."""
+    """Each session's newest record is the expected state. Sessions whose time has come may be gone."""
     newest = {record.key: record for record in _in_order(findings, records)}
     truth_of = {session_id: truth for truth in expected.truths for session_id in truth.sessions}
     for session_id, wanted in expected.sessions.items():
@@ -220,7 +220,7 @@ def _in_order(findings: Findings, records: Sequence[Standing]) -> Iterator[Stand
     findings.told["on sessions"] = len(records)
     for record in records:
         yield record
-        if record.value is None:  # the end of a session comes from no notification
+        if record.value is None:  # a tombstone comes from no notification
             continue
         partition, _, offset = record.headers["inbox"].partition("-")
         before = latest.get(record.partition, -1)
@@ -232,7 +232,7 @@ def _in_order(findings: Findings, records: Sequence[Standing]) -> Iterator[Stand
 
 
 def _key(attempt: Attempt, key: str) -> str:
-    """The key that it must have; what can't be read may have a session's or its sender's."""
+    """The key that a notification must have; a malformed one's may be its session's or its sender's."""
     if attempt.facts.kind == "event":
         return attempt.facts.session_id
     return attempt.posting.sender if attempt.facts.kind == "malformed" else key
@@ -253,6 +253,6 @@ def _kept(record: Standing, facts: Mapping[bytes, Facts]) -> Kept:
 
 
 def _placed(row: Row, partition: int) -> Row:
-    """The simulation's oracle knows one partition; here are more."""
+    """Let the simulation's oracle, which knows one partition, judge several."""
     trace = f"{partition}-{row.trace.partition('-')[2]}"
     return row._replace(trace=trace, identifier=trace if row.identifier == row.trace else row.identifier)

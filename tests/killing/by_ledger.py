@@ -1,4 +1,4 @@
-"""The topics held against what was posted and answered, without a look at the inbox: plain counting."""
+"""The oracle by the ledger: it compares the topics with posts and answers, by counting, without the inbox."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from tests.killing.topics import Standing
 
 
 def by_ledger(ledger: Ledger, topics: Topics) -> Findings:
-    """Hold the topics against what was posted and answered. Nothing is forgotten meanwhile, or this judges wrongly."""
+    """Compare the topics with posts and answers. It judges wrongly if sessions are forgotten meanwhile."""
     findings = Findings()
     told = {name: _check_posted(findings, ledger, name, topics.outputs[name]) for name in FAN_OUT}
     _check_together(findings, topics.outputs)
@@ -25,7 +25,7 @@ def by_ledger(ledger: Ledger, topics: Topics) -> Findings:
 def _check_posted(
     findings: Findings, ledger: Ledger, name: str, records: Sequence[Standing]
 ) -> Sequence[tuple[tuple[object, ...], Standing]]:
-    """Each record tells what its request told, and none tells what another on the topic does."""
+    """Each record tells what its request told, and no two records of a topic tell the same."""
     seen: dict[tuple[object, ...], str] = {}
     told = []
     for record in records:
@@ -48,7 +48,7 @@ def _check_posted(
 
 
 def _check_together(findings: Findings, outputs: Mapping[str, Sequence[Standing]]) -> None:
-    """What belongs on several topics is on all of them."""
+    """The records of an event are on all of their topics."""
     rows = {record.headers["inbox"]: row_of(record) for record in outputs["status"]}
     for name, belongs in FAN_OUT.items():
         wanted = {place for place, row in rows.items() if belongs(row)}
@@ -57,7 +57,7 @@ def _check_together(findings: Findings, outputs: Mapping[str, Sequence[Standing]
 
 
 def _check_letters(findings: Findings, ledger: Ledger, letters: Sequence[Standing]) -> None:
-    """What nobody could read, and was kept, died once."""
+    """A malformed notification that was kept has one dead letter."""
     seen: set[str] = set()
     for record in letters:
         correlator = record.headers["x-correlator"]
@@ -72,7 +72,7 @@ def _check_letters(findings: Findings, ledger: Ledger, letters: Sequence[Standin
 
 
 def _check_steady(findings: Findings, ledger: Ledger, topics: Topics, told: set[tuple[object, ...]]) -> None:
-    """Steady sessions are on their topics whole and in their order, and ended as they were told to."""
+    """Steady sessions are whole and in order on their topics, and ended as their senders told."""
     order: dict[str, list[Standing]] = defaultdict(list)
     for record in topics.outputs["status"]:
         order[record.key].append(record)
@@ -98,7 +98,7 @@ def _check_end(findings: Findings, attempt: Attempt, record: Standing | None) ->
 
 
 def _check_order(findings: Findings, ledger: Ledger, session_id: str, records: Sequence[Standing]) -> None:
-    """What one edge heard comes out as it was told; where there were two, what overtook another makes that late."""
+    """The records of one edge's notifications are in order. With two edges, an overtaken one is late."""
     found = [
         (attempt.posting.told, record.headers["verdict"] == "late")
         for record in records

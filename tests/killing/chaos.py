@@ -1,4 +1,4 @@
-"""What happens to a site: each of its parts has its own misfortunes, in an order and at times that a seed decides."""
+"""The faults of a site: each part has its own, in an order and at times that follow from a seed."""
 
 import asyncio
 from collections import Counter
@@ -14,7 +14,7 @@ from tests.proxy import END_TXN, PRODUCE, Proxy
 
 Deed = Callable[[], Awaitable[None]]
 
-#: How often each misfortune is in a deck. All of a deck come before any comes again.
+#: The number of each fault in a deck. All faults of a deck come before any comes again.
 _EDGE_DECK = {"killed": 10, "paused": 1, "ended in order": 2}
 _ROUTER_DECK = {"killed": 6, "paused": 2, "stuttering": 2, "ended in order": 2}
 _GUEST_DECK = {"killed": 1, "ended in order": 1}
@@ -22,22 +22,22 @@ _BROKER_DECK = {"ended in order": 1, "killed": 1, "paused": 1}
 _BROKERS_DECK = {"ended in order": 3, "killed": 3, "paused": 3, "killed with transactions open": 2}
 _NETWORK_DECK = {"delayed": 1, "cut": 2, "held": 1, "black hole": 2, "answers lost": 3, "refused": 1}
 
-#: Seconds between the misfortunes of one part.
+#: Seconds between the faults of one part.
 _EDGE_SECONDS = (0.3, 3.5)
 _ROUTER_SECONDS = (0.2, 8.0)
 _GUEST_SECONDS = (5.0, 25.0)
 _BROKER_SECONDS = (40.0, 90.0)
-#: Of several, the others are there meanwhile.
+#: Of several parts of a kind, the others stay unharmed meanwhile.
 _BROKERS_SECONDS = (4.0, 16.0)
 _EDGE_NETWORK_SECONDS = (2.0, 15.0)
 _ROUTER_NETWORK_SECONDS = (10.0, 40.0)
-#: So long is a router left alone until it has a lane; that takes the group's session time-out after a kill.
+#: A router is left alone for up to this long until it has a lane; after a kill that takes the group's session time-out.
 _LANE_SECONDS_MAX = 45.0
 
-#: A router that stands still longer than the group's session time-out (10 s) wakes up while others open its lanes, or
-#: when they have them, and longer than a transaction's (15 s) when that was ended too.
+#: A router that is paused for longer than the group's session time-out (10 s) wakes up while others open its lanes, or
+#: have them. Longer than a transaction's time-out (15 s), its transaction was ended too.
 _ROUTER_PAUSE_SECONDS = (9.0, 20.0)
-#: One that stutters is alive for moments, which it uses, while others take it for dead and open its lanes.
+#: A stuttering router runs for moments and uses them, while others count it as dead and open its lanes.
 _STUTTER_PAUSE_SECONDS = (10.0, 12.0)
 _STUTTERS = 30
 _STUTTER_AWAKE_SECONDS = (0.02, 0.2)
@@ -50,7 +50,7 @@ _WRITTEN_SECONDS_MAX = 30.0
 _NETWORK_FAULT_SECONDS = (0.3, 7.0)
 _BLACK_HOLE_SECONDS = (1.0, 25.0)
 
-#: All that must have happened in a run that is long enough for it.
+#: The faults that a long run must have had.
 HAPPENED = (
     *(f"edge {name}" for name in _EDGE_DECK),
     *(f"router {name}" for name in _ROUTER_DECK),
@@ -59,12 +59,12 @@ HAPPENED = (
     *(f"broker {name}" for name in _BROKER_DECK),
     *(f"network {name}" for name in _NETWORK_DECK),
 )
-#: And in one with several brokers.
+#: The faults that a long run with several brokers must have had too.
 HAPPENED_TO_BROKERS = (*(f"broker {name}" for name in _BROKERS_DECK), "transactions hung")
 
 
 class _Deck:
-    """Misfortunes in a random order, shuffled anew when all are drawn."""
+    """Faults in a random order, shuffled anew when all are drawn."""
 
     def __init__(self, random: Random, cards: Mapping[str, int]) -> None:
         self._random = random
@@ -72,14 +72,14 @@ class _Deck:
         self._left: list[str] = []
 
     def draw(self) -> str:
-        """The next one."""
+        """The next fault."""
         if not self._left:
             self._left = self._random.sample(self._cards, len(self._cards))
         return self._left.pop()
 
 
 class Chaos:
-    """Does it all until `stop`; `tally` tells what was done. A `pace` of 2 is twice as fast."""
+    """Makes faults until `stop`. `tally` counts them. A `pace` of 2 is twice as fast."""
 
     def __init__(self, site: Site, seed: int, pace: float = 1) -> None:
         self.tally: Counter[str] = Counter()
@@ -90,11 +90,11 @@ class Chaos:
 
     @property
     def kills(self) -> int:
-        """How many processes of ours were ended by SIGKILL so far, not counting brokers."""
+        """The number of SIGKILLs of edges and routers so far."""
         return sum(count for name, count in self.tally.items() if name.endswith("killed") and "broker" not in name)
 
     async def run(self) -> None:
-        """Do it until `stop`; then let everything run again. Raises where a process is not what it should be."""
+        """Make faults until `stop`; then let everything run again. Raises if a process fails by itself."""
         site = self._site
         async with asyncio.TaskGroup() as tasks:
             for edge in site.edges:
@@ -117,7 +117,7 @@ class Chaos:
         await site.heal()
 
     def stop(self) -> None:
-        """Begin nothing more."""
+        """Begin no more faults."""
         self._stopping.set()
 
     async def _befall(self, what: str, cards: Mapping[str, int], deeds: Mapping[str, Deed], rest: Deed) -> None:
@@ -202,8 +202,8 @@ class Chaos:
         }
 
     async def _strand(self) -> None:
-        """Let transactions end by their time limits, or by their owners' successors, while a broker is away that leads
-        some of their partitions.
+        """Let transactions end by their time limits, or by their owners' successors, while the leader of some
+        partitions is away.
         """
         site = self._site
         proxies = [proxy for router in site.routers for proxy in site.proxies[router.name]]
@@ -263,7 +263,7 @@ class Chaos:
         }
 
     def _resting(self, seconds: tuple[float, float], router: Receiver | None = None) -> Deed:
-        """To leave something alone for a while; a router, after it has a lane to lose."""
+        """Leave a part alone for a while; a router, until it has a lane."""
 
         async def rest() -> None:
             deadline = asyncio.get_running_loop().time() + _LANE_SECONDS_MAX
@@ -278,7 +278,7 @@ class Chaos:
         return rest
 
     async def _rest(self, least: float, most: float, *, hurried: bool = True) -> None:
-        """Wait so many seconds, at the pace where that makes sense; not beyond `stop`."""
+        """Wait for some seconds, shortened by the pace unless a time-out sets them, and not beyond `stop`."""
         seconds = self._random.uniform(least, most) / (self._pace if hurried else 1)
         try:
             async with asyncio.timeout(seconds):

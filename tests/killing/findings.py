@@ -1,4 +1,4 @@
-"""What an oracle looks at, and what it finds."""
+"""The data of the oracles, and their findings."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from tests.killing.topics import Standing
 from tests.simulation.oracle import Row
 from tests.simulation.senders import Facts
 
-#: What may be wrong.
+#: The kinds of faults.
 WRONGS = (
     "lost",
     "repeated",
@@ -24,8 +24,7 @@ WRONGS = (
     "repeated dead letters",
 )
 
-#: The topics of an event, which is on all of those whose condition it meets, or on none. The last two are routes that
-#: the receivers are given.
+#: The topics of an event: it is on all whose condition it meets, or on none. The last two are routes of the receivers.
 FAN_OUT: Mapping[str, Callable[[Row], bool]] = {
     "status": lambda _: True,
     "unavailable": lambda row: row.verdict == "accepted" and row.value["qosStatus"] == "UNAVAILABLE",
@@ -37,7 +36,7 @@ OUTPUTS = (*FAN_OUT, DEAD_LETTER)
 
 
 class Topics(NamedTuple):
-    """All that stands in the cluster: the inbox, the topics by their names without the prefix, and the sessions."""
+    """The cluster's content: the inbox, the topics by their names without the prefix, and the sessions."""
 
     inbox: Sequence[Standing]
     outputs: Mapping[str, Sequence[Standing]]
@@ -45,7 +44,7 @@ class Topics(NamedTuple):
 
 
 class Findings:
-    """What is wrong, by kind, with a line on each; and in `told` what was seen beside that."""
+    """The faults, by kind, with a line on each; `told` has other observations."""
 
     def __init__(self) -> None:
         self.wrong: Counter[str] = Counter()
@@ -53,14 +52,14 @@ class Findings:
         self.told: Counter[str] = Counter()
 
     def add(self, kind: str, detail: str) -> None:
-        """Something is wrong."""
+        """Add a fault."""
         assert kind in WRONGS
         self.wrong[kind] += 1
         self.details.append(f"{kind}: {detail}")
 
 
 def row_of(record: Standing) -> Row:
-    """A record as the simulation's oracle has it."""
+    """A record in the form of the simulation's oracle."""
     headers, value = record.headers, orjson.loads(record.value or b"{}")
     value.pop("reason", None)
     return Row(
@@ -75,10 +74,10 @@ def row_of(record: Standing) -> Row:
 
 
 def content_of(facts: Facts) -> tuple[object, ...]:
-    """What two events have in common that tell the same."""
+    """The part of an event that is equal in events of the same content."""
     return facts.session_id, facts.type, facts.micros, facts.qos_status, facts.status_info
 
 
 def named(attempt: Attempt) -> str:
-    """An attempt as a detail names it."""
+    """An attempt in words, for a detail."""
     return f"{attempt.correlator} (edge {attempt.edge} answered {attempt.status} at {attempt.answered})"

@@ -1,4 +1,4 @@
-"""What was posted, and what was answered: all that the senders know."""
+"""The ledger of posts and answers: all that the senders know."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,9 +7,9 @@ from tests.simulation.senders import Facts
 
 
 class Told(NamedTuple):
-    """An event of a steady session: one whose sender tells each event until it is kept, and the next one only then.
+    """An event of a steady session: its sender posts each event until it is kept, and only then the next one.
 
-    `number` is its place in the session. `edge` is the one edge that hears of it all; None where each may hear of any.
+    `number` is its place in the session. `edge` is the one edge that gets the session's events; None for any edge.
     """
 
     number: int
@@ -18,7 +18,7 @@ class Told(NamedTuple):
 
 
 class Posting(NamedTuple):
-    """What is posted, as often as its sender likes; `facts` are what it says."""
+    """A post, which its sender may repeat; `facts` are its content."""
 
     sender: str
     body: bytes
@@ -29,7 +29,7 @@ class Posting(NamedTuple):
 
 @dataclass(eq=False)
 class Attempt:
-    """One request. Times are seconds of a monotonic clock; `answered` is None where no answer came."""
+    """One request. Times are seconds of a monotonic clock; `answered` is None if no answer came."""
 
     correlator: str
     edge: int
@@ -40,7 +40,7 @@ class Attempt:
 
     @property
     def facts(self) -> Facts:
-        """What it says."""
+        """The content of the post."""
         return self.posting.facts
 
     @property
@@ -50,14 +50,14 @@ class Attempt:
 
 
 class Ledger:
-    """Every attempt, by its correlator, which no two of them share."""
+    """Every attempt, by its unique correlator."""
 
     def __init__(self) -> None:
         self.attempts: dict[str, Attempt] = {}
         self.facts: dict[bytes, Facts] = {}
 
     def begin(self, edge: int, posting: Posting, now: float) -> Attempt:
-        """Take down that something is about to be posted."""
+        """Note an attempt that is about to be posted."""
         attempt = Attempt(f"a{len(self.attempts)}", edge, posting, now)
         self.attempts[attempt.correlator] = attempt
         self.facts[posting.body] = posting.facts

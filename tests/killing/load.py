@@ -1,4 +1,4 @@
-"""The senders: steady ones, which tell each event until it is kept, and those of the simulation, which do anything."""
+"""The senders: steady ones, which post each event until it is kept, and those of the simulation, which do anything."""
 
 import asyncio
 import json
@@ -17,13 +17,13 @@ from tests.simulation.senders import SENDERS, Facts, Post, Senders
 _STEADY = 24
 _RECKLESS = 12
 _TOKEN_SECONDS = 86_400
-#: The patience of a sender's client; the edge goes on with a request that nobody waits for any more.
+#: The time-out of a sender's client; the edge goes on with a request after its client has left.
 _TIMEOUTS_SECONDS = (0.02, 1.0, 15.0)
 _TIMEOUT_WEIGHTS = (5, 15, 80)
 _TYPE = "org.camaraproject.quality-on-demand.v1.qos-status-changed"
 _ENDS = ("DURATION_EXPIRED", "DELETE_REQUESTED", "NETWORK_TERMINATED")
-#: The ways of a steady session, as the simulation spells them. Those that go to and fro are told to one edge alone:
-#: where two hear of them, one change may overtake another and be none any more.
+#: The steady sessions' ways, as the simulation spells them. A way that goes to and fro stays on one edge: with two, one
+#: change may overtake another, which then is no change any more.
 _RISING = ("AE", "RAE", "E", "RE", "U")
 _ANY_LIFE = (*_RISING, "AUAE", "AUAUAUAUE")
 _STATUSES = {"R": "REQUESTED", "A": "AVAILABLE", "U": "UNAVAILABLE", "E": "UNAVAILABLE"}
@@ -102,7 +102,7 @@ class Load:
         return self._random.randrange(len(self._urls)) if told is None or told.edge is None else told.edge
 
     async def _post(self, client: httpx2.AsyncClient, posting: Posting, edge: int) -> int | None:
-        """Post once; the answer's status, None where there is none."""
+        """Post once; returns the status, None if there was no answer."""
         attempt = self.ledger.begin(edge, posting, time.monotonic())
         headers = {
             "authorization": f"Bearer {self._tokens.get(posting.sender, posting.sender)}",
@@ -121,7 +121,7 @@ class Load:
             self.tally[f"answered {answer.status_code}"] += 1
         return attempt.status
 
-    def _steady_posting(  # noqa: PLR0917  # what an event has
+    def _steady_posting(  # noqa: PLR0917  # the parts of an event
         self, sender: str, session_id: str, status: str, info: str | None, micros: int, told: Told
     ) -> Posting:
         self._ids += 1
@@ -147,6 +147,6 @@ class Load:
 
 
 def _micros(text: str) -> int:
-    """The microseconds that a text tells: a float has not quite as many digits."""
+    """The microseconds in a text, which a float could not hold."""
     whole, _, rest = text.removesuffix("+00:00").partition(".")
     return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 1_000_000 + int(rest)

@@ -23,17 +23,17 @@ from tests.limits import SECONDS_MAX
 _ENOUGH_SECONDS_MAX = 2 * SECONDS_MAX
 _WANTED_SECONDS_MAX = 120.0
 _PROGRESS_SECONDS = 1.0
-#: What a receiver may answer: kept, kept as a dead letter (400, 415), refused for its token, and try again.
+#: The right statuses of a receiver: kept, kept as a dead letter (400, 415), refused for its token, and try again.
 _ANSWERS = frozenset({204, 400, 401, 415, 503})
-#: Lines of the receivers' logs that tell of a mistake of theirs. What comes of outages and fences are warnings; what
-#: asyncio says of the clients that are left behind is noise.
+#: Lines of the receivers' logs that show a mistake of theirs. Outages and fences are warnings; asyncio's lines about
+#: abandoned clients are noise.
 _DEFECTS = ("log: undecidable", "log: edge_failed", "log: unreadable", "log: Exception ")
 
 
 class Plan(NamedTuple):
-    """What to do. Sessions that are forgotten within the run are judged by the inbox alone.
+    """The plan of a run. If sessions are forgotten within it, only the inbox's oracle judges it.
 
-    It goes on beyond its time until what is `wanted` of the chaos has happened, though not for ever.
+    A run goes on beyond its time until the `wanted` faults have happened, but not for ever.
     """
 
     seconds: float
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of it. `troubles` are what went wrong beside what the oracles judge."""
+    """The result of a run. `troubles` are faults that the oracles don't judge."""
 
     kills: int
     tally: Counter[str]
@@ -60,18 +60,18 @@ class Outcome(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """Whether nothing at all is wrong."""
+        """Whether nothing is wrong."""
         return not self.troubles and not any(findings.wrong for findings in self.judged.values())
 
 
 async def run(directory: Path, plan: Plan, told: Callable[[str], None] = lambda _: None) -> Outcome:
-    """Do it; `told` is what to do with news of its progress. The directory has everything afterwards."""
+    """Run the plan; `told` gets news of its progress. The directory keeps everything."""
     troubles: list[str] = []
 
     async def attempted(call: Awaitable[object], seconds: float) -> None:
         try:
             await asyncio.wait_for(call, seconds)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the rest is judged all the same
+        except Exception as error:  # noqa: BLE001  # whatever it is, the rest is still judged
             troubles.append(f"{type(error).__name__}: {_all_of(error)}")
 
     async with Site(directory, plan.brokers, plan.session_hours, plan.seed) as site:
@@ -126,7 +126,7 @@ async def _topics(bootstrap: str) -> Topics:
 
 
 def _write(directory: Path, ledger: Ledger, topics: Topics, outcome: Outcome) -> None:
-    """Leave all that is needed to find out why."""
+    """Write all that is needed to find a cause."""
     with (directory / "ledger.jsonl").open("w") as file:
         for attempt in ledger.attempts.values():
             posting = attempt.posting

@@ -35,14 +35,14 @@ GROUP = f"{PREFIX}.router"
 PARTITIONS = 4
 EDGES = 2
 ROUTERS = 3  # the last one comes and goes
-#: Topics of which a partition can be without a leader while all others have one.
+#: Topics with one replica: a partition of theirs can lack a leader while all other topics have theirs.
 UNREPLICATED = ("acme", "unavailable")
 
 _POLL_SECONDS = 0.05
 
 
 class Receiver:
-    """`qod-receiver serve` in a process, which may be started again on the same directory and port."""
+    """`qod-receiver serve` in a process, which can be started again on the same directory and port."""
 
     def __init__(self, name: str, directory: Path, options: Sequence[str], settings: Mapping[str, str]) -> None:
         directory.mkdir(parents=True)
@@ -56,7 +56,7 @@ class Receiver:
 
     @property
     def runs(self) -> bool:
-        """Whether its process was started and not ended by us."""
+        """Whether its process was started and not ended by this site."""
         return self.process is not None
 
     def start(self, guard: int) -> None:
@@ -79,13 +79,13 @@ class Receiver:
         self.ops_url = found[1]
 
     def kill(self) -> None:
-        """End it as a power cut of the process would."""
+        """Kill it, as a power cut of the process would."""
         process = self._leave()
         process.kill()
         process.wait()
 
     def end(self) -> None:
-        """Ask it to end. It does so in time, with exit status 0."""
+        """Ask it to end. It must do so in time, with exit status 0."""
         process = self._leave()
         process.terminate()
         try:
@@ -97,22 +97,22 @@ class Receiver:
         assert status == 0, f"{self.name} ended with {status}: {self.log_end()}"
 
     def pause(self) -> None:
-        """Let it stand still."""
+        """Pause it."""
         self._living().send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Let it go on after a pause."""
         self._living().send_signal(signal.SIGCONT)
 
     async def spooled(self, client: httpx2.AsyncClient) -> int:
-        """How many notifications wait on its disk."""
+        """The number of notifications that wait on its disk."""
         text = (await client.get(f"{self.ops_url}/metrics")).text
         return sum(
             int(float(each)) for each in re.findall(r"^qod_receiver_spool_notifications\S* (\S+)$", text, re.MULTILINE)
         )
 
     async def has_lanes(self, client: httpx2.AsyncClient) -> bool:
-        """Whether it owns a partition. Raises httpx2.HTTPError."""
+        """Whether it has a lane. Raises httpx2.HTTPError."""
         return bool(await self._metrics(client, "qod_receiver_inbox_lag"))
 
     def log_end(self) -> str:
@@ -121,7 +121,7 @@ class Receiver:
         return "\n".join([each for each in lines if '"event":"request"' not in each][-20:])
 
     async def _metrics(self, client: httpx2.AsyncClient, name: str) -> list[int]:
-        """A metric's value for each of its labels."""
+        """The values of a metric, by label."""
         text = (await client.get(f"{self.ops_url}/metrics")).text
         return [int(float(each)) for each in re.findall(rf"^{name}{{\S* (\S+)$", text, re.MULTILINE)]
 
@@ -136,7 +136,7 @@ class Receiver:
 
 
 class Site:
-    """All of it. Each receiver reaches the brokers by a way of its own, `proxies` being those on it."""
+    """All brokers, proxies and receivers. Each receiver has its own way to the brokers, with `proxies` on it."""
 
     def __init__(self, directory: Path, brokers: int, session_hours: float, seed: int) -> None:
         self.directory = directory
@@ -201,7 +201,7 @@ class Site:
         await asyncio.to_thread(receiver.start, self._guard.pid)
 
     async def heal(self) -> None:
-        """Let everything run, and nothing be done to what passes the proxies."""
+        """Let everything run, and end all faults of the proxies."""
         for proxy in self._all_proxies():
             await proxy.heal()
         for broker in range(self.cluster.count):
@@ -215,7 +215,7 @@ class Site:
                 await self.start(receiver)
 
     async def drain(self) -> str:
-        """Wait until everything that was kept is routed; what still waits after a long while, in words."""
+        """Wait until all kept notifications are routed; returns in words what still waits after a long while."""
         deadline = time.monotonic() + SECONDS_MAX
         waiting = "nobody was asked"
         async with httpx2.AsyncClient(timeout=10) as client:
@@ -229,11 +229,13 @@ class Site:
         return waiting
 
     async def end(self) -> None:
-        """End all receivers in good order."""
+        """End all receivers in order."""
         await asyncio.gather(*(asyncio.to_thread(each.end) for each in [*self.edges, *self.routers] if each.runs))
 
     async def open_partitions(self) -> Sequence[TopicPartition]:
-        """Where, among topics with one replica, a transaction is open: all ends beyond what is committed."""
+        """The partitions, of topics with one replica, that have an open transaction: their end lies beyond what is
+        committed.
+        """
         wanted = [TopicPartition(f"{PREFIX}.{name}", each) for name in UNREPLICATED for each in range(PARTITIONS)]
         ends = []
         for isolation in ("read_uncommitted", "read_committed"):
@@ -244,7 +246,7 @@ class Site:
         return [where for where, end in ends[0].items() if end > ends[1][where]]
 
     def faults(self) -> Counter[str]:
-        """What the proxies did, and what the receivers said of it in their logs."""
+        """The proxies' faults, and the receivers' lines about them."""
         found: Counter[str] = Counter()
         for proxy in self._all_proxies():
             found.update({f"network: {kind}": count for kind, count in proxy.faults.items()})
@@ -282,9 +284,9 @@ class Site:
 
 
 async def _make_unreplicated(cluster: Cluster) -> None:
-    """Make the topics that have a single replica, so that each broker that is away leaves some partitions leaderless.
+    """Make topics with a single replica, so that each broker that is away leaves some partitions without a leader.
 
-    All others have as many replicas as there are brokers, three at most.
+    All other topics have a replica per broker, three at most.
     """
     async with _admin(cluster) as admin:
         topics = [NewTopic(f"{PREFIX}.{name}", PARTITIONS, 1) for name in UNREPLICATED]
@@ -303,7 +305,7 @@ async def _admin(cluster: Cluster) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 async def _compact_often(cluster: Cluster) -> None:
-    """Let the sessions topic be compacted all the time: lanes are opened from what that leaves."""
+    """Have the sessions topic compacted all the time: lanes then open from what compaction leaves."""
     configs = {
         "cleanup.policy": "compact",
         "delete.retention.ms": str(86_400_000),
@@ -318,18 +320,18 @@ async def _compact_often(cluster: Cluster) -> None:
 
 
 def _guard() -> subprocess.Popen[bytes]:
-    """Leads the receivers' process group, and kills that when we end, in whatever way: see Cluster."""
+    """A process that leads the receivers' group, and kills it when this process ends in any way: see Cluster."""
     shell = shutil.which("sh")
     assert shell
     return subprocess.Popen([shell, "-c", "read -r _; kill -KILL 0"], stdin=subprocess.PIPE, process_group=0)
 
 
 def _summary(line: str) -> str:
-    """What a line of a log is about, without what differs each time."""
+    """The subject of a line of a log, without the parts that differ each time."""
     try:
         fields = json.loads(line)
         event, _, more = str(fields["event"]).partition("\n")
-        if found := re.search(r"coro=<(\S+)", more):  # which task asyncio tells of
+        if found := re.search(r"coro=<(\S+)", more):  # the task that asyncio's line is about
             event += f" {found[1]}"
         reason = str(fields.get("reason") or fields.get("exception", "")).splitlines()[-1:]
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The inbox and the topics as they stand, read by a client that sees what is committed."""
+"""The inbox and the topics, read by a client that sees committed records."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 _SECONDS_MAX = 300
 _POLL_MILLIS = 500
-#: A lane's own note of the topic that it reads. No notification causes it, so no oracle can know it.
+#: A lane's own header with the inbox's topic id. No notification causes it, so the oracles leave it out.
 _INBOX_ID = "inbox-id"
 _FETCH_BYTES_MAX = 8 * 1024 * 1024
 
 
 class Standing(NamedTuple):
-    """A record as it stands on its topic."""
+    """A record of a topic."""
 
     partition: int
     offset: int
@@ -26,12 +26,12 @@ class Standing(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it stands, as headers spell the place of a notification in the inbox."""
+        """Its place, as headers spell the place of a notification in the inbox."""
         return f"{self.partition}-{self.offset}"
 
 
 async def read(bootstrap: str, topic: str, partitions_count: int) -> Sequence[Standing]:
-    """All that is committed, by partition and offset, once no transaction is open any more."""
+    """All committed records, by partition and offset, once no transaction is open any more."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         isolation_level="read_committed",
@@ -47,7 +47,7 @@ async def read(bootstrap: str, topic: str, partitions_count: int) -> Sequence[St
             consumer.assign(partitions)
             await consumer.seek_to_beginning(*partitions)
             for each in partitions:
-                # A transaction that is still open holds this up until it ends.
+                # An open transaction holds this up until it ends.
                 while await consumer.position(each) < ends[each]:
                     for some in (await consumer.getmany(each, timeout_ms=_POLL_MILLIS)).values():
                         found += [
@@ -67,7 +67,7 @@ async def read(bootstrap: str, topic: str, partitions_count: int) -> Sequence[St
 
 
 async def not_routed(bootstrap: str, inbox: str, group: str, partitions_count: int) -> dict[int, tuple[int, int]]:
-    """For each partition with notifications that wait: the committed position, and the end of the inbox."""
+    """For each partition with waiting notifications: the committed position, and the end of the inbox."""
     partitions = [TopicPartition(inbox, each) for each in range(partitions_count)]
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     async with asyncio.timeout(_SECONDS_MAX):
@@ -82,7 +82,7 @@ async def not_routed(bootstrap: str, inbox: str, group: str, partitions_count: i
 
 
 async def _ends(bootstrap: str, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
-    """Where partitions end, what is not committed included."""
+    """The ends of partitions, uncommitted records included."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap)
     await consumer.start()
     try:

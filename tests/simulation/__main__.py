@@ -1,6 +1,6 @@
 """Many seeds of the simulation: `python -m tests.simulation --seeds 1000`.
 
-Ends with 1 where a promise was broken, and where a fault that should have been tried never happened.
+The exit status is 1 if a promise was broken, or if an expected fault never happened.
 """
 
 import argparse

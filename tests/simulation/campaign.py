@@ -1,4 +1,4 @@
-"""Many seeds, one after the other or on several cores, and what must have happened in them all together."""
+"""Many seeds, one after the other or on several cores, and the events that must happen in all of them together."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from tests.simulation.checks import Violation
 from tests.simulation.loop import Stuck
 from tests.simulation.world import Parts, World
 
-#: What a campaign is for. One in which any of these never happened has shown nothing about it.
+#: The events that a campaign must have. A campaign without one of them has shown nothing about it.
 WANTED = (
     "kill",
     "power cut",
@@ -60,7 +60,7 @@ WANTED = (
 
 
 class Outcome(NamedTuple):
-    """One seed: what happened in it, what is wrong (nothing: ""), and the last that was seen of a seed gone wrong."""
+    """The result of a seed: its events, its fault (empty: none), and the end of a failed seed's trace."""
 
     seed: int
     tally: Counter[str]
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 
 
 def run_seed(seed: int, parts: Parts | None = None) -> Outcome:
-    """Live through one seed."""
+    """Run one seed."""
     world = World(seed, parts)
     try:
         world.run()
@@ -79,7 +79,7 @@ def run_seed(seed: int, parts: Parts | None = None) -> Outcome:
 
 
 def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
-    """Live through all of them, in their order."""
+    """Run all seeds, in order."""
     if jobs == 1:
         yield from map(run_seed, seeds)
     else:
@@ -88,5 +88,5 @@ def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
 
 
 def missing(tally: Counter[str]) -> list[str]:
-    """What should have happened and never did."""
+    """The expected events that never happened."""
     return [what for what in WANTED if not tally[what]]

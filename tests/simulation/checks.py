@@ -1,4 +1,4 @@
-"""What must hold after every life: the promises, compared with what is on the disk."""
+"""The promises that must hold after every life, checked against the disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Violation(Exception):
 
 @dataclass(eq=False)
 class Attempt:
-    """One request: when it was sent, and when and how it was answered, in order of events."""
+    """One request: when it was sent, when it was answered and how, by the number of the event."""
 
     post: Post
     began: int
@@ -48,14 +48,14 @@ class History:
         self.topics: dict[str, dict[int, Message]] = {}
 
     def copy(self) -> "History":
-        """The same history, apart from this one."""
+        """An independent copy."""
         other = History()
         other.inbox = self.inbox.copy()
         other.topics = {topic: known.copy() for topic, known in self.topics.items()}
         return other
 
     def record(self, view: SqliteView) -> None:
-        """Take down what is there now. Raises Violation where it is not what it was."""
+        """Add what the disk has now. Raises Violation if it contradicts what was seen before."""
         notifications, next_position = view.inbox(0, _EVERYTHING)
         for position, notification in enumerate(notifications, next_position - len(notifications)):
             if self.inbox.setdefault(position, notification) != notification:
@@ -69,14 +69,14 @@ class History:
 
 
 def check_disk(connection: apsw.Connection) -> None:
-    """The database is sound."""
+    """The database passes SQLite's check."""
     found = connection.pragma("integrity_check")
     if found != "ok":
         raise Violation(f"the database is damaged: {found}")
 
 
 def check_inbox(history: History, attempts: Mapping[str, Attempt], end: int) -> None:
-    """Nothing promised is missing, nothing is there that nobody sent, and the order is that of the answers."""
+    """Nothing promised is missing, nothing is there that was not sent, and the order is that of the answers."""
     positions = sorted(history.inbox)
     if positions != list(range(end)):
         raise Violation(f"the inbox ends at {end} but its positions are {positions}")
@@ -102,7 +102,7 @@ def check_inbox(history: History, attempts: Mapping[str, Attempt], end: int) -> 
 
 
 def kept_from(history: History, end: int, facts: Mapping[bytes, Facts]) -> list[Kept]:
-    """The inbox up to a position, as the oracle wants it."""
+    """The inbox up to a position, in the oracle's form."""
     inbox = [history.inbox[position] for position in range(end)]
     return [
         Kept(position, each.body, each.key, each.sender, each.received_micros, each.content_type, each.correlator, told)
@@ -112,7 +112,9 @@ def kept_from(history: History, end: int, facts: Mapping[bytes, Facts]) -> list[
 
 
 def check_topics(history: History, truth: Truth) -> None:
-    """Every topic holds what the inbox up to the lane's position comes to: no less, no more, in order, and whole."""
+    """Every topic has the expected records of the inbox up to the lane's position: no less, no more, in order, and
+    whole.
+    """
     unknown = history.topics.keys() - {f"{PREFIX}.{name}" for name in truth.topics} - {SESSIONS}
     if unknown:
         raise Violation(f"there are topics that nobody writes to: {unknown}")
@@ -130,7 +132,7 @@ def check_topics(history: History, truth: Truth) -> None:
 
 
 def check_sessions(view: SqliteView, truth: Truth, *, all_ended: bool) -> int:
-    """Every session is as it should be, and only those are gone whose time has come; returns how many of these."""
+    """Every session is as expected, and only those whose time has come are gone; returns the number of these."""
     newest: dict[str, Message] = {}
     for record in view.records(SESSIONS, 0, _EVERYTHING):
         before = newest.get(record.message.key)
@@ -154,7 +156,7 @@ def check_sessions(view: SqliteView, truth: Truth, *, all_ended: bool) -> int:
 
 
 def check_open_file(file: SqliteFile, view: SqliteView, history: History, position_before: int) -> int:
-    """The lane stands where it may stand; returns where. `history` and `position_before` are what must have stayed."""
+    """The lane stands at a possible position, which is returned. `history` and `position_before` must still be true."""
     position = view.position()
     if not position_before <= position <= file.end:
         raise Violation(f"the lane went from {position_before} to {position} while the inbox ends at {file.end}")

@@ -1,13 +1,13 @@
-"""A disk in memory that tells what was written from what was synced, and an APSW VFS over it that fails on command.
+"""A disk in memory that tells written from synced data, and an APSW VFS over it that fails on command.
 
-What a process sees is the page cache: everything written. What a power cut leaves is what was synced, and of the rest
-whatever the seed says: any sectors, torn ones too, in any order, and any of the sizes that a file has had since.
+A process sees the page cache: all that was written. A power cut leaves what was synced. Of the rest it leaves what the
+seed says: any sectors, torn ones too, in any order, and any of the sizes that a file has had since.
 
-After a sync that failed the page cache is as Linux has it: the pages count as clean and read as written, but only some
-of them got to the disk, and no later sync writes the others unless they are written again.
+After a failed sync the page cache behaves as on Linux: the pages count as clean and read as written, but only some of
+them got to the disk, and no later sync writes the others unless they are written again.
 """
 
-# ruff: noqa: N802  # the names of a VFS's methods are SQLite's
+# ruff: noqa: N802  # SQLite's names of a VFS's methods
 
 import itertools
 from collections import Counter
@@ -19,24 +19,24 @@ from typing import NamedTuple, cast
 import apsw
 
 PAGE = 4096
-#: A power cut tears at one of these; 512 bytes is the least that a disk writes whole.
+#: The unit at which a power cut tears; a disk writes at least 512 bytes whole.
 _SECTORS = (512, 4096)
 
 _names = map("simulated-{}".format, itertools.count())
 
 
 class SimFile:
-    """One file: what a process sees, what is on the disk, and what each page has been since it was last synced."""
+    """One file: a process's view, the data on the disk, and the versions of each page since the last sync."""
 
     def __init__(self) -> None:
         self.content = bytearray()
         self.durable = bytearray()
         self.versions: dict[int, list[bytes]] = {}
         self.sizes: list[int] = []
-        self.unshrunk: SimFile | None = None  # as it was before it was first shortened, if that is not synced yet
+        self.unshrunk: SimFile | None = None  # as it was before it was first shortened, until that is synced
 
     def copy(self) -> "SimFile":
-        """The same file, apart from this one."""
+        """An independent copy."""
         other = SimFile()
         other.content, other.durable = self.content[:], self.durable[:]
         other.unshrunk = self.unshrunk and self.unshrunk.copy()
@@ -54,7 +54,7 @@ class SimFile:
         self._changed(offset, end)
 
     def truncate(self, size: int) -> None:
-        """Change the size. To shorten a file is all or nothing, and what is written behind it is in new places."""
+        """Change the size. A shortening happens whole or not at all, and later writes behind it go to new places."""
         before = len(self.content)
         if size < before:
             self.unshrunk = self.unshrunk or self.copy()
@@ -66,19 +66,19 @@ class SimFile:
         self._changed(min(size, before), max(size, before))
 
     def sync(self) -> None:
-        """Bring what was written since the last time to the disk."""
+        """Write all changes since the last sync to the disk."""
         for page in self.versions:
             _put(self.durable, page * PAGE, bytes(self.content[page * PAGE : (page + 1) * PAGE]))
         _resize(self.durable, len(self.content))
         self._settle()
 
     def fail_sync(self, random: Random, tally: Counter[str]) -> None:
-        """What Linux makes of a sync that failed."""
+        """Behave like Linux after a failed sync."""
         self.durable = self._survivors(random, tally)
         self._settle()
 
     def cut(self, random: Random, tally: Counter[str]) -> None:
-        """The power is gone and comes back."""
+        """Lose what a power cut loses."""
         self.durable = self._survivors(random, tally)
         self.content = self.durable[:]
         self._settle()
@@ -96,7 +96,7 @@ class SimFile:
     def _survivors(self, random: Random, tally: Counter[str]) -> bytearray:
         if self.unshrunk is not None and random.random() < 0.5:
             tally["shortening lost"] += 1
-            return self.unshrunk._survivors(random, tally)  # noqa: SLF001  # of this class
+            return self.unshrunk._survivors(random, tally)  # noqa: SLF001  # the same class's
         sector = random.choice(_SECTORS)
         # Independent coins would hardly ever let a whole transaction through, or none of it.
         share = random.choice((0.0, 0.05, 0.5, 0.95, 1.0))
@@ -123,7 +123,7 @@ class SimFile:
 
 
 class Disk:
-    """A directory of files. Which names it has is durable on its own: creations and deletions can be lost."""
+    """A directory of files. Its names are durable by themselves: creations and deletions can be lost."""
 
     def __init__(self) -> None:
         self.names: dict[str, SimFile] = {}
@@ -131,7 +131,7 @@ class Disk:
         self._changes: list[tuple[str, SimFile | None]] = []
 
     def copy(self) -> "Disk":
-        """The same disk, apart from this one: what a process leaves when it is killed."""
+        """An independent copy: what a process leaves when it is killed."""
         other = Disk()
         files = {id(file): file.copy() for file in self._files()}
         other.names = {name: files[id(file)] for name, file in self.names.items()}
@@ -140,7 +140,7 @@ class Disk:
         return other
 
     def cut(self, random: Random, tally: Counter[str]) -> None:
-        """The power is gone and comes back."""
+        """Lose what a power cut loses."""
         for name in sorted({name for name, _ in self._changes}):
             were = [self._durable_names.get(name), *(file for changed, file in self._changes if changed == name)]
             now = random.choice(were)
@@ -154,13 +154,13 @@ class Disk:
             self.names[name].cut(random, tally)
 
     def create(self, name: str) -> SimFile:
-        """A new file."""
+        """Create a file."""
         file = self.names[name] = SimFile()
         self._changes.append((name, file))
         return file
 
     def delete(self, name: str) -> None:
-        """Take a name away."""
+        """Delete a name."""
         del self.names[name]
         self._changes.append((name, None))
 
@@ -176,7 +176,7 @@ class Disk:
 
 
 class Faults(NamedTuple):
-    """What is to go wrong. Operations that change something are counted, and syncs on their own, both from 1."""
+    """The faults to come. Operations that change something are counted, and syncs separately, both from 1."""
 
     crash: str = ""  # "kill" or "power cut"
     crash_at: int | None = None
@@ -188,10 +188,10 @@ class Faults(NamedTuple):
 
 
 class SimVFS(apsw.VFS):
-    """One process's sight of a disk.
+    """One process's view of a disk.
 
-    When the crash comes, `left` is what it leaves. The process goes on with a ghost of the disk until somebody notices:
-    nothing that it does from then on is anywhere. `doing` is what it is in the middle of, for the statistics.
+    After a crash, `left` is the disk that it leaves. The process goes on with a ghost of the disk until it notices, and
+    nothing that it does from then on has an effect. `doing` is its present activity, for the statistics.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class SimVFS(apsw.VFS):
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """For as long as this lasts, a crash is one in `what`."""
+        """Name the activity for as long as the block lasts: a crash is counted as one in `what`."""
         before, self._doing = self._doing, what
         try:
             yield
@@ -220,7 +220,7 @@ class SimVFS(apsw.VFS):
             self._doing = before
 
     def crash(self, kind: str) -> None:
-        """End what this process can do to the disk."""
+        """Cut this process off from the disk."""
         if self.left is not None:
             return
         self.left = self._disk.copy()
@@ -230,7 +230,7 @@ class SimVFS(apsw.VFS):
             self.left.cut(self._random, self._tally)
 
     def step(self, kind: str, name: str, offset: int, size: int, change: Callable[[], None]) -> None:
-        """One operation that changes something, unless a crash comes before it."""
+        """Count an operation that changes something, unless a crash comes before it."""
         self.operations.append((kind, name, offset, size))
         crashing = self.left is None and (
             len(self.operations) == self._faults.crash_at
@@ -245,7 +245,7 @@ class SimVFS(apsw.VFS):
             self.crash(self._faults.crash)
 
     def full(self) -> bool:
-        """Whether there is no room on the disk now."""
+        """Whether the disk has no room now."""
         if self.left is not None or self._faults.full_from is None:
             return False
         if self._full_until is None and len(self.operations) + 1 >= self._faults.full_from:
@@ -253,25 +253,25 @@ class SimVFS(apsw.VFS):
         return self._full_until is not None and self._now() < self._full_until
 
     def bad_sync(self) -> bool:
-        """Count a sync; whether it is to fail."""
+        """Count a sync; returns whether it must fail."""
         self._syncs += 1
         return self.left is None and self._syncs in self._faults.bad_syncs
 
     def refuse_write(self, file: SimFile, data: bytes, offset: int) -> None:
-        """A part of the data still found room."""
+        """Fail after a part of the data found room."""
         self._tally["disk full"] += 1
         file.write(data[: self._random.randrange(len(data) + 1)], offset)
         raise apsw.FullError("no room on the disk")
 
     def refuse_sync(self, file: SimFile) -> None:
-        """Fail as a disk does that lost its cable for a moment."""
+        """Fail like a disk that lost its cable for a moment."""
         self._tally[f"sync failed in {self._doing}"] += 1
         self._tally["sync failed"] += 1
         file.fail_sync(self._random, Counter())
         raise apsw.IOError("a sync failed")
 
     def excepthook(self, *_: object) -> bool:
-        """Leave it to whoever called SQLite to learn of a failure, as from a disk."""
+        """Leave a failure to SQLite's caller, as with a real disk."""
         return True
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
@@ -284,7 +284,7 @@ class SimVFS(apsw.VFS):
             if not flags[0] & apsw.SQLITE_OPEN_CREATE:
                 raise apsw.CantOpenError("no such file")
             self.step("create", path, 0, 0, lambda: _ignore(self._disk.create(path)))
-        # As SQLite's own VFS has it: the first sync of a log makes its name durable, that of a database does not.
+        # Like SQLite's own VFS: the first sync of a log makes its name durable, that of a database does not.
         logs = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_MAIN_JOURNAL
         file = _Open(self, path, self._disk.names[path], self._disk, names_too=bool(flags[0] & logs))
         return cast("apsw.VFSFile", file)
@@ -307,7 +307,7 @@ class SimVFS(apsw.VFS):
 
 
 class _Open:
-    """A file that a process has open."""
+    """An open file of a process."""
 
     def __init__(self, vfs: SimVFS, name: str, file: SimFile, disk: Disk, *, names_too: bool) -> None:
         self._vfs = vfs
@@ -346,11 +346,11 @@ class _Open:
         return PAGE
 
     def xDeviceCharacteristics(self) -> int:
-        # As SQLite's own VFS has it: a write that a power cut tears spoils nothing beside it.
+        # Like SQLite's own VFS: a write that a power cut tears spoils nothing beside it.
         return apsw.SQLITE_IOCAP_POWERSAFE_OVERWRITE
 
     def xLock(self, level: int) -> None:
-        """One process has the disk to itself."""
+        """One process has the whole disk."""
 
     def xUnlock(self, level: int) -> None:
         """See xLock."""
@@ -362,7 +362,7 @@ class _Open:
         return False
 
     def xClose(self) -> None:
-        """Nothing is kept open."""
+        """Nothing has to be closed."""
 
 
 def _put(target: bytearray, offset: int, data: bytes) -> None:
@@ -377,4 +377,4 @@ def _resize(target: bytearray, size: int) -> None:
 
 
 def _ignore(_: object) -> None:
-    """A value that nobody wants."""
+    """Ignore a value."""

@@ -9,30 +9,30 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: How long a call on a thread takes: mostly as a good disk does, now and then as one that somebody else keeps busy.
+#: The durations of a call on a thread: mostly as on a good disk, now and then as on one that others keep busy.
 _CALL_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.02)
 
 
 class Killed(SystemExit):
-    """The life of the simulated program ends here. asyncio lets a SystemExit through at once, from any callback."""
+    """The end of the simulated program's life. asyncio lets a SystemExit through at once, from any callback."""
 
 
 class Stuck(Exception):
-    """Nothing is ready, nothing is scheduled, and somebody still waits."""
+    """Nothing is ready and nothing is scheduled, but a task still waits."""
 
 
 class SimThread(Executor):
-    """Stands for an executor of one thread; SimLoop runs what is given to it."""
+    """Stands for an executor of one thread; SimLoop runs its calls."""
 
     def __init__(self) -> None:
         self.free_at = 0.0
 
 
 class SimLoop(asyncio.SelectorEventLoop):
-    """Never sleeps: where nothing is ready, time is at the next timer at once.
+    """Never sleeps: if nothing is ready, time jumps to the next timer.
 
-    `slow_share` of the calls on a thread take `slow_seconds`. `between` is called after each of them, before anybody
-    learns what came of it.
+    `slow_share` of the calls on a thread take `slow_seconds`. `between` is called after each of them, before its result
+    is known.
     """
 
     def __init__(self, random: Random, seconds: float, *, slow_share: float, slow_seconds: float) -> None:
@@ -47,13 +47,13 @@ class SimLoop(asyncio.SelectorEventLoop):
         """The virtual time."""
         return self._seconds
 
-    def run_in_executor(  # type: ignore[override]  # the base's own type has a different shape in each release
+    def run_in_executor(  # type: ignore[override]  # the base's own type differs between releases
         self,
         executor: Executor | None,
         func: Callable[..., T],
-        *args: Any,  # noqa: ANN401  # what func takes
+        *args: Any,  # noqa: ANN401  # func's arguments
     ) -> asyncio.Future[T]:
-        """Run `func` a little later, as a thread would: one call at a time, in order; what began is finished."""
+        """Run `func` a little later, as a thread would: one call at a time, in order. A call that began is finished."""
         assert isinstance(executor, SimThread)
         future: asyncio.Future[T] = self.create_future()
         began = max(executor.free_at, self._seconds) + self._random.choice(_CALL_SECONDS) * self._random.random() + 1e-7
@@ -68,7 +68,7 @@ class SimLoop(asyncio.SelectorEventLoop):
             return
         try:
             result = func(*args)
-        except Exception as error:  # noqa: BLE001  # whoever waits gets it, as from a thread
+        except Exception as error:  # noqa: BLE001  # raised again in the waiting task, as from a thread
             self.between()
             self.call_at(until, _fail, future, error)
         else:
@@ -86,7 +86,7 @@ class SimLoop(asyncio.SelectorEventLoop):
 
 
 class _Instant(SelectSelector):
-    """Waits for nothing: there is no file to wait for."""
+    """Waits for nothing: the simulation has no sockets."""
 
     def __init__(self, turn: Callable[[float | None], None]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The program with one mistake each: where the simulation does not find it, the simulation is to be mended.
+"""The program with one mistake each. If the simulation does not find one, the simulation must be improved.
 
-Each is a mistake that somebody made elsewhere, that much advice leads to, or that this program once had.
+Each mistake was made elsewhere, is common advice, or was once in this program.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,11 +75,11 @@ class _KeepsNoStates(SqliteLane):
 
 class _NeverRewinds(SqliteLane):
     def rewind(self) -> None:
-        """As if what was read were as good as committed."""
+        """Keep the position: as if all that was read were committed."""
 
 
 class _DecidesWithOldStates(Dispatcher):
-    async def _decide(self, batch: Batch, before: Any) -> Any:  # noqa: ANN401  # private to the dispatcher
+    async def _decide(self, batch: Batch, before: Any) -> Any:  # noqa: ANN401  # the dispatcher's private type
         before.sessions = {}
         return await super()._decide(batch, before)
 

@@ -1,6 +1,6 @@
-"""What the topics and the sessions must be, given the inbox: the documented rules, told as plainly as possible.
+"""The expected topics and sessions of an inbox: the documented rules, written as plainly as possible.
 
-It shares nothing with the program, not even the parser: what a body says is known from its sender.
+It shares nothing with the program, not even the parser: the sender tells the meaning of a body.
 """
 
 from base64 import b64encode
@@ -30,7 +30,7 @@ class Kept(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A record that must be on a topic. `value` is without the reason, which is prose."""
+    """A record that must be on a topic. `value` leaves out the reason, which is prose."""
 
     key: str
     trace: str
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 @dataclass
 class Remembered:
-    """What must be known of a session. `heard` are the events taken into account, with the times that count."""
+    """The expected memory of a session. `heard` are the events taken into account, with their times in µs."""
 
     sender: str
     status: str
@@ -54,13 +54,13 @@ class Remembered:
     seconds: float | None
     heard: list[tuple[Facts, int]] = field(default_factory=list)
     cut: int | None = None
-    #: The times of all that told of an end, those that a repetition is not recognized of any more included.
+    #: The times of all ends, also of those by which a repetition is no longer recognized.
     ends: list[int] = field(default_factory=list)
     granted_by: Facts | None = None
 
 
 class Truth:
-    """What must have come of the first notifications of an inbox."""
+    """The expected results of the first notifications of an inbox."""
 
     def __init__(self, inbox: Sequence[Kept], forget_micros: int, heard_max: int) -> None:
         self.topics: dict[str, list[Row]] = {"status": [], "unavailable": [], "dead-letter": []}
@@ -104,7 +104,7 @@ class Truth:
             and kept.facts.qos_status == "UNAVAILABLE"
             and session.time - time <= _CLOCKS_DIFFER
         ):
-            time = max(time, session.time)  # no end is lost for a clock
+            time = max(time, session.time)  # a difference of clocks must not lose an end
         return self._hear_of(session, kept, time)
 
     def _hear_of(self, session: Remembered, kept: Kept, time: int) -> str:  # noqa: PLR0911  # one for each row
@@ -144,7 +144,7 @@ class Truth:
         session.status, session.info, session.time = facts.qos_status, facts.status_info, time
 
     def _grant(self, session: Remembered, late: Facts) -> None:
-        """A late AVAILABLE tells since when quality was granted, where nothing did and an end came after it."""
+        """Let a late AVAILABLE grant availability, if no event did yet and an end came after it."""
         after = [time for time in session.ends if late.micros is not None and time >= late.micros]
         if late.qos_status == "AVAILABLE" and late.micros is not None and session.since is None and after:
             self.verdicts["granted late"] += 1
@@ -191,7 +191,7 @@ class Truth:
 
 
 def session_value(session_id: str, session: Remembered) -> dict[str, Any]:
-    """The session as its topic must show it."""
+    """The session's value as its topic must have it."""
     value: dict[str, Any] = {
         "sessionId": session_id,
         "qosStatus": session.status,

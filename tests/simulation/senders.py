@@ -1,6 +1,6 @@
-"""Who posts, and what: sessions that live and end in every way, told well and badly in all three dialects.
+"""The senders and their posts: sessions that live and end in every way, told well and badly in all three dialects.
 
-Each body is kept with the facts that it was made from, so that nobody has to parse it to know what it says.
+Each body is kept with the facts that it was made from, so that no parser is needed to read it.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 SECOND = 1_000_000
 _DAY = 86_400 * SECOND
 
-#: Each sender and its dialect.
+#: Each sender's dialect.
 SENDERS = {"acme": "cloudevents", "crow": "cloudevents", "bell": "event", "oldie": "bare"}
 
 _TYPES = (
@@ -40,7 +40,7 @@ _MALFORMED = (
 
 
 class Facts(NamedTuple):
-    """What a body says, as its sender meant it. `kind` is event, unrecognized, malformed or refused."""
+    """The meaning of a body, as its sender intended it. `kind` is event, unrecognized, malformed or refused."""
 
     kind: str
     session_id: str = ""
@@ -74,7 +74,7 @@ class _Life:
 
 
 class Senders:
-    """All of them. `next` makes the next post; `facts` has what every body says that was ever made."""
+    """All senders. `next` makes the next post; `facts` has the meaning of every body that was made."""
 
     def __init__(self, random: Random) -> None:
         self.facts: dict[bytes, Facts] = {}
@@ -85,7 +85,7 @@ class Senders:
         self._ids = 0
 
     def next(self, now: int) -> Post:
-        """The next post, `now` being the time in microseconds."""
+        """The next post; `now` is the time in microseconds."""
         makers = {
             self._advance: 34,
             self._begin: 12,
@@ -107,7 +107,7 @@ class Senders:
         return post
 
     def last_word(self, now: int) -> Post:
-        """A post that nothing is wrong with."""
+        """A post without any oddity."""
         post = self._begin(now)
         self._posts.append(post)
         return post
@@ -196,7 +196,7 @@ class Senders:
         return self._random.choice(self._lives[-12:])
 
     def _spoken(self, life: _Life, status: str, info: str | None, micros: int | None) -> Facts:
-        """The facts, as far as the sender's dialect can tell them."""
+        """The facts that the sender's dialect can tell."""
         dialect = SENDERS[life.sender]
         if dialect == "bare":
             return Facts("event", life.session_id, "UNAVAILABLE", type="SESSION_TERMINATED")

@@ -1,8 +1,8 @@
-"""One seed: the embedded node from its first life to its last, its disk, and those who post to it.
+"""One seed: the embedded node from its first life to its last, its disk, and its senders.
 
-The edge, the inbox, the lane, the dispatcher and the router are the program's own. Of the file only the opening differs
-(another VFS, and locks that need no shared memory), and the view reads over the file's connection, which does no harm
-where calls run one at a time.
+The edge, the inbox, the lane, the dispatcher and the router are the program's own. Two things differ: the file is
+opened with another VFS and with locks that need no shared memory, and the view reads over the file's connection, which
+is safe as calls run one at a time.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ from tests.simulation.loop import Killed, SimLoop, SimThread
 from tests.simulation.oracle import Truth
 from tests.simulation.senders import SECOND, SENDERS, Post, Senders
 
-#: When every world begins: 2026-11-24T10:00:00Z.
+#: The beginning of every world: 2026-11-24T10:00:00Z.
 _BEGINNING = 1_795_514_400 * SECOND
 
 _LIVES = 5
@@ -68,7 +68,7 @@ _INBOX_SECONDS, _TOPICS_SECONDS = 6, 10
 
 
 class NodeFile(SqliteFile):
-    """The file on a simulated disk."""
+    """The program's file, on a simulated disk."""
 
     def __init__(self, vfs: SimVFS, history: History | None) -> None:
         super().__init__(Path(), SESSIONS, passed_over=_unexpected, vfs=vfs.name)
@@ -76,7 +76,7 @@ class NodeFile(SqliteFile):
         self._history = history
 
     def borrow(self) -> apsw.Connection:
-        """The connection of the moment, for the view."""
+        """The present connection, for the view."""
         return self._connection or self._open()
 
     def append(self, pack: Pack, now_micros: int) -> None:
@@ -90,7 +90,7 @@ class NodeFile(SqliteFile):
             return super().commit(position, next_position, effects, clock_micros)
 
     def retain(self, inbox_micros: int, topics_micros: int, rows_max: int) -> int:
-        """See SqliteFile; what it may remove is taken down before."""
+        """See SqliteFile. What it may remove is noted before."""
         with failing("the file can't be opened"):
             self.borrow()
         if self._history is not None and self.vfs.left is None:
@@ -111,7 +111,7 @@ class NodeFile(SqliteFile):
 
 
 class NodeView(SqliteView):
-    """The reading side, over the file's own connection."""
+    """The reader, over the file's own connection."""
 
     def __init__(self, file: NodeFile) -> None:
         self._sessions_topic = SESSIONS
@@ -127,7 +127,7 @@ class NodeView(SqliteView):
 
 
 def _unexpected(place: str, why: str) -> None:
-    """Nothing damages this disk: what it loses was never promised."""
+    """Fail: nothing damages this disk. What it loses was never promised."""
     raise Violation(f"{place} is told to be damaged: {why}")
 
 
@@ -140,7 +140,7 @@ class _Borrowed:
 
 
 class Parts(NamedTuple):
-    """What a node is made of; a mutant has one part of its own."""
+    """The parts of a node; a mutant replaces one of them."""
 
     file: type[NodeFile] = NodeFile
     view: type[NodeView] = NodeView
@@ -151,7 +151,7 @@ class Parts(NamedTuple):
 
 
 class World:
-    """Everything that follows from one seed. `tally` counts what happened, `trace` tells it in order."""
+    """Everything that follows from one seed. `tally` counts events, `trace` has them in order."""
 
     def __init__(self, seed: int, parts: Parts | None = None) -> None:
         self.tally: Counter[str] = Counter()
@@ -168,12 +168,12 @@ class World:
         self._disk = Disk()
         self._seconds = 0.0
         self._skew_micros = 0
-        self.position = 0  # the lane's, as far as it is durable
+        self.position = 0  # the lane's durable position
         self._events = 0
 
     def run(self) -> None:
-        """Live every life. Raises Violation."""
-        random.seed(self._seed)  # the dispatcher's back-off
+        """Run all lives. Raises Violation."""
+        random.seed(self._seed)  # for the dispatcher's back-off
         with _few_marks(), _unheard():
             for life in range(_LIVES):
                 self._live(life, self._faults(), last=False)
@@ -183,17 +183,17 @@ class World:
             self._check(last=True)
 
     def now_micros(self, seconds: float) -> int:
-        """The clock on the wall."""
+        """The wall clock, in microseconds."""
         return _BEGINNING + round(seconds * SECOND) + self._skew_micros
 
     def event(self, *what: object) -> int:
-        """Take down what happened; returns how much happened before."""
+        """Note an event; returns the number of events before it."""
         self.trace.append(what)
         self._events += 1
         return self._events
 
     def jump(self) -> None:
-        """Set the clock on the wall, as somebody does at times."""
+        """Set the wall clock forward or back."""
         seconds = self.random.choice((-20, -3, 30, FORGET_SECONDS + 5))
         self.tally["clock set back" if seconds < 0 else "clock set forward"] += 1
         self._skew_micros += seconds * SECOND
@@ -213,7 +213,7 @@ class World:
         crash_at = chance.randrange(1, 300) if at == "operation" else None
         crash_at_sync = chance.randrange(1, 45) if at == "sync" else None
         if syncs_bad and chance.random() < 0.5:
-            # The worst time for a crash is while the node recovers.
+            # A crash is worst while the node recovers.
             crash_at, crash_at_sync = None, bad_syncs[-1] + chance.randrange(1, 4)
         return Faults(
             crash,
@@ -263,7 +263,7 @@ class World:
         vfs.unregister()
 
     def _end(self, loop: SimLoop, node: "_Node") -> None:
-        """Let go of everything. Where the life was ended by a crash, nothing of this is seen by anybody."""
+        """Close everything. If a crash ended the life, none of this has an effect."""
         if tasks := asyncio.all_tasks(loop):
             self.alive = False
             for task in tasks:
@@ -277,7 +277,7 @@ class World:
         node.in_flight.clear()
 
     def again(self, post: Post, seconds: float, status: int | None) -> None:
-        """Let the sender of a post that was not answered well try again, or give up."""
+        """Let a sender that was not answered 2xx try again, or give up."""
         if post.attempts <= post.patience:
             self.tally["posted again after no answer" if status is None else f"posted again after {status}"] += 1
             self.waiting.append((seconds + self.random.choice((0.01, 0.3, 2.0)), post))
@@ -290,7 +290,7 @@ class World:
             file.open()
             check_disk(file.borrow())
             position = check_open_file(file, view, self.history, self.position)
-            # What a killed process had not synced is there now, and may be gone after the next power cut.
+            # A kill keeps what was not synced, and the next power cut may lose it.
             history = self.history.copy()
             history.record(view)
             check_inbox(history, self.attempts, file.end)
@@ -350,7 +350,7 @@ class _Node:
         self._calls: set[asyncio.Task[None]] = set()
 
     def start(self) -> bool:
-        """Open the file and join the parts, as `service.run` does; whether that was possible."""
+        """Open the file and join the parts, as `service.run` does; returns whether that was possible."""
         world, parts = self._world, self._parts
         try:
             self.file.open()
@@ -382,7 +382,7 @@ class _Node:
         )
         self._edge = EdgeApp(intake, "/")
         if self.file.vfs.left is None:
-            # All that is seen now is durable.
+            # All that is visible now is durable.
             view = NodeView(self.file)
             world.history.record(view)
             world.position = view.position()
@@ -398,7 +398,7 @@ class _Node:
             self._loop.call_later(world.random.uniform(0.1, 2), world.jump)
         await self._post_all(posts_count, last=last)
         if last:
-            # Forgetting goes with the inbox's clock, and is done when something comes.
+            # Sessions are forgotten by the inbox's clock, when a notification comes.
             for _ in range(3):
                 world.end_all_sessions()
                 world.waiting.append((0.0, world.senders.last_word(self._nanos() // 1000)))
@@ -419,7 +419,7 @@ class _Node:
         return self._world.now_micros(self._loop.time()) * 1000
 
     async def _post_all(self, new_count: int, *, last: bool) -> None:
-        """Post so many new notifications and what is to be posted again; in the last life all of that."""
+        """Post new notifications and repetitions; in the last life all repetitions."""
         world = self._world
         while new_count > 0 or (last and (world.waiting or self.in_flight)):
             await asyncio.sleep(world.random.expovariate(1) * world.random.choice((0.001, 0.02, 0.2)))
@@ -444,7 +444,7 @@ class _Node:
         call.add_done_callback(self._calls.discard)
 
     async def _call(self, correlator: str, post: Post, attempt: Attempt) -> None:
-        """Post once, as one that stops waiting after a while, whereupon the edge goes on all the same."""
+        """Post once. The client stops waiting after a while, and the edge goes on all the same."""
         world = self._world
         call = asyncio.create_task(self._serve(correlator, post, attempt))
         done, _ = await asyncio.wait({call}, timeout=world.random.choice((0.005, 1, 10)))
@@ -500,7 +500,7 @@ class _Node:
 
 
 class _Witness(Telemetry):
-    """Takes down what the program tells of itself."""
+    """Telemetry that notes what the program reports."""
 
     def __init__(self, world: World) -> None:
         super().__init__(StringIO())
@@ -538,7 +538,7 @@ async def _authenticate(authorization: bytes | None) -> str:
 
 @contextmanager
 def _unheard() -> Iterator[None]:
-    """Let SQLite be silent on failures that it passes over, such as those of a checkpoint while it closes."""
+    """Silence SQLite's log of failures that it ignores, such as those of a checkpoint while it closes."""
     before, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
@@ -548,7 +548,7 @@ def _unheard() -> Iterator[None]:
 
 @contextmanager
 def _few_marks() -> Iterator[None]:
-    """Let sessions remember so little that they reach the end of it."""
+    """Let sessions remember so few events that they reach the limit."""
     before, receiver.core.session.MARKS_MAX = receiver.core.session.MARKS_MAX, MARKS_MAX
     try:
         yield

@@ -1,4 +1,4 @@
-"""Apache Kafka as the place where things are kept: the inbox, the output topics, and the sessions as a compacted topic.
+"""Storage in Apache Kafka: the inbox, the output topics, and the sessions as a compacted topic.
 
-What this client does otherwise than one would think is told where the code depends on it.
+Surprising behaviour of aiokafka is described where the code depends on it.
 """

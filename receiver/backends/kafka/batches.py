@@ -1,4 +1,4 @@
-"""Records in batches that their topics take: in bytes, and in the times of their records."""
+"""Batches of records that fit their topics' limits on bytes and timestamps."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,10 @@ _NO_COMPRESSION = 0
 
 
 class Filled(NamedTuple):
-    """A batch for a partition, and what its writer calls the records in it. `size` is in bytes."""
+    """A batch for a partition.
+
+    `marks` are the writer's marks of its records; `window` has the times that the topic takes.
+    """
 
     where: TopicPartition
     builder: BatchBuilder
@@ -23,7 +26,7 @@ class Filled(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Its bytes, the batch's own header among them."""
+        """The bytes of the batch, its own header included."""
         size: int = self.builder.size()
         return size
 
@@ -39,11 +42,11 @@ class Batches:
 
     @property
     def bytes(self) -> int:
-        """All of them together."""
+        """The bytes of all batches together."""
         return sum(each.size for each in self.filled)
 
     def add(self, where: TopicPartition, record: RawRecord, mark: int) -> bool:
-        """Put a record into the last batch of its partition, or a new one. False: the topic takes no such record."""
+        """Put a record into the last batch of its partition, or a new one. False: it is too large for its topic."""
         last = self._last.get(where)
         if last is None or len(last.marks) >= last.records_max or not _added(last, record):
             bytes_max = self._limits.batch_bytes_max(where.topic)
@@ -59,9 +62,9 @@ class Batches:
         return True
 
     async def learn(self, refused: Refused) -> int | None:
-        """Find out how to write what was refused: the next batches are others.
+        """Learn from a refusal, so that the next batches are other ones.
 
-        Returns the mark of the record that can't be written at all, None where there is something left to try.
+        Returns the mark of the record that can't be written at all, None if there is something left to try.
         """
         batch = self.filled[refused.number]
         topic, count = batch.where.topic, len(batch.marks)
@@ -77,13 +80,13 @@ class Batches:
         return None
 
     def described(self, refused: Refused) -> str:
-        """The same in words."""
+        """The refusal in words."""
         batch = self.filled[refused.number]
         return f"{batch.where.topic} refuses a batch of {len(batch.marks)}: {refused}"
 
 
 def builder(bytes_max: int, *, transactional: bool) -> BatchBuilder:
-    """An empty batch, which takes records up to so many bytes, and one whatever its size."""
+    """An empty batch for up to `bytes_max` bytes of records. A first record of any size fits."""
     return BatchBuilder(bytes_max, _NO_COMPRESSION, is_transactional=int(transactional))
 
 

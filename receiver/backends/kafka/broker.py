@@ -1,16 +1,17 @@
-"""A connection to one broker: aiokafka's, with what it leaves out.
+"""A connection to one broker: aiokafka's, with these faults corrected.
 
-- A connection that is being made when its client is closed would stay open until it is collected. Here each client's
-  connections are known, and end with it.
-- Why a connection can't be made it tells its log alone. Here the reason is kept for whoever waits, see `Attempts`.
-- What a token provider raises would end the task that keeps its metadata, and with it the client.
-- A broker that refuses a token tells so in a challenge (RFC 7628, 3.2.2), which aiokafka takes for success; it would
-  then ask for ever who leads what.
-- A broker ends a connection whose login is over (KIP-368), in the midst of a request. For a transaction that is a
-  request gone astray. So a connection is given up before, between two requests.
-- Futures that fail while nobody waits for them any more are complained of when they are collected. What a failure means
-  is known here by what was awaited, so these are heard at once.
-- At DEBUG its log has each request, and with that passwords and tokens.
+- aiokafka leaves a connection open that is being made when its client is closed. Here each client knows its
+  connections and closes them with itself.
+- aiokafka only logs why a connection failed. Here the reason is kept for the caller, see `Attempts`.
+- An exception of a token provider would end aiokafka's metadata task, and with it the client. Here it becomes a
+  failed connection.
+- A broker that refuses a token says so in a challenge (RFC 7628, 3.2.2). aiokafka takes that for success, and would
+  then ask for metadata for ever. Here the challenge is answered, and the broker reports the failure.
+- A broker ends a connection whose login has expired (KIP-368), even during a request. In a transaction such a request
+  has no known outcome. So a connection is closed before its login expires, between two requests.
+- asyncio logs a future that fails unawaited. The caller knows of a failure by what it awaits, so the exceptions of
+  aiokafka's own futures are retrieved at once.
+- aiokafka's log has each request at DEBUG, and so passwords and tokens. Here these lines are dropped.
 """
 
 import asyncio
@@ -38,25 +39,26 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest
 
 from receiver.core.errors import Unavailable
 
-#: A connection is given up when so much of its login's time is over. Tokens are fetched anew a little earlier.
+#: The part of a login's lifetime after which its connection is closed. Tokens are renewed a little earlier.
 _SESSION_USED = 0.9
 _CLOSE_SECONDS_MAX = 1.0
 
 _WORDS_MAX = 200
-#: A broker tells its versions to whoever asks, and hangs up then on who should have logged in.
+#: A broker tells its versions to any client, and then disconnects one that should have logged in. So an answer proves
+#: only beyond this number that the listener's protocol fits.
 _GREETINGS = 1
 
 
 class Attempts:
-    """Why connections failed in the course of a call: the reason that tells most, the latest of these."""
+    """Why connections failed in the course of a call. `refused` and `failed` have the latest reason of their kind."""
 
     def __init__(self) -> None:
-        #: A broker, or an authorization server, was there and refused: there is no use in waiting.
+        #: A broker or an authorization server answered and refused: waiting does not help.
         self.refused = ""
         self.failed = ""
 
     def add(self, address: str, error: BaseException, *, heard: bool) -> None:
-        """A connection failed, before anything was `heard` on it or after."""
+        """Note that a connection failed. `heard`: the broker had answered on it before."""
         refusal = _refusal(error)
         if refusal:
             self.refused = f"{address}: {refusal}"
@@ -64,7 +66,7 @@ class Attempts:
             self.failed = f"{address}: {_failure(error, heard=heard)}"
 
 
-#: Where the connections that are made in the course of this call leave their reasons.
+#: Where connections that are made during the current call note why they failed.
 attempts: ContextVar[Attempts | None] = ContextVar("attempts", default=None)
 
 
@@ -85,7 +87,7 @@ class BrokerConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ha
             await super().connect()
         except Exception as error:
             self._failed(error)
-            if self._protocol is not None:  # it was closed, which takes a moment where there is TLS
+            if self._protocol is not None:  # it is closing, which takes a moment with TLS
                 await asyncio.wait({self._closed_fut}, timeout=_CLOSE_SECONDS_MAX)
             if isinstance(error, KafkaError | OSError | TimeoutError):
                 raise
@@ -128,7 +130,7 @@ class BrokerConnection(AIOKafkaConnection):  # type: ignore[misc]  # aiokafka ha
             self._retire()
 
     def _retire(self) -> None:
-        """Close the connection as soon as no request is under way; the next is made on a new one."""
+        """Close the connection as soon as no request is pending; the next request is made on a new one."""
         self._retiring = True
         if not self._requests:
             self.close(CloseReason.IDLE_DROP)
@@ -138,13 +140,13 @@ class _TokenAuthenticator(OAuthAuthenticator):  # type: ignore[misc]  # aiokafka
     async def step(self, payload: bytes | None) -> tuple[bytes, bool] | None:
         """See aiokafka."""
         if payload:
-            return b"\x01", True  # heard; the broker says now that the login failed
+            return b"\x01", True  # acknowledges the challenge; the broker then reports that the login failed
         step: tuple[bytes, bool] | None = await super().step(payload)
         return step
 
 
 def _refusal(error: BaseException) -> str:
-    """What the other side has against us, or we against it; empty where there is only no connection."""
+    """Why one side refused the other; empty if the connection merely failed."""
     for cause in _causes(error):
         match cause:
             case Unavailable():
@@ -154,14 +156,14 @@ def _refusal(error: BaseException) -> str:
             case UnsupportedSaslMechanismError():
                 return "authentication failed: the broker does not offer kafka.sasl_mechanism"
             case IllegalSaslStateError():
-                return "authentication failed: nobody logs in there, see kafka.security_protocol"
+                return "authentication failed: the listener has no SASL, see kafka.security_protocol"
             case ssl.SSLError() if not isinstance(cause, ssl.SSLEOFError):
                 return _tls_refusal(cause)
     return ""
 
 
 def _said(error: SaslAuthenticationFailed) -> str:
-    """The broker's words behind "authentication failed", on one line; Java's brokers begin with these themselves."""
+    """The broker's message, on one line, as it follows "authentication failed"; Kafka's own begins with these words."""
     words = "".join(filter(str.isprintable, str(error.args[0] if error.args else "")))
     begin = "Authentication failed"
     words = words.removeprefix(begin) if words.startswith(begin) else f": {words}"
@@ -199,7 +201,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def heard(future: asyncio.Future[Any]) -> None:
-    """Have it known that a future failed, if it did: nobody else needs to ask."""
+    """Retrieve a future's exception, so that asyncio does not log it as never retrieved."""
     if not future.cancelled():
         future.exception()
 
@@ -210,7 +212,7 @@ def _create_future() -> asyncio.Future[Any]:
     return future
 
 
-#: The client that is being started, which tells its first connections nothing of itself.
+#: The client that is being started: aiokafka passes no `on_close` to its first connections.
 _starting: ContextVar[client.AIOKafkaClient | None] = ContextVar("starting", default=None)
 _connections: WeakKeyDictionary[client.AIOKafkaClient, WeakSet[BrokerConnection]] = WeakKeyDictionary()
 _closed: WeakSet[client.AIOKafkaClient] = WeakSet()
@@ -253,5 +255,5 @@ client.create_conn = _create_conn
 client.AIOKafkaClient.bootstrap = _bootstrap_known
 client.AIOKafkaClient.close = _close_all
 logging.getLogger("aiokafka.conn").addFilter(lambda line: line.levelno > logging.DEBUG)
-# Where nobody set up a log, as in a command, its complaints would come out beside the one line that tells why.
+# Without a log set up, as in a command, Python would print its warnings beside the one line that tells the reason.
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())

@@ -1,7 +1,7 @@
-"""How to reach a cluster, and what must be so with every client of it.
+"""How to reach a cluster, and the rules for every client of it.
 
 aiokafka waits without a limit in many places: for a coordinator, for a commit, for its own end. So each call that may
-wait is made within `limited`, and a client that did not end in time is left behind with its sockets closed.
+wait is made within `limited`, and a client that does not close in time is abandoned with its sockets closed.
 """
 
 import asyncio
@@ -29,26 +29,26 @@ from receiver.backends.kafka.failures import ClusterFailed
 
 T = TypeVar("T")
 
-#: What aiokafka raises when something is wrong with the cluster or with itself: its states are kept by assertions. The
-#: last is uvloop's, where asyncio has an OSError: a write to a connection that is gone, which aiokafka lets through.
+#: What aiokafka raises when the cluster or its own state is wrong: it checks its states by assertions. RuntimeError is
+#: uvloop's for a write to a lost connection, where asyncio has an OSError; aiokafka lets it through.
 KAFKA_FAILURES = (KafkaError, IllegalOperation, AssertionError, TimeoutError, OSError, AttributeError, RuntimeError)
 
 _NO_CONNECTION = (KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, TimeoutError)
 
 _FETCH_WAIT_MILLIS = 50
-#: So old is what a client knows of who leads. A leader that was deposed and doesn't know tells nobody, so others must
-#: be asked: each time it is a broker that is chosen at random.
+#: The largest age of a client's knowledge of leaders. A deposed leader does not know that it is one, so another broker
+#: must be asked: aiokafka asks one at random each time.
 _METADATA_MILLIS = 2_000
 
 _CLOSE_SECONDS_MAX = 3.0
-#: What is being closed; the loop itself would forget it.
+#: Tasks that close clients; the loop itself holds only weak references.
 _ending: set[asyncio.Future[Any]] = set()
 _CANCELS_MAX = 10
 _RETRY_SECONDS = 0.2
 
 
 class KafkaConnection(NamedTuple):
-    """Where the cluster is and how to log in. `options` are aiokafka's, the same for all of its clients."""
+    """The addresses of a cluster and how to log in. `options` are aiokafka's, the same for all clients."""
 
     bootstrap_servers: Sequence[str]
     options: dict[str, Any]
@@ -69,7 +69,7 @@ class KafkaConnection(NamedTuple):
             bootstrap_servers=list(self.bootstrap_servers),
             enable_auto_commit=False,
             metadata_max_age_ms=_METADATA_MILLIS,
-            # Whatever else is asked waits behind a fetch that waits for records.
+            # A fetch that waits for records delays the other requests on its connection.
             fetch_max_wait_ms=_FETCH_WAIT_MILLIS,
             **self.options,
             **options,
@@ -77,7 +77,7 @@ class KafkaConnection(NamedTuple):
 
     @asynccontextmanager
     async def admin(self, timeout_seconds: float) -> AsyncIterator[AIOKafkaAdminClient]:
-        """An admin client, for as long as the block lasts. Raises Unavailable where the cluster is away."""
+        """An admin client, for as long as the block lasts. Raises Unavailable if the cluster does not answer."""
         client = AIOKafkaAdminClient(
             bootstrap_servers=list(self.bootstrap_servers), metadata_max_age_ms=_METADATA_MILLIS, **self.options
         )
@@ -89,7 +89,7 @@ class KafkaConnection(NamedTuple):
 
 
 class Security(NamedTuple):
-    """What a listener wants of its clients."""
+    """What a listener requires of its clients: protocol, TLS, and the login."""
 
     protocol: str = "PLAINTEXT"
     tls: ssl.SSLContext | None = None
@@ -99,7 +99,7 @@ class Security(NamedTuple):
     tokens: AbstractTokenProvider | None = None
 
     def options(self) -> dict[str, Any]:
-        """The same as aiokafka's options."""
+        """The same as options of aiokafka's clients."""
         options: dict[str, Any] = {"security_protocol": self.protocol}
         if self.tls is not None:
             options["ssl_context"] = self.tls
@@ -112,9 +112,9 @@ class Security(NamedTuple):
 
 
 async def limited(call: Awaitable[T], seconds: float, what: str) -> T:
-    """The outcome of a call, within a time limit. Raises Unavailable, with `what` for a message, and why.
+    """The outcome of a call, within a time limit. Raises Unavailable, whose message is `what` and the reason.
 
-    Who was refused is told that alone: whatever could not be done, this is why.
+    If a broker refused the connection, the message has only the refusal: it is the cause of any failure.
     """
     made = Attempts()
     before = attempts.set(made)
@@ -135,7 +135,7 @@ def _why(error: BaseException, made: Attempts, seconds: float) -> str:
 
 
 async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
-    """The answer about a group whose coordinator may be moving, or in a new cluster be made only now."""
+    """The answer about a group, asked again while its coordinator moves or, in a new cluster, is being made."""
     while True:
         try:
             return await ask()
@@ -146,7 +146,7 @@ async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 async def ended(call: Awaitable[object]) -> None:
-    """Wait for a client's end, but not for ever, and whatever it says."""
+    """Wait for a client to close, for a limited time, and ignore its errors."""
     task = asyncio.ensure_future(call)
     _ending.add(task)
     task.add_done_callback(_ending.discard)
@@ -157,9 +157,9 @@ async def ended(call: Awaitable[object]) -> None:
 
 
 async def end_producer(producer: AIOKafkaProducer) -> None:
-    """Close a producer whatever state it is in: its own `stop` may wait for ever for batches that nobody takes.
+    """Close a producer in any state: its own `stop` may wait for ever for batches that no broker takes.
 
-    It is closed also where whoever waits for that is cancelled.
+    The producer is closed even if the caller is cancelled.
     """
     task = asyncio.ensure_future(_end_producer(producer))
     _ending.add(task)
@@ -171,7 +171,7 @@ async def _end_producer(producer: AIOKafkaProducer) -> None:
     producer._closed = True  # noqa: SLF001
     for connection in producer.client._conns.values():  # noqa: SLF001
         writer = connection._writer  # noqa: SLF001
-        # Else the system would go on to send it, before all that comes behind it.
+        # Else the system would still send this data, ahead of what the next producer sends.
         if writer is not None and writer.transport.get_write_buffer_size():
             writer.transport.abort()
     await ended(producer.client.close())
@@ -188,7 +188,7 @@ async def _end_producer(producer: AIOKafkaProducer) -> None:
 
 
 async def end_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Close a consumer, and let go of what it fetched and nobody read."""
+    """Close a consumer, and free what it fetched and was not read."""
     await ended(consumer.stop())
     fetcher = consumer._fetcher  # noqa: SLF001
     if fetcher is not None:
@@ -196,9 +196,9 @@ async def end_consumer(consumer: AIOKafkaConsumer) -> None:
 
 
 def _free(producer: AIOKafkaProducer) -> None:
-    """Let go of the batches that a producer had, whoever still knows of them.
+    """Free the memory of a producer's batches, whatever still refers to them.
 
-    Their tasks failed, and what failed is held by its own traceback, in a circle that the collector finds at some time.
+    Failed tasks hold the batches by their tracebacks, in cycles that the collector finds late.
     """
     accumulator = producer._message_accumulator  # noqa: SLF001
     for batch in (*chain.from_iterable(accumulator._batches.values()), *accumulator._pending_batches):  # noqa: SLF001
@@ -210,8 +210,8 @@ def _free(producer: AIOKafkaProducer) -> None:
 
 
 def _tolerate_empty_control_batches() -> None:
-    # The log cleaner keeps the last batch of a producer although it is empty (apache/kafka 10914); aiokafka would fail
-    # on it for ever, and with it the restoring of the sessions.
+    # The log cleaner keeps the last batch of a producer although it is empty (apache/kafka 10914). aiokafka would fail
+    # on it for ever, so sessions could not be restored.
     original = fetcher.PartitionRecords._contains_abort_marker  # noqa: SLF001
 
     def contains_abort_marker(self: Any, batch: Any) -> bool:  # noqa: ANN401  # aiokafka's

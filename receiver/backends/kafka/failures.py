@@ -1,17 +1,17 @@
-"""What fails of a cluster, divided by what helps. Pure."""
+"""The failures of a cluster, by their remedy. Pure."""
 
 from receiver.core.errors import Unavailable
 
 
 class ClusterFailed(Unavailable):
-    """Kafka can't do it now: to try again may help."""
+    """Kafka can't do it now; another attempt may succeed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason="kafka")
 
 
 class TopicsUnfit(Unavailable):
-    """Nothing may run on the topics as they are: somebody must change them, or the configuration."""
+    """Nothing may run on these topics: an operator must change them, or the configuration."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason="topics")

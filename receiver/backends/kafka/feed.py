@@ -1,8 +1,7 @@
-"""What comes next in a partition of the inbox, and how far it goes.
+"""The next records of a partition of the inbox, and where the partition ends.
 
-The consumer may take a broker for the leader that was deposed, and such a one has nothing more to tell, for as long as
-it is asked. So the consumer asks again and again who leads, and how far the partition goes is asked of somebody else.
-What stands there and is not brought is told.
+The consumer may read from a deposed leader, which never gets another record. So the consumer asks for the leader again
+and again, and another client asks where the partition ends. Records that are there but don't arrive are reported.
 """
 
 import asyncio
@@ -24,17 +23,17 @@ T = TypeVar("T")
 
 _ANSWER_SECONDS_MAX = 30.0
 _POLL_MILLIS = 100
-#: So often a lane that nothing comes to asks where its inbox ends.
+#: While no record arrives, a lane asks at this interval where its inbox ends.
 _LOOK_SECONDS = 3.0
-#: A leader that was deposed has less than was read before; within this time another one is asked.
+#: A deposed leader may have less than was read before; within this time another broker is asked.
 _OUTSIDE_SECONDS_MAX = 3.0
 
 
 class Feed:
-    """The records of a partition behind a position, one batch after the other. Make it with `opened`, and `close` it.
+    """The records of a partition behind a position, batch by batch. Make it with `opened`, and `close` it.
 
-    `end` is where the partition ends, as far as is known. What is before `reached` was read: behind the last record
-    there may be ends of transactions, which are no records. `broker` brought the last batch.
+    `end` is the last known end of the partition. All before `reached` was read, including markers of transactions,
+    which are no records. `broker` is the id of the broker that sent the last batch.
     """
 
     def __init__(
@@ -50,9 +49,9 @@ class Feed:
     async def opened(
         cls, connection: KafkaConnection, producer: Transactional, inbox: TopicPartition, lessons: Lessons
     ) -> Self:
-        """A feed that is nowhere yet. Raises Unavailable."""
+        """A feed without a position; `begin` gives it one. Raises Unavailable."""
         consumer = connection.consumer(
-            # A position that is not in the log is a doubt, and no reason to begin elsewhere.
+            # A position that is not in the log is a doubt; the client must not begin elsewhere by itself.
             auto_offset_reset="none",
             fetch_max_bytes=lessons.fetch_bytes_max,
             max_partition_fetch_bytes=lessons.fetch_bytes_max,
@@ -66,38 +65,38 @@ class Feed:
         return found
 
     async def close(self) -> None:
-        """Let go of what was fetched."""
+        """Close the consumer, and free what it fetched."""
         await end_consumer(self._consumer)
 
     async def bounds(self) -> tuple[int, int]:
-        """Where the partition begins and ends, as a broker tells it that may lead it no more. Raises Unavailable."""
+        """Where the partition begins and ends, as told by a broker that may be a deposed leader. Raises Unavailable."""
         begins = await self._soon(self._consumer.beginning_offsets([self._inbox]))
         ends = await self._soon(self._consumer.end_offsets([self._inbox]))
         return begins[self._inbox], ends[self._inbox]
 
     def begin(self, position: int) -> None:
-        """Stand at a position, at first."""
+        """Set the first position."""
         self.reached = position
         self._consumer.assign([self._inbox])
         self._consumer.seek(self._inbox, position)
 
     def lag(self, committed: int, read_up_to: int) -> int:
-        """How many notifications are not committed, as far as is known."""
-        # What was read and is no notification is not waited for.
+        """The number of notifications that are not committed, as far as is known."""
+        # Markers that were read behind the last notification don't count.
         begin = self.reached if committed == read_up_to else committed
         return max(self.end, self._consumer.highwater(self._inbox) or 0, self.reached) - begin
 
     @property
     def stalls(self) -> tuple[str, float]:
-        """What is there and is not brought, in words for an operator, and for how many seconds; else empty and 0."""
+        """Which records don't arrive, in words for an operator, and for how many seconds; if none, empty and 0."""
         if not self._stalled_since:
             return "", 0.0
-        return f"nothing comes from {self.reached} of {self.end} on", time.monotonic() - self._stalled_since
+        return f"no record arrives from {self.reached} of {self.end} on", time.monotonic() - self._stalled_since
 
     async def next(self, count_max: int, end: int | None) -> Sequence[Any]:
-        """The records from `reached` on, and before `end` where it is given; none where none came in a while.
+        """The records from `reached` on, and before `end` if it is given; none if none arrived in a while.
 
-        Raises LaneLost where the partition has nothing there, or does not bring what it has. Raises Unavailable.
+        Raises LaneLost if `reached` is outside the log, or if existing records don't arrive. Raises Unavailable.
         """
         consumer, begin = self._consumer, self.reached
         if await self._soon(consumer.position(self._inbox)) != begin:
@@ -107,8 +106,8 @@ class Feed:
         self.broker = self._client.cluster.leader_for_partition(self._inbox)
         self.reached = await self._soon(consumer.position(self._inbox))
         if records and len(records) < count_max:
-            # The client would fetch at once what little has come by now, and hold it until the next batch, which then
-            # is as old as that, and more is waiting in Kafka. Paused, it fetches all when it is time.
+            # The client would fetch the few records of now at once, and hold them until the next batch. That would be
+            # small and old, while more records wait in Kafka. Paused, it fetches all of them when they are wanted.
             consumer.pause(self._inbox)
         records = [each for each in records if each.offset >= begin]
         if end is not None and self.reached > end:
@@ -128,7 +127,7 @@ class Feed:
             if not isinstance(error.__cause__, OffsetOutOfRangeError):
                 raise
             self._outside_since = self._outside_since or time.monotonic()
-            if time.monotonic() - self._outside_since > _OUTSIDE_SECONDS_MAX:  # whoever opens it next finds out why
+            if time.monotonic() - self._outside_since > _OUTSIDE_SECONDS_MAX:  # the next opening finds out why
                 raise LaneLost(f"{self._inbox.topic} has nothing at {self.reached}") from error
             self._client.force_metadata_update()
             await asyncio.sleep(_POLL_MILLIS / 1000)
@@ -136,7 +135,7 @@ class Feed:
         return records
 
     async def _look_for_the_end(self) -> None:
-        """Ask now and then whether there is something that the consumer doesn't bring. Raises LaneLost."""
+        """Ask now and then whether records exist that don't arrive. Raises LaneLost if that lasts."""
         now = time.monotonic()
         if now - self._looked_at > _LOOK_SECONDS:
             self._looked_at = now

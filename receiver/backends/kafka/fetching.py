@@ -1,13 +1,13 @@
-"""Whatever stands in a partition, a consumer gets past it: aiokafka, made so.
+"""A change to aiokafka's consumers: no content of a partition stops them.
 
-aiokafka reads all of a batch or fails on it, and then it fails on it for ever, and all that is behind waits. So a batch
-that it fails on is read once more, record by record, by the reader below; all others are read as fast as before.
+aiokafka fails on a whole batch for one bad record, again at each attempt, and all records behind it wait. So the reader
+below reads a batch that aiokafka failed on, record by record; all other batches are read as fast as before.
 
-- A header's name that is not UTF-8 (no broker looks at that) is read with a replacement for what is wrong.
-- A record that can't be read stands in its place as one that has the bytes for its value, no key, and the header
-  `unreadable`, which says why. So a lane keeps it as a dead letter, like all that it can't make anything of.
-- A batch whose checksum is wrong may have been damaged on its way: it is fetched again, a few times, before it counts
-  as one that can't be read.
+- In a header's name that is not UTF-8 (no broker checks that), wrong bytes are replaced.
+- A record that can't be read is replaced by one whose value is its bytes, without a key, with the header `unreadable`
+  that says why. So a lane keeps it as a dead letter, like all that is no notification.
+- A batch with a wrong checksum may have been damaged on its way. It is fetched again, a few times, before it counts as
+  unreadable.
 """
 
 import struct
@@ -19,26 +19,26 @@ from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
-from aiokafka.record.util import decode_varint_py as decode_varint  # the other one reads beyond the end
+from aiokafka.record.util import decode_varint_py as decode_varint  # the compiled one reads beyond the end
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 #: The header of a record that could not be read.
 UNREADABLE = "unreadable"
 
-#: What of an unreadable batch is kept: as much as a dead letter's body has at most.
+#: An unreadable batch or record is cut to the longest body of a dead letter.
 _BYTES_MAX = 512 * 1024
-#: So often a batch with a wrong checksum is fetched. What was damaged on its way comes whole the next time.
+#: A batch with a wrong checksum is fetched this many times: one that was damaged on its way arrives whole then.
 _FETCHES_MAX = 4
-#: No producer puts so many records into a batch.
+#: More records than any producer puts into a batch.
 _OFFSETS_MAX = 1_000_000
-#: Batches with a wrong checksum that are remembered.
+#: At most this many batches with a wrong checksum are remembered.
 _DAMAGED_MAX = 1_000
 
-#: BaseOffset, Length, in all formats; then, in today's, PartitionLeaderEpoch, Magic, CRC, Attributes, LastOffsetDelta,
-#: FirstTimestamp, MaxTimestamp, ProducerId, ProducerEpoch, BaseSequence, and how many records there are.
+#: BaseOffset and Length in all formats; then, in version 2, PartitionLeaderEpoch, Magic, CRC, Attributes,
+#: LastOffsetDelta, FirstTimestamp, MaxTimestamp, ProducerId, ProducerEpoch, BaseSequence, and the number of records.
 _OVERHEAD = struct.Struct(">qi")
 _HEADER = struct.Struct(">qiibIhiqqqhii")
-_CHECKED_FROM = 21  # what the CRC is of begins with Attributes
+_CHECKED_FROM = 21  # the CRC covers all from Attributes on
 _MAGIC = 2
 _LOG_APPEND_TIME = 0x08
 _CONTROL = 0x20
@@ -50,7 +50,7 @@ _damaged: dict[tuple[TopicPartition, int], int] = {}
 
 
 class Head(NamedTuple):
-    """What a batch of a log is: where it begins, and what is behind it. `is_control`: it ends a transaction."""
+    """A batch of a log: its first offset, the offset behind it, its producer. `is_control`: it ends a transaction."""
 
     offset: int
     next_offset: int
@@ -60,7 +60,7 @@ class Head(NamedTuple):
 
 
 def heads(data: bytes) -> Iterator[Head]:
-    """The batches of fetched data, without those that break off."""
+    """The heads of the batches in fetched data, without a batch that is cut off at the end."""
     at = 0
     while at + _HEADER.size <= len(data):
         end = at + _OVERHEAD.size + _OVERHEAD.unpack_from(data, at)[1]
@@ -73,7 +73,7 @@ def heads(data: bytes) -> Iterator[Head]:
 
 
 class Batches:
-    """aiokafka's MemoryRecords, which also knows what bytes the batch asked for last is made of."""
+    """aiokafka's MemoryRecords, which also knows the bytes of the last batch that was asked for."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -95,27 +95,27 @@ class Batches:
         return self._records.next_batch()
 
     def last(self) -> bytes:
-        """The batch asked for last."""
+        """The bytes of the last batch that was asked for."""
         return bytes(memoryview(self._data)[self._start : self._end])
 
     def next_offset(self) -> int:
-        """The offset behind it. Of one that is damaged this is not to be believed: then the next batch's is taken."""
+        """The offset behind that batch. If it is damaged, the next batch's first offset is more reliable and taken."""
         batch = self.last()
         if not _is_whole(batch) and self.has_next():
             return int(_OVERHEAD.unpack_from(self._data, self._end)[0])
         return _next_offset(batch)
 
     def rest(self) -> "Batches":
-        """Those behind it."""
+        """The batches behind it."""
         return Batches(bytes(memoryview(self._data)[self._end :]))
 
 
 class _FetchAgain(CorruptRecordException):  # type: ignore[misc]  # aiokafka has no types
-    """What was fetched may be whole when it is fetched again."""
+    """Fetched again, the batch may be whole."""
 
 
 class Records(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has no types
-    """The records of a fetched partition, of which none stops those behind it."""
+    """The records of a fetched partition. None stops those behind it."""
 
     next_fetch_offset: int
     _records: "Batches"
@@ -134,7 +134,7 @@ class Records(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has n
             raise
         except _FetchAgain:
             raise
-        except Exception as error:  # noqa: BLE001  # what a foreign record makes of a parser, nobody can list
+        except Exception as error:  # noqa: BLE001  # a foreign record may raise anything in a parser
             self._records_iterator = self._recovered(self._records.last(), error)
         return next(self)
 
@@ -143,7 +143,7 @@ class Records(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has n
         base_offset = _OVERHEAD.unpack_from(batch)[0]
         if not _is_whole(batch):
             if self.next_fetch_offset > self._began:
-                return  # those before it first; it is then fetched again by itself
+                return  # the records before it come first; then it is fetched again, first of its fetch
             if not _is_damaged_for_good(self._tp, base_offset):
                 raise _FetchAgain(f"{self._tp} at {self.next_fetch_offset} is damaged: {error}")
             yield self._unreadable(batch, "damaged: its checksum is wrong")
@@ -172,12 +172,12 @@ class Records(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka has n
 
 
 def unreadable(record: ConsumerRecord) -> str:
-    """Why a record could not be read, in words; empty for all others."""
+    """Why a record could not be read, in words; empty for a readable one."""
     return next((value or b"" for name, value in record.headers if name == UNREADABLE), b"").decode(errors="replace")
 
 
 def _records_of(where: TopicPartition, batch: bytes) -> Iterator[ConsumerRecord]:
-    """The records of a batch, each by itself: one that can't be read is there as unreadable. Raises whatever fails."""
+    """The records of a batch, one by one, each bad one replaced by an unreadable one. Raises any error of decoding."""
     base_offset, _, _, _, _, attributes, _, first_millis, max_millis, _, _, _, count = _HEADER.unpack_from(batch)
     data = bytearray(batch[_HEADER.size :])
     if decode := _DECODERS.get(attributes & 0x07):
@@ -201,7 +201,7 @@ def _records_of(where: TopicPartition, batch: bytes) -> Iterator[ConsumerRecord]
 
 
 def _fields(record: bytearray) -> tuple[int, int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]:
-    """Of a record the deltas of its offset and of its timestamp, its key, its value, and its headers."""
+    """The delta of a record's offset, that of its timestamp in ms, its key, its value, and its headers."""
     _, at = decode_varint(record, 0)
     millis_delta, at = decode_varint(record, at)
     offset_delta, at = decode_varint(record, at)
@@ -243,7 +243,7 @@ def _unreadable(where: TopicPartition, offset: int, data: bytes, why: str) -> Co
 
 
 def _is_whole(batch: bytes) -> bool:
-    """Whether its checksum is right; of older formats nobody asks."""
+    """Whether a batch has the format of version 2 and a right checksum."""
     if len(batch) < _HEADER.size:
         return False
     header = _HEADER.unpack_from(batch)
@@ -265,7 +265,7 @@ def _next_offset(batch: bytes) -> int:
 
 
 def _is_damaged_for_good(where: TopicPartition, base_offset: int) -> bool:
-    """Whether a batch was damaged in all of its fetches."""
+    """Count a fetch of a damaged batch. Whether that was the last attempt."""
     fetches = _damaged.pop((where, base_offset), 0) + 1
     _damaged[where, base_offset] = fetches
     while len(_damaged) > _DAMAGED_MAX:
@@ -274,6 +274,6 @@ def _is_damaged_for_good(where: TopicPartition, base_offset: int) -> bool:
 
 
 def install() -> None:
-    """Let every consumer of this process read so."""
+    """Let every consumer of this process read like this."""
     fetcher.MemoryRecords = Batches
     fetcher.PartitionRecords = Records

@@ -1,14 +1,15 @@
-"""The inbox as a Kafka topic: appends of a moment share a batch for each partition.
+"""The inbox as a Kafka topic: simultaneous appends share a batch for each partition.
 
-Durability is the cluster's: acks=all, so that every replica in sync has it, which `min.insync.replicas` counts.
+Durability is the cluster's: with acks=all every in-sync replica has the record; `min.insync.replicas` is their least
+number.
 
-A producer of aiokafka's can't be trusted after a batch of its failed or took too long: its sequence has a gap that the
-broker refuses everything behind (aiokafka 1017), and the batch may still be on its way. So it is replaced. What it was
-still sending may arrive all the same; the router knows repetitions.
+An aiokafka producer can't be trusted after one of its batches failed or took too long: its sequence has a gap, behind
+which the broker refuses everything (aiokafka 1017), and the batch may still be on its way. So the producer is replaced.
+Batches that it was still sending may arrive all the same; the router recognizes repetitions.
 
-A batch that is refused for a record in it is another matter: the brokers said that they have nothing of it. Then the
-next one takes its sequence numbers, as with Java's client (adjustSequencesDueToFailedBatch), and nothing that was
-appended is in doubt. It is halved until the record that is refused is alone.
+A batch that is refused for a record in it is different: the brokers have nothing of it. So the next batch takes its
+sequence numbers, as with Java's client (adjustSequencesDueToFailedBatch), and no append is in doubt. The batch is
+halved until the refused record is alone.
 """
 
 import asyncio
@@ -32,23 +33,23 @@ from receiver.core.errors import Unavailable, Unwritable
 from receiver.core.notification import Notification
 from receiver.inbox import Told, told_later
 
-#: What settles the outcome of an append that failed, in place of the error.
+#: Settles the future of an append that failed, in place of raising the error.
 Otherwise = Callable[[Notification, asyncio.Future[None], Unavailable], None]
 Waiting = tuple[Notification, asyncio.Future[None], Otherwise]
 
 _BATCH_BYTES_MIN = 2**14
-#: What part of the time for an append a batch should take: those of several partitions share a link.
+#: The part of an append's time limit that a batch should take: batches of several partitions share a link.
 _PART_OF_TIME = 0.25
 
 #: aiokafka counts wrongly beyond 2^31 records of one partition.
 _RECORDS_MAX = 2**30
 
 _START_SECONDS_MAX = 10.0
-#: So often is looked whether the number of partitions is what it was.
+#: The number of partitions is checked this often.
 _LOOK_SECONDS_PARTITIONS = 2.0
 _AGAIN_SECONDS_FIRST = 0.1
 _AGAIN_SECONDS_MAX = 2.0
-#: A record that is alone is sent so often before it is given up: it may have been damaged on the way.
+#: A refused record is sent alone this many times before it is given up: it may have been damaged on its way.
 _TRIES = 3
 #: The topic's limits are read anew this often.
 _LOOK_SECONDS = 60.0
@@ -56,7 +57,7 @@ _AGE_SECONDS_MAX = 0.5
 
 
 class _Sending(NamedTuple):
-    """A batch on its way, and whose it is."""
+    """A batch on its way, the appends in it, and the times that the topic takes."""
 
     where: TopicPartition
     builder: BatchBuilder
@@ -78,7 +79,7 @@ class KafkaInbox:
     ) -> None:
         self.topic = topic
         self.trouble = "no connection to Kafka yet"
-        # Asking for it each time is a call of the system.
+        # Asking for the loop each time would cost a system call.
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._timeout_seconds = append_timeout_seconds
@@ -90,7 +91,7 @@ class KafkaInbox:
             bytes_min=_BATCH_BYTES_MIN,
             bytes_max=BATCH_BYTES_MAX,
         )
-        self._counts_max: dict[int, int] = {}  # while the record that is refused is looked for
+        self._counts_max: dict[int, int] = {}  # while the refused record is looked for
         self._tries = 0
         self._producer: AIOKafkaProducer | None = None
         self._partitions_count = 0
@@ -119,11 +120,11 @@ class KafkaInbox:
         told_later(self.append(notification), told)
 
     def partition_of(self, key: str) -> int | None:
-        """Where what has this key is appended; None before it was connected for the first time."""
+        """The partition of a key; None before the first connection."""
         return partition_of(key, self._partitions_count) if self._partitions_count else None
 
     async def run(self) -> None:
-        """Connect, and connect anew whenever the producer is worn out."""
+        """Connect, and again whenever the producer must be replaced."""
         backoff = Backoff(_AGAIN_SECONDS_FIRST, _AGAIN_SECONDS_MAX)
         while True:
             try:
@@ -147,7 +148,7 @@ class KafkaInbox:
                 await end_producer(producer)
 
     async def _watch(self, producer: AIOKafkaProducer) -> None:
-        """Wait until the producer is worn out."""
+        """Wait until the producer must be replaced."""
         while not self._worn.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS_PARTITIONS):  # `wait_for` would lose a cancellation
@@ -180,7 +181,7 @@ class KafkaInbox:
         return producer
 
     def _look(self, producer: AIOKafkaProducer) -> None:
-        """Send nothing more to a topic that was made anew with another number of partitions, or grew."""
+        """Stop sending if the topic has another number of partitions: it was made anew, or grew."""
         found = producer.client.cluster.partitions_for_topic(self.topic)
         if found is not None and len(found) != self._partitions_count and self._producer is producer:
             self._give_up(self._otherwise(len(found)))
@@ -201,7 +202,7 @@ class KafkaInbox:
             self._send_soon(partition)
 
     async def _send(self, partition: int) -> None:
-        """Send a batch of what waits for a partition."""
+        """Send one batch of the appends that wait for a partition."""
         producer = self._producer
         if producer is None:
             return
@@ -217,7 +218,7 @@ class KafkaInbox:
                 queued = producer._message_accumulator._batches[sending.where][-1]  # noqa: SLF001
                 await sent
         except KAFKA_FAILURES as error:
-            # What was sent twice may have been taken the first time.
+            # A batch that was sent twice may have been appended the first time.
             if isinstance(error, REFUSALS) and queued is not None and queued.retry_count == 1:
                 _take_back(producer, sending)
                 await self._limits.read([self.topic], age_seconds_max=_AGE_SECONDS_MAX)
@@ -226,11 +227,11 @@ class KafkaInbox:
             elif self._producer is producer:
                 self._failed(error)
             return
-        if self._producer is producer:  # else it was given up meanwhile, and what was sent is kept elsewhere
+        if self._producer is producer:  # else it was given up meanwhile, and its notifications are kept elsewhere
             self._taken(sending, time.monotonic() - began)
 
     def _batch(self, where: TopicPartition) -> _Sending:
-        """What goes next. Whatever can't go at all is settled."""
+        """The next batch. Appends that fit no batch are settled as Unwritable."""
         waiting, group = self._waiting[where.partition], list[Waiting]()
         count_max = self._counts_max.get(where.partition, _RECORDS_MAX)
         record_bytes_max, window = self._limits.batch_bytes_max(self.topic), self._limits.window(self.topic)
@@ -241,7 +242,7 @@ class KafkaInbox:
             timestamp = window.clamped(timestamp_millis)
             if batch.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
                 break
-            if batch.size() > record_bytes_max:  # the first may be of any size
+            if batch.size() > record_bytes_max:  # the first record may have any size
                 why = f"{self.topic} takes no batch of {batch.size()} bytes"
                 self._settle((waiting.popleft(),), Unwritable(why, reason="refused"))
                 batch = builder(bytes_max, transactional=False)
@@ -265,7 +266,7 @@ class KafkaInbox:
             self._worn.set()
 
     def _refused(self, sending: _Sending, error: KafkaError) -> None:
-        """Have it sent otherwise: smaller, with other times, without the record that is at fault."""
+        """Put a refused batch back, to be sent smaller, with other times, or without the record at fault."""
         partition, count = sending.where.partition, len(sending.group)
         del self._in_flight[partition]
         waiting = self._waiting[partition]
@@ -292,7 +293,7 @@ class KafkaInbox:
         self._worn.set()
 
     def _give_up(self, trouble: str) -> None:
-        """Refuse all that was begun, at once and in order: what is appended from now on may be kept elsewhere."""
+        """Fail all pending appends, at once and in order: later ones may be kept elsewhere."""
         self._producer, self.trouble = None, trouble
         for partition, waiting in enumerate(self._waiting):
             group = [*self._in_flight.pop(partition, ()), *waiting]
@@ -311,7 +312,7 @@ class KafkaInbox:
 
 
 def _take_back(producer: AIOKafkaProducer, sending: _Sending) -> None:
-    """Let the next batch have the sequence numbers of one that the brokers have nothing of."""
+    """Give the next batch the sequence numbers of one that the brokers have nothing of."""
     numbers = producer._txn_manager._sequence_numbers  # noqa: SLF001
     numbers[sending.where] -= len(sending.group)
 

@@ -1,8 +1,7 @@
-"""What brokers know of topics: the id that each got when it was made, its number of partitions, and how far the routers
-came in it.
+"""Brokers' knowledge of topics: each topic's id and number of partitions, and the routers' committed positions.
 
-A topic that is deleted and made anew has its name, and positions that begin at 0 again; only the id tells. aiokafka
-asks for no ids, so the request is here: Metadata, version 11 (KIP-516, Kafka 2.8).
+A topic that is deleted and made anew has the same name, and positions that begin at 0 again; only its id differs.
+aiokafka asks for no ids, so the request is here: Metadata, version 11 (KIP-516, Kafka 2.8).
 """
 
 import asyncio
@@ -36,21 +35,21 @@ from receiver.core.errors import Unavailable
 _SECONDS_MAX = 10.0
 _COORDINATOR_SECONDS_MAX = 30.0
 _WATCH_SECONDS = 5.0
-#: Whoever is asked and doesn't answer in time may be a broker that stands still: then maybe another one is asked.
+#: A broker that does not answer within this time may be paused; the next attempt may reach another one.
 _ATTEMPT_SECONDS_MAX = 4.0
 _ATTEMPTS_MAX = 3
 _UUID_BYTES = 16
 
 
 class Known(NamedTuple):
-    """A topic that exists. `topic_id` is spelled as Kafka's tools do, and empty where brokers are older than 2.8."""
+    """A topic that exists. `topic_id` is spelled as by Kafka's tools; it is empty with brokers older than 2.8."""
 
     topic_id: str
     partitions_count: int
 
 
 async def known(connection: KafkaConnection, names: Sequence[str]) -> dict[str, Known]:
-    """Those of the topics that exist. None is made by asking. Raises Unavailable."""
+    """The topics of these names that exist. None is made by asking. Raises Unavailable."""
     async with connection.admin(_SECONDS_MAX) as admin:
         return await limited(known_to(admin._client, names), _SECONDS_MAX, "the topics can't be listed")  # noqa: SLF001
 
@@ -60,7 +59,7 @@ async def known_to(
     names: Sequence[str],
     broker: int | None = None,
 ) -> dict[str, Known]:
-    """The same, asked over a client that is connected, of any broker or of this one. Raises what aiokafka does."""
+    """The same, asked over a connected client, of any broker or of this one. Raises KafkaError."""
     answer = await client.send(client.get_random_node() if broker is None else broker, _MetadataRequest(names))
     found = {}
     for topic in answer.topics:
@@ -76,7 +75,7 @@ async def known_to(
 
 
 def expect_topics(names: Sequence[str], found: Mapping[str, Known]) -> None:
-    """Raises Unavailable where one of the topics is missing, or has another number of partitions than the first."""
+    """Raises TopicsUnfit if one of the topics is missing, or has another number of partitions than the first."""
     for name in names:
         if name not in found:
             raise TopicsUnfit(f"there is no topic {name}")
@@ -86,7 +85,7 @@ def expect_topics(names: Sequence[str], found: Mapping[str, Known]) -> None:
 
 
 async def places(connection: KafkaConnection, group: str, inbox: str, partitions_count: int) -> Mapping[int, Place]:
-    """How far the routers' group came, by partition. Raises Unavailable."""
+    """The committed positions of the routers' group, by partition. Raises Unavailable."""
     partitions = [TopicPartition(inbox, each) for each in range(partitions_count)]
     async with connection.admin(_SECONDS_MAX) as admin:
         ask = partial(admin.list_consumer_group_offsets, group, partitions=partitions)
@@ -97,7 +96,7 @@ async def places(connection: KafkaConnection, group: str, inbox: str, partitions
 async def watch(
     connection: KafkaConnection, names: Sequence[str], tell: Callable[[dict[str, Known] | str], None]
 ) -> None:
-    """Ask again and again, for ever, and tell the answer, or why there is none."""
+    """Ask every few seconds, for ever, and tell the topics that exist, or why there is no answer."""
     while True:
         try:
             async with connection.admin(_SECONDS_MAX) as admin:
@@ -117,7 +116,7 @@ async def _patiently(client: Any, names: Sequence[str]) -> dict[str, Known]:  # 
 
 
 class _Uuid(AbstractType[str]):  # type: ignore[misc]  # aiokafka has no types
-    """Sixteen bytes, as Kafka's own tools write them; empty for the id that is none."""
+    """Sixteen bytes as text, as Kafka's own tools write them; empty for the zero id."""
 
     @classmethod
     def encode(cls, value: str) -> bytes:

@@ -1,23 +1,23 @@
 """A partition of the inbox, and the right to decide on it.
 
 The right is a transactional id of the partition's own. Opening a lane starts a producer with that id, which fences the
-owner before: nothing of theirs can be committed any more. A lane is opened in this order, and no other neither loses
-nor repeats:
+previous owner: nothing of it can be committed any more. A lane is opened in this order; any other order loses or
+repeats something:
 
-    1  start the transactional producer; the coordinator ends what the owner before left open
-    2  prove where the partitions end, and what was committed: no broker's word is believed for that; see `markers.py`
-    3  settle what the coordinator's markers missed, until nothing hangs on any partition; see `settlement.py`
+    1  start the transactional producer; the coordinator ends what the previous owner left open
+    2  prove where the partitions end, and what was committed, without trusting any broker; see `markers.py`
+    3  settle what missed the coordinator's markers, until nothing hangs on any partition; see `settlement.py`
     4  restore the sessions up to the end of their partition, which lies behind the marker of step 3
-    5  find out whether the committed position fits the log; see `standing.py`
-    6  commit the position, and see it: nothing of the owner before is pending among the offsets either
+    5  check that the committed position fits the log; see `standing.py`
+    6  commit the position, and read it back: then no offset of the previous owner is pending either
     7  read on from there
 
 A commit is one transaction: the messages, the states among them, and the position. It is done when all of that can be
-read as committed. After any failure its outcome is unknown: the lane is lost, and opening it again finds out.
+read as committed. After any failure its outcome is unknown: the lane is lost, and opening it again finds the outcome.
 
-Some failures would come again for the same transaction: a record that the brokers refuse, and more bytes than go
-through in the time for a commit. What was learned of these outlives the lane, so that the next one writes less, or a
-dead letter in place of what can't be written (see `writing.py`).
+Two failures would repeat for the same transaction: a record that the brokers refuse, and more bytes than pass in the
+time of a commit. What was learned of these outlives the lane. So the next lane writes less, or a dead letter in place
+of the refused record (see `writing.py`).
 """
 
 import time
@@ -63,15 +63,14 @@ from receiver.reader import PassedOver, nobody
 T = TypeVar("T")
 
 _OPEN_SECONDS_MAX = 30.0
-#: So many sessions are asked for their partition. With another number of partitions, half of them at least belong into
-#: another one; a few may have been written by somebody else.
+#: This many sessions are checked for their partition. If the number of partitions changed, at least half of them belong
+#: into another one. Another program may have written a few.
 _PLACED_MAX = 1_000
 _MISPLACED_SHARE = 0.25
 
 
 class Topics(NamedTuple):
-    """The names that a lane reads and writes; `outputs` are those that its messages may name, sessions and dead letters
-    among them.
+    """The names of a lane's topics. `outputs` are the topics of its messages, sessions and dead letters among them.
 
     Sessions are remembered for `remembered_seconds` after their last event.
     """
@@ -85,7 +84,7 @@ class Topics(NamedTuple):
 
     @classmethod
     def of(cls, prefix: str, group: str, outputs: Sequence[str], remembered_seconds: float = 96 * 3600.0) -> Self:
-        """Those of a prefix. The group's name is without it, the outputs' are with it."""
+        """The topics of a prefix. `group` is given without the prefix, `outputs` with it."""
         names = TopicNames(prefix)
         return cls(names.inbox, names.sessions, names.dead_letters, names.full(group), outputs, remembered_seconds)
 
@@ -96,14 +95,14 @@ class Topics(NamedTuple):
 
 
 class Doubted(NamedTuple):
-    """A doubt that was settled when a lane was opened, and what to tell an operator of it."""
+    """A doubt that was settled when a lane was opened, and its message for an operator."""
 
     doubt: Doubt
     what: str
 
 
 class KafkaLane:
-    """`receiver.inbox.Lane` is the contract. Open it with `open`; close it whatever happens."""
+    """`receiver.inbox.Lane` is the contract. Open it with `open`, and always close it."""
 
     def __init__(
         self,
@@ -131,23 +130,23 @@ class KafkaLane:
         self._feed: Feed | None = None
         self._committed = self._read_up_to = 0
         self._clock_micros = 0
-        #: How what hung when the lane was opened was ended; None where nothing did.
+        #: How a transaction that hung when the lane was opened was ended; None if none did.
         self.settled: Literal["committed", "aborted"] | None = None
         self.doubted: Doubted | None = None
         self._known: Mapping[str, Known] = {}
-        self._place: Place | None = None  # where the group stood when it was opened
-        self._ends: Mapping[TopicPartition, int] = {}  # how far its outputs are to be read then
+        self._place: Place | None = None  # the group's position when the lane was opened
+        self._ends: Mapping[TopicPartition, int] = {}  # up to where the outputs are read when the lane is opened
         self._traces: Counter[str] = Counter()  # the position behind the last one told of, by the inbox's id
         self._place_before = Place(0)
         self._rebuilt_up_to = 0
         self._lost = ""
 
     async def open(self) -> None:
-        """Take the right to the partition from whoever has it. Raises Unavailable and LaneLost."""
+        """Take the right to the partition from its owner. Raises Unavailable and LaneLost."""
         try:
             await self._limits.read([self._topics.sessions, self._topics.dead_letters])
             await self._take()
-            # First: what is found then in topics that are made anew meanwhile is noted for the ones before.
+            # First, so that what is read later from a topic that is made anew meanwhile is noted with the old id.
             self._known = await self._ask_topics()
             self._lessons.are_of(self._known[self._topics.inbox].topic_id)
             await self._settle()
@@ -156,32 +155,33 @@ class KafkaLane:
             self._repeats = await recalled(self._connection, self._inbox, self._committed)
         except KAFKA_FAILURES as error:
             raise ClusterFailed(f"lane {self.partition} can't be opened: {type(error).__name__}") from error
-        # Before anything is decided: now the position that can be read is the one at which the next transaction begins.
-        # A doubt is noted with it, since by the next time the log may have grown beyond where it was.
+        # Before any decision: so the readable position is the one at which the next transaction begins. It also records
+        # that a doubt is settled, since by the next opening the log may have grown beyond the old position.
         await self.commit((await self.oldest(0))[0], (), {}, self._clock_micros)
 
     def check(self, found: Mapping[str, Known]) -> str:
-        """Compare the topics as they are found now with those that the lane was opened on; where they are others, it is
-        lost. Returns what is wrong, in words for an operator.
+        """Compare the topics as they are now with those that the lane was opened on. A lane of another topic is lost.
+
+        Returns the difference, in words for an operator; empty if there is none.
         """
         for name in (self._topics.inbox, self._topics.sessions):
             before, now = self._known[name], found.get(name, self._known[name])
             if now.topic_id != before.topic_id:
                 self._lost = f"{name} was made anew"
             elif now.partitions_count != before.partitions_count:
-                # What it has read and decided on is right still.
+                # Its decisions so far are still right.
                 return f"{name} has {now.partitions_count} partitions, and had {before.partitions_count}"
         return self._lost
 
     @property
     def rebuilding(self) -> str:
-        """What of its sessions is missing still, in words for an operator; empty once they are all there."""
+        """Which part of the sessions is still missing, in words for an operator; empty once all are there."""
         if self._committed >= self._rebuilt_up_to:
             return ""
-        return f"{self._topics.sessions} was made anew, the inbox is read again for it up to {self._rebuilt_up_to}"
+        return f"{self._topics.sessions} was made anew; it is rebuilt from the inbox, up to {self._rebuilt_up_to}"
 
     async def close(self) -> None:
-        """Give it back. What was not committed is nowhere."""
+        """Give the partition back. What was not committed has no effect."""
         producer, self._producer = self._producer, None
         feed, self._feed = self._feed, None
         if producer is not None:
@@ -191,7 +191,7 @@ class KafkaLane:
 
     @property
     def waits(self) -> tuple[str, float]:
-        """What of a commit can't be read yet, in words for an operator, and for how many seconds; else empty and 0."""
+        """Which part of a commit can't be read yet, in words for an operator, and for how many seconds."""
         producer = self._producer
         if producer is None or not producer.waits_for:
             return "", 0.0
@@ -204,7 +204,7 @@ class KafkaLane:
 
     @property
     def stalls(self) -> tuple[str, float]:
-        """What is in the inbox and is not brought, in words for an operator, and for how many seconds; else empty."""
+        """Which records of the inbox don't arrive, in words for an operator, and for how many seconds."""
         return ("", 0.0) if self._feed is None else self._feed.stalls
 
     @property
@@ -220,14 +220,14 @@ class KafkaLane:
         while not records:
             if self._lost:
                 raise LaneLost(self._lost)
-            # No batch has both, what was decided before and what was not.
+            # A batch lies on one side of the position up to which all was decided before.
             end = self._rebuilt_up_to if position < self._rebuilt_up_to else None
             records = await feed.next(count_max, end)
             if not records and end is not None and feed.reached >= end:
-                self._rebuilt_up_to = position  # all that was left is what ends transactions
+                self._rebuilt_up_to = position  # only markers of transactions were left
         for each in records:
             if each.key is None and (why := unreadable(each)):
-                self._passed_over(place_of(each), why)  # a letter comes of it
+                self._passed_over(place_of(each), why)  # it becomes a dead letter
         self._read_up_to = records[-1].offset + 1
         records = [each for each in records if not self._repeats.has(each)]
         notifications = self._limits.notifications(records)
@@ -255,7 +255,7 @@ class KafkaLane:
     async def commit(
         self, batch: Batch, messages: Sequence[Message], sessions: Mapping[str, Session | None], clock_micros: int
     ) -> None:
-        """See the contract. Raises LaneLost whatever fails: nobody can tell then what became of it."""
+        """See the contract. Raises LaneLost after any failure: the outcome is unknown then."""
         if self._lost or batch.position != self._committed:
             raise LaneLost(self._lost or f"the lane of partition {self.partition} does not stand at {batch.position}")
         if self.rebuilding:
@@ -267,7 +267,7 @@ class KafkaLane:
         producer, began = self._opened(self._producer), time.monotonic()
         place = self._place_at(batch.next_position, clock_micros)
         if batch.next_position < self._rebuilt_up_to:
-            place = self._place_before  # whoever opens the lane next has to begin with that again
+            place = self._place_before  # the next opening has to rebuild the sessions again
         try:
             await producer.commit(batches.filled, self._offsets(place), self._topics.group)
         except BaseException as error:
@@ -286,10 +286,10 @@ class KafkaLane:
             raise LaneLost(f"partition {self.partition}: a request went astray")
 
     async def _expect_inbox(self) -> None:
-        """Raises LaneLost where what was read may be another inbox's than this lane's.
+        """Raises LaneLost if the records read may be from another inbox than this lane's.
 
-        The broker that it was read from is asked, and after that: a broker knows of a topic before it leads one of its
-        partitions, so the answer is about the log that was read, or about a later one.
+        Asks the broker that sent the records, after it sent them: a broker knows of a topic before it leads one of its
+        partitions, so its answer is about the log that was read, or about a later one.
         """
         name = self._topics.inbox
         known, broker = self._known[name], self._opened(self._feed).broker
@@ -308,7 +308,7 @@ class KafkaLane:
         return Place(position, clock_micros, inbox.topic_id, sessions.topic_id, inbox.partitions_count)
 
     def _traced(self, message: Message) -> Message:
-        """The same; a session's record or a dead letter with the id of the inbox that it came from."""
+        """The message. A session's record or a dead letter gets the id of the inbox that it came from."""
         inbox_id = self._known[self._topics.inbox].topic_id
         wanted = message.topic in {self._topics.sessions, self._topics.dead_letters}
         if not wanted or message.value is None or not inbox_id:
@@ -317,11 +317,11 @@ class KafkaLane:
 
     async def _take(self) -> None:
         self._producer = Transactional(self._connection, fence_of(self._inbox), self._limits)
-        call = self._producer.start(f"{self._topics.group}-{self.partition}")  # what earlier releases call the fence
+        call = self._producer.start(f"{self._topics.group}-{self.partition}")  # earlier releases' transactional id
         await limited(call, _OPEN_SECONDS_MAX, f"the lane of partition {self.partition} can't be taken")
 
     async def _settle(self) -> None:
-        """End what hangs on the partitions that this lane writes, and shut the owner before out of each of them."""
+        """End what hangs on the partitions that this lane writes, and shut the previous owner out of each of them."""
         producer = self._opened(self._producer)
         markers, told = await self._attest(self._outputs)
         self._place = None if told.offset < 0 else noted_place(told.offset, told.metadata)
@@ -330,11 +330,11 @@ class KafkaLane:
         offsets: Mapping[TopicPartition, OffsetAndMetadata] = {}
         if any(each.hangs for each in ends.values()):
             committed = await self._furthest()
-            # The opening of a lane commits a position of its inbox before anything else: so this is the inbox's id.
+            # A lane commits a position before it decides: so the id there is that of the inbox that was decided on.
             inbox_id = (self._place_at(0, 0) if committed is None else committed).inbox_id
             seen = await tails(self._connection, ends, partial(self._behind, inbox_id))
             if committed is None:
-                # Then the sessions tell it, which every notification with an effect has changed, but for dead letters.
+                # Then the sessions tell it: every notification with an effect has changed one, except for dead letters.
                 committed = self._place_at(seen[self._states].committed, 0)
                 del seen[self._letters]
             decided = settlement(committed.position, seen.values())
@@ -346,10 +346,10 @@ class KafkaLane:
         self._ends = await self._soon(ending, "settled")
 
     async def _furthest(self) -> Place | None:
-        """How far any router has come for certain, whatever its group; None where no group tells it.
+        """The furthest position that a router of any group committed; None if no group has one.
 
-        Without the other groups' positions, a record that one of their routers committed would seem to be of the
-        transaction that hangs.
+        Without the other groups' positions, a record that one of their routers committed would seem to belong to the
+        hanging transaction.
         """
         inbox_id = self._known[self._topics.inbox].topic_id
         own = self._place if self._place is not None and self._place.is_ours else None
@@ -358,7 +358,7 @@ class KafkaLane:
         return max([own, *same] if own is not None else same, key=lambda each: each.position, default=None)
 
     async def _attest(self, partitions: Sequence[TopicPartition]) -> Attested:
-        """Prove how partitions end, and the group's position: after this lane's right was taken from its owner."""
+        """Prove where partitions end, and the group's position, after the right was taken from the previous owner."""
         witness = Transactional(self._connection, f"{fence_of(self._inbox)}-witness", self._limits)
         what = f"the ends of partition {self.partition} can't be proven"
         try:
@@ -379,7 +379,7 @@ class KafkaLane:
                 self._note_trace(each)
 
     def _note(self, messages: Sequence[Message], sessions: Mapping[str, Session | None]) -> None:
-        """These messages are committed."""
+        """Take over the states and letters of committed messages."""
         for message in messages:
             if message.topic == self._topics.sessions:
                 self.sessions.put(message.key, sessions[message.key])
@@ -399,18 +399,18 @@ class KafkaLane:
             self._clock_micros = max(self._clock_micros, session.touched_micros)
 
     def _note_trace(self, record: Any) -> None:  # noqa: ANN401  # aiokafka's
-        """How far the lane came at least, should the group's offset be gone, or behind."""
+        """Note the least position that the lane reached, in case the group's offset is missing or behind."""
         behind, inbox_id = trace_of(record, self.partition)
         self._traces[inbox_id] = max(self._traces[inbox_id], behind)
 
     def _behind(self, inbox_id: str, record: Any) -> int:  # noqa: ANN401  # aiokafka's
-        """The position of `trace_of`; 0 where it is one of another inbox, or a record that should tell and does not."""
+        """The position of `trace_of`; 0 for another inbox's, or if a record that should have an inbox's id has none."""
         behind, told = trace_of(record, self.partition)
         is_told = told or record.topic in {self._topics.sessions, self._topics.dead_letters}
         return 0 if inbox_id and is_told and told != inbox_id else behind
 
     async def _stand(self) -> None:
-        """Find out where to read on, and settle what does not fit."""
+        """Find the position to read on from, and settle a doubt about it."""
         await self._expect_places()
         committed = self._place
         feed = await Feed.opened(self._connection, self._opened(self._producer), self._inbox, self._lessons)
@@ -425,29 +425,29 @@ class KafkaLane:
         if found.doubt is not None:
             self.doubted = Doubted(found.doubt, self._told(found.doubt, committed, position))
         if found.rebuilt_up_to:
-            # What was remembered then depends on the clock as it was then.
+            # Which sessions are remembered depends on the clock, which must run through the same times again.
             self._rebuilt_up_to, self._place_before = found.rebuilt_up_to, committed or self._place_before
             self._clock_micros = clock_micros
         self._committed = self._read_up_to = position
         feed.begin(position)
 
     async def _ask_standing(self, feed: Feed, committed: Place | None) -> tuple[Standing, int]:
-        """Where the lane stands, and the offset of a marker of ours before which all of that is true."""
+        """Where the lane stands, and the inbox's end, which a marker proves if a known position lies beyond it."""
         inbox, sessions = self._known[self._topics.inbox], self._known[self._topics.sessions]
         beginning, end = await feed.bounds()
         reached = self._traces[inbox.topic_id]
         if committed is not None and committed.is_ours and committed.inbox_id in {"", inbox.topic_id}:
             reached = max(reached, committed.position)
         if reached > end:
-            # Maybe it ends there only for who was asked. An end without a position beyond it needs no proof: what more
-            # there is, is read. So markers get into the inbox in this case alone.
+            # A deposed leader may have told that end, so a marker must prove it. An end at or behind the position needs
+            # no proof: whatever more there is, is read. So the inbox gets markers in this case alone.
             end = (await self._attest([self._inbox])).markers[self._inbox]
         feed.end = end
         ids = {"inbox_id": inbox.topic_id, "sessions_id": sessions.topic_id}
         return standing(committed, self._traces, **ids, beginning=beginning, end=end), end
 
     async def _since_remembered(self, marker: int) -> int:
-        """The position of the first notification that came since sessions are remembered."""
+        """The position of the first notification within the time for which sessions are remembered."""
         millis = max(0, self._clock_micros // 1000 - round(self._topics.remembered_seconds * 1000))
         return await self._soon(self._opened(self._producer).first_since(self._inbox, millis, marker))
 
@@ -459,14 +459,14 @@ class KafkaLane:
             case Doubt.INBOX_SHORTER:
                 return f"{inbox} ends before what was routed: it is read again from {position} on"
             case Doubt.INBOX_REMOVED:
-                return f"{position - was_at} notifications were removed before they were routed from {inbox}"
+                return f"{position - was_at} notifications of {inbox} were removed before they were routed"
             case Doubt.SESSIONS_ANEW:
-                return f"{self._topics.sessions} was made anew: its sessions are told again by the inbox"
+                return f"{self._topics.sessions} was made anew: its sessions are rebuilt from the inbox"
             case Doubt.FOREIGN_POSITION:
                 return f"another program's position in {inbox} does not count: it is read from {position} on"
 
     async def _ask_topics(self) -> Mapping[str, Known]:
-        """What is known of the lane's topics. Raises Unavailable where nothing may be decided on them."""
+        """The lane's topics as brokers know them. Raises Unavailable if they are unfit for decisions."""
         names = self._topics.names
         producer = self._opened(self._producer)
         found = await self._soon(producer.known(names))
@@ -474,14 +474,14 @@ class KafkaLane:
         return found
 
     async def _expect_places(self) -> None:
-        """Raises Unavailable where lanes have decided while the inbox had another number of partitions."""
+        """Raises TopicsUnfit if lanes have decided while the inbox had another number of partitions."""
         count = self._known[self._topics.inbox].partitions_count
         found = await places(self._connection, self._topics.group, self._topics.inbox, count)
         expect_partitions(self._topics.inbox, count, found.values())
         self._expect_placed(count)
 
     def _expect_placed(self, count: int) -> None:
-        """Raises Unavailable where the sessions of this partition belong into others."""
+        """Raises TopicsUnfit if the sessions of this partition belong into others."""
         some = list(islice(self.sessions, _PLACED_MAX))
         misplaced = [each for each in some if partition_of(each, count) != self.partition]
         if len(misplaced) > _MISPLACED_SHARE * len(some):

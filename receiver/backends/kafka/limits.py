@@ -1,9 +1,9 @@
-"""What topics take, what the brokers say of a record that they don't, and how much to send at a time.
+"""The limits of topics, the brokers' refusals of records, and the number of bytes to send at a time.
 
-A *refusal* is about a record: the brokers would say the same to it for ever, while they take others. So it is never
-sent again as it was. All else that goes wrong is a failure of the cluster, which is waited for.
+A *refusal* is about a record: the brokers would refuse it for ever, while they take others. So the record is never sent
+again as it was. Every other error is a failure of the cluster, after which the same is tried again.
 
-What is learned here is kept for as long as the process runs, whatever becomes of connections and lanes.
+What is learned here is kept for the life of the process; it outlives connections and lanes.
 """
 
 import asyncio
@@ -36,20 +36,20 @@ from receiver.core.notification import Notification
 
 
 class InvalidRecordError(BrokerResponseError):  # type: ignore[misc]  # aiokafka has no types
-    """A broker's validation of records found something against one, such as a schema's."""
+    """A broker's validation of records refused one, such as by a schema."""
 
     errno = 87
     message = "INVALID_RECORD"
     description = "The broker does not take the record."
 
 
-# aiokafka knows the answers of version 8 and leaves it out. In these, brokers say what they have against a record.
+# aiokafka can read version 8 but does not offer it. In its answers brokers say why they refuse a record.
 ProduceRequest._CLASSES = (*ProduceRequest._CLASSES, ProduceRequest_v8)  # noqa: SLF001
-# aiokafka would tell of it as of a code that it doesn't know, like of a fault of the broker's own.
+# Without this aiokafka would raise UnknownError, as for a fault of the broker.
 kafka_errors[InvalidRecordError.errno] = InvalidRecordError
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
-#: What brokers say of a batch because of a record in it. Nothing of such a batch was appended.
+#: The errors by which brokers refuse a batch because of a record in it. Nothing of such a batch was appended.
 REFUSALS = (
     *TOO_LARGE,
     InvalidTimestampError,
@@ -59,7 +59,7 @@ REFUSALS = (
     UnsupportedForMessageFormatError,
 )
 
-#: A broker takes 1 MiB unless it is told otherwise; this leaves room for what wraps a batch.
+#: A broker takes 1 MiB by default; this leaves room for what wraps a batch.
 BATCH_BYTES_MAX = 900_000
 
 _ANSWER_SECONDS_MAX = 5.0
@@ -67,29 +67,29 @@ _AGE_SECONDS_MAX = 10.0
 _HOUR_MILLIS = 3_600_000
 #: A record's timestamp type: the broker's time of the append (kafka.apache.org/documentation, message format).
 _APPEND_TIME = 1
-#: A bound beyond this is none: Kafka's own word for "none" is 2^63 - 1.
+#: A bound above this counts as none: Kafka's own value for "none" is 2^63 - 1.
 _BOUND_MILLIS_MAX = 10 * 365 * 24 * _HOUR_MILLIS
-#: How far our clock and the brokers' may differ, and how long a record may be under way.
+#: Room for a difference between our clock and the brokers', and for the time that a record is on its way.
 _SLACK_MILLIS = 5 * 60_000
 _END_MILLIS = 2**62
-#: With a step of an hour that is doubled, 16 of them are seven years.
+#: With steps that begin at an hour and double, 16 of them reach seven years.
 _SHIFTS_MAX = 16
-#: After so long without a refusal, the last guess was right.
+#: After this time without a refusal, the last guess was right.
 _SHIFTING_SECONDS = 60.0
 _RECORDS_MAX = 2**31
 
-#: The times that a broker takes, in what it says of one that it doesn't: "... should be within [1764000000000, ...]".
+#: The times that a broker takes, as its refusal tells them: "... should be within [1764000000000, ...]".
 _TIMES = re.compile(r"within \[(-?\d+), (-?\d+)\]")
 
-#: What a refusal taught about a topic's size is forgotten after so long: its settings may have been in a change.
+#: A size learned from a refusal is forgotten after this time: the topic's settings may have been changing.
 _LEARNED_SECONDS = 300.0
 _NOTHING_LEARNED = 0, 0.0
 
 
 class Bounds(NamedTuple):
-    """What a topic takes: bytes of a batch, and how far times may lie before and after the broker's (None: anyhow).
+    """A topic's limits: bytes of a batch, and how far times may lie before and after the broker's (None: no limit).
 
-    `kept_millis` is for how long after its time it keeps a record, None where it keeps it for ever.
+    `kept_millis` is for how long after its time a record is kept, None for ever.
     """
 
     batch_bytes_max: int
@@ -98,19 +98,19 @@ class Bounds(NamedTuple):
     kept_millis: int | None = None
 
 
-#: Of a topic whose settings we may not read: what brokers of 4.0 do.
+#: For a topic whose settings can't be read: the defaults of brokers of 4.0.
 _BOUNDS = Bounds(2**20, None, _HOUR_MILLIS)
 
 
 def bounds_of(configs: Mapping[str, str]) -> Bounds:
-    """The bounds that a topic's settings tell of. One that sets times itself takes any."""
+    """The bounds in a topic's settings. A topic with LogAppendTime takes any time."""
     told = configs.get("max.message.bytes", "")
     batch_bytes_max = int(told) if told.isdecimal() else _BOUNDS.batch_bytes_max
     if configs.get("message.timestamp.type") == "LogAppendTime":
         return Bounds(batch_bytes_max, None, None)
     removes = "delete" in configs.get("cleanup.policy", "")
     kept = _millis(configs.get("retention.ms")) if removes else None
-    # Before 3.6 there was one bound for both; until 4.0 it stood in for those that were not set.
+    # Before 3.6 there was one bound for both sides; until 4.0 it replaced those that were not set.
     either = _millis(configs.get("message.timestamp.difference.max.ms"))
     before = _millis(configs.get("message.timestamp.before.max.ms"))
     after = _millis(configs.get("message.timestamp.after.max.ms"))
@@ -125,7 +125,7 @@ def _millis(told: str | None) -> int | None:
 async def configs_of(
     admin: AIOKafkaAdminClient, names: Collection[str]
 ) -> tuple[dict[str, dict[str, str]], dict[str, type[Exception]]]:
-    """The settings of topics, and why those of others can't be had. Raises Unavailable."""
+    """The settings of topics; for the topics without, the error that a broker gave. Raises Unavailable."""
     if not names:
         return {}, {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
@@ -139,14 +139,14 @@ async def configs_of(
 
 
 class Window(NamedTuple):
-    """From when until when a topic takes records now, as far as we know. `shift` tells which guess that was."""
+    """The times of records that a topic takes now, as far as is known. `shift` is the number of that guess."""
 
     begin_millis: int
     end_millis: int
     shift: int
 
     def clamped(self, millis: int) -> int:
-        """The time in the window that is nearest."""
+        """The nearest time within the window."""
         return min(max(millis, self.begin_millis), self.end_millis)
 
 
@@ -155,7 +155,7 @@ def _now_millis() -> int:
 
 
 class Limits:
-    """What the topics of a cluster take, as the brokers tell it and as refusals taught.
+    """The limits of a cluster's topics, as the brokers tell them and as refusals teach them.
 
     `now_millis` is this machine's clock, which may be wrong.
     """
@@ -166,9 +166,9 @@ class Limits:
         self._bounds: dict[str, Bounds] = {}
         self._read_at: dict[str, float] = {}
         self._reading = asyncio.Lock()
-        self._bytes_learned: dict[str, tuple[int, float]] = {}  # and until when
+        self._bytes_learned: dict[str, tuple[int, float]] = {}  # bytes, and until when they count
         self._lessons: dict[int, Lessons] = {}
-        # How far our clock is ahead of the brokers', as far as refusals tell: Kafka has no way to ask.
+        # How far our clock is ahead of the brokers', as far as refusals tell: Kafka has no request for its time.
         self._ahead_millis = 0
         self._shift = self._shifts_count = 0
         self._shifted_at = 0.0
@@ -177,22 +177,22 @@ class Limits:
 
     @property
     def notice(self) -> str:
-        """What could not be written or taken as it was, in words for an operator; empty where all was."""
+        """What could not be written or taken as it was, in words for an operator; empty if all could."""
         count, ahead = self._unwritable_count, self._ahead_count
-        refused = f"{count} notifications are dead letters because of what Kafka refused: {self._why}" if count else ""
+        refused = f"{count} notifications are dead letters because of Kafka's refusals: {self._why}" if count else ""
         early = (
             f"{ahead} notifications were received by a clock that is more than an hour ahead of ours" if ahead else ""
         )
         return "; ".join(filter(None, (refused, early)))
 
     def unwritable(self, why: str) -> None:
-        """What a notification came to can't be written."""
+        """Count a notification whose records can't be written."""
         self._unwritable_count += 1
         self._why = why
 
     async def read(self, topics: Collection[str], *, age_seconds_max: float = _AGE_SECONDS_MAX) -> None:
-        """Ask the brokers, unless that was done a moment ago. What can't be had stays as it is known."""
-        async with self._reading:  # who comes while it is read goes by what is read
+        """Read the topics' settings, unless those known are young enough. Where that fails, the known ones stay."""
+        async with self._reading:  # a caller that comes during a read uses its result
             await self._read(topics, age_seconds_max)
 
     async def _read(self, topics: Collection[str], age_seconds_max: float) -> None:
@@ -214,19 +214,19 @@ class Limits:
                 self._shift += 1
 
     def of(self, topic: str) -> Bounds:
-        """What a topic takes."""
+        """The bounds of a topic; the brokers' defaults if its settings are not known."""
         return self._bounds.get(topic, _BOUNDS)
 
     def batch_bytes_max(self, topic: str) -> int:
-        """The most bytes that a batch for a topic may have, its own header among them."""
+        """The most bytes that a batch for a topic may have, its own header included."""
         bytes_max, until = self._bytes_learned.get(topic, _NOTHING_LEARNED)
         return bytes_max if time.monotonic() < until else self.of(topic).batch_bytes_max
 
     def notifications(self, records: Sequence[Any]) -> list[Notification]:
-        """What fetched records of the inbox bring.
+        """The notifications in fetched records of the inbox.
 
-        The inbox's clock is the latest receipt, and by it sessions are forgotten. So no time that an edge gave a record
-        counts that is more than an hour after now, where the topic takes such times; the broker's own always do.
+        The inbox's clock is the latest receipt, and sessions are forgotten by it. So an edge's time of a record that is
+        more than an hour ahead of now is replaced by now. The broker's time of an append always counts.
         """
         latest_millis = self._now_millis() - self._ahead_millis + _HOUR_MILLIS
         found = []
@@ -239,7 +239,7 @@ class Limits:
         return found
 
     def window(self, topic: str) -> Window:
-        """When records of a topic may be from, now: they are taken, and are to be had for half of its retention."""
+        """The times by which a topic takes records now, and keeps them for at least half of its retention."""
         _, before, after, kept = self.of(topic)
         now = self._now_millis() - self._ahead_millis
         begin = 0 if before is None else now - before + min(before // 2, _SLACK_MILLIS)
@@ -249,13 +249,13 @@ class Limits:
         return Window(max(0, begin), max(0, end), self._shift)
 
     def too_large(self, topic: str, batch_bytes: int, records_count: int) -> None:
-        """A batch was refused as too large: whatever its settings say, the topic takes less."""
+        """Note a batch that was refused as too large: the topic takes less than its known settings say."""
         if batch_bytes <= self.batch_bytes_max(topic):
             bytes_max = batch_bytes // 2 if records_count > 1 else batch_bytes - 1
             self._bytes_learned[topic] = bytes_max, time.monotonic() + _LEARNED_SECONDS
 
     def watch(self, client: AIOKafkaClient) -> None:
-        """Listen to what brokers answer to a producer: why they refuse a time, which aiokafka doesn't tell."""
+        """Read the brokers' answers to a producer: they say which times they take, which aiokafka does not tell."""
         send = client.send
 
         async def watched(node_id: int, request: Any, **options: Any) -> Any:  # noqa: ANN401  # aiokafka's
@@ -277,13 +277,13 @@ class Limits:
                         self._ahead_told = self._now_millis() - (int(found[1]) + before)
 
     def mistimed(self, topic: str, window: Window) -> bool:
-        """A batch with times in that window was refused for one of them: whether another guess is left to try.
+        """Note a batch that was refused for a time in that window. Whether another guess is left to try.
 
-        Either our clock is wrong or the brokers'. Brokers tell which times they take (`_hear`). Where they don't, steps
-        are tried that can't pass over what the topic takes, first back, then forth where it has a bound there too.
+        Either our clock is wrong or the brokers'. Brokers tell which times they take (`_hear`). If they don't, times
+        are tried in steps that can't miss the topic's window: to one side only if it has one bound, else to both.
         """
         if window.shift != self._shift:
-            return True  # somebody else found out since
+            return True  # another guess was made since
         if self._ahead_told is not None and abs(self._ahead_told - self._ahead_millis) > _SLACK_MILLIS // 2:
             self._ahead_millis, self._ahead_told = self._ahead_told, None
             self._shift += 1
@@ -311,18 +311,18 @@ class Limits:
         return True
 
     def lessons(self, partition: int) -> "Lessons":
-        """What is known of a partition of the inbox."""
+        """The lessons of a partition of the inbox."""
         return self._lessons.setdefault(partition, Lessons())
 
     def left_out(self) -> set[tuple[str, str]]:
-        """What no lane could write and was no notification's, by topic and key."""
+        """Records that no lane could write and that come from no notification, by topic and key."""
         return set[tuple[str, str]]().union(*(each.left_out for each in self._lessons.values()))
 
 
 class Effort:
-    """How many bytes to send at a time: so many as take about `seconds`, a part of the time that there is for them.
+    """The number of bytes to send at a time: as many as take about `seconds`, a part of the time limit.
 
-    It begins low, doubles while that goes quickly, and is halved when the time was not enough.
+    It begins low, doubles while sends are quick, and is halved when the time was not enough.
     """
 
     def __init__(self, seconds: float, *, bytes_first: int, bytes_min: int, bytes_max: int) -> None:
@@ -341,12 +341,12 @@ class Effort:
             self.bytes_max = min(self._most, 2 * self.bytes_max)
 
     def failed(self) -> None:
-        """What was sent was not taken in time."""
+        """Note that a send was not finished in time."""
         self.bytes_max = max(self._least, self.bytes_max // 2)
 
 
 class Refused(KafkaError):  # type: ignore[misc]  # aiokafka has no types
-    """A batch of a transaction was refused: the number of the batch, and what was said of it."""
+    """A batch of a transaction was refused. `number` is the batch's place, `error` what the broker answered."""
 
     def __init__(self, number: int, error: KafkaError) -> None:
         super().__init__(type(error).__name__)
@@ -354,65 +354,65 @@ class Refused(KafkaError):  # type: ignore[misc]  # aiokafka has no types
         self.error = error
 
 
-#: A transaction has ten seconds, and lanes share a link. Two MiB are what 2,000 notifications of the usual size take.
+#: A transaction has ten seconds, and lanes share a link. 2,000 notifications of the usual size write 2 MiB.
 _COMMIT_SECONDS = 2.5
 _COMMIT_BYTES_FIRST, _COMMIT_BYTES_MIN, _COMMIT_BYTES_MAX = 2**21, 2**14, 2**24
 _FETCH_BYTES_MIN, _FETCH_BYTES_MAX = 2**16, 2**22
-#: A batch that is refused is cut into so many the next time, until the one record is alone.
+#: A refused batch is cut into this many parts the next time, until the refused record is alone.
 _CUTS = 16
 _LEFT_OUT_MAX = 10_000
 
 
 def commit_effort() -> Effort:
-    """How many bytes to write in a transaction."""
+    """The effort for the bytes of a transaction."""
     return Effort(
         _COMMIT_SECONDS, bytes_first=_COMMIT_BYTES_FIRST, bytes_min=_COMMIT_BYTES_MIN, bytes_max=_COMMIT_BYTES_MAX
     )
 
 
 class Lessons:
-    """What the lanes of a partition learned: it outlives each of them."""
+    """What the lanes of a partition learned. It outlives each of them."""
 
     def __init__(self) -> None:
         self.effort = commit_effort()
         self.fetch_bytes_max = _FETCH_BYTES_MAX
-        #: Why what a notification comes to can't be written, by its position in the inbox.
+        #: Why a notification's records can't be written, by its position in the inbox.
         self.unwritable: dict[int, str] = {}
-        #: Of which notifications even the dead letter was refused, so that a shorter one is to be written.
+        #: The notifications whose dead letter was refused too: the next one is written without a body.
         self.bare: set[int] = set()
-        #: Records that are no notification's, by topic and key: tombstones, and sessions that are carried over.
+        #: Refused records that come from no notification, by topic and key: tombstones, and exported sessions.
         self.left_out: set[tuple[str, str]] = set()
         self._records_max: dict[str, int] = {}
         self._inbox_id = ""
 
     def are_of(self, inbox_id: str) -> None:
-        """Forget what was learned of positions, where these are another inbox's."""
+        """Forget lessons about positions if they are another inbox's."""
         if inbox_id != self._inbox_id:
             self._inbox_id = inbox_id
             self.unwritable.clear()
             self.bare.clear()
 
     def records_max(self, topic: str) -> int:
-        """How many records a batch may have: few while the one that is refused is looked for."""
+        """The most records of a batch: few while the refused one is looked for."""
         return self._records_max.get(topic, _RECORDS_MAX)
 
     def cut(self, topic: str, records_count: int) -> None:
-        """A batch of so many records was refused for one of them."""
+        """Note that a batch of `records_count` records was refused for one of them."""
         self._records_max[topic] = max(1, records_count // _CUTS)
 
     def leave_out(self, topic: str, key: str) -> None:
-        """A record that is no notification's can't be written."""
+        """Note a refused record that comes from no notification."""
         if len(self.left_out) >= _LEFT_OUT_MAX:
-            self.left_out.clear()  # they are refused again, and the search begins anew
+            self.left_out.clear()  # they are found again when they are refused again
         self.left_out.add((topic, key))
 
     def too_slow(self) -> None:
-        """What was fetched or written took too long."""
+        """Note that a fetch or a transaction took too long."""
         self.effort.failed()
         self.fetch_bytes_max = max(_FETCH_BYTES_MIN, self.fetch_bytes_max // 2)
 
     def committed(self, position: int) -> None:
-        """All before this position is done."""
+        """Note that all before this position is committed."""
         self._records_max.clear()
         self.fetch_bytes_max = min(_FETCH_BYTES_MAX, self.fetch_bytes_max + _FETCH_BYTES_MIN)
         for each in [each for each in self.unwritable if each < position]:

@@ -1,22 +1,22 @@
-"""The ends of our own transactions in a partition, as proofs that who tells of it knows all that was there before.
+"""The markers of our own transactions in a partition, as proofs that a broker knows all that was there before.
 
-A broker that is cut off from the controllers, and from nothing else, is deposed and doesn't know: it goes on answering
-reads as the leader that it was. KIP-207 guards against leaders that are too new, not against such ones.
+A broker that is cut off from the controllers alone is deposed and does not know it: it goes on answering reads as the
+leader that it was. KIP-207 guards against leaders that are too new, not against deposed ones.
 
-    I    What a broker gives to readers is below its high watermark: all replicas in sync have it, so the next leader
-         has it too. A deposed leader tells the beginning of the truth. Only where it says that a partition ends is
-         wrong, and with it all that is concluded from an end. So records need no proof, and ends do.
-    II   Who ends a transaction has the coordinator write a marker into each of its partitions. A deposed coordinator
-         can't: it has to write the end into its own log first, and answers once the replicas in sync have it, which
-         don't follow it any more. Nor can a deposed leader take the marker: the coordinator waits for the replicas in
-         sync there too, and goes on to the leader that is one.
-    III  So our marker, once it is read, lies behind all that was in the partition when its transaction was begun. A
-         broker that says that the partition ends behind our marker has all of that, whoever leads.
+    I    What a broker gives to readers is below its high watermark: all in-sync replicas have it, so the next leader
+         has it too. So a deposed leader's records are right. Only the end that it tells is wrong, and with it every
+         conclusion from that end. So records need no proof, and ends do.
+    II   At the end of a transaction the coordinator writes a marker into each of its partitions. A deposed coordinator
+         can't: it must first write the end into its own log, and answers once the in-sync replicas have it, which
+         don't follow it any more. Nor can a deposed leader take the marker: the coordinator waits for the in-sync
+         replicas there too, and then asks the true leader.
+    III  So a marker of ours that is read lies behind all that was in the partition when its transaction began. A
+         broker that tells an end behind our marker has all of that, whether it leads or not.
 
-A lane of which the right was taken from its owner before, by starting its producer, therefore ends a transaction that
-has no records, of another producer, and believes no end that is not behind its marker. The lane's own producer can't
-do it: its marker would end what hangs. A group's position is proven likewise: a coordinator that has just taken a
-position of ours, which is never committed, has all that was committed before.
+So an opened lane, which has taken its right by starting its producer, ends a transaction without records by another
+producer, and believes no end that is not behind that marker. The lane's own producer can't be used: its marker would
+end what hangs. A group's position is proven likewise: a coordinator that has just taken a position of ours, which is
+never committed, has all that was committed before.
 
 None of this holds where a leader is elected uncleanly, which `topics check` warns of.
 """
@@ -37,14 +37,14 @@ _UNCOMMITTED = 0
 
 
 class Writer(NamedTuple):
-    """Whose markers these are: no other producer has the same id and epoch."""
+    """The producer of a marker: no other one has the same id and epoch."""
 
     producer_id: int
     epoch: int
 
 
 def leader_of(client: Any, where: TopicPartition) -> int:  # noqa: ANN401  # aiokafka's
-    """Who leads a partition, as far as the client knows. Raises LeaderNotAvailableError."""
+    """The id of a partition's leader, as far as the client knows. Raises LeaderNotAvailableError."""
     leader = client.cluster.leader_for_partition(where)
     if leader is None or leader < 0:
         raise LeaderNotAvailableError(where)
@@ -52,7 +52,7 @@ def leader_of(client: Any, where: TopicPartition) -> int:  # noqa: ANN401  # aio
 
 
 async def marker_offset(client: Any, where: TopicPartition, since: int, writer: Writer) -> int:  # noqa: ANN401
-    """The offset of the first marker of a writer at or behind an offset, once a broker has it.
+    """The offset of a writer's first marker at or behind an offset. Waits until a broker has it.
 
     Raises KafkaError; waits for ever, so the caller limits the time.
     """
@@ -70,7 +70,7 @@ async def marker_offset(client: Any, where: TopicPartition, since: int, writer: 
                 return head.offset
             offset = max(offset, head.next_offset)
         if not data:
-            await _look_elsewhere(client)  # it may be a deposed one that has nothing more to tell
+            await _look_elsewhere(client)  # a deposed leader never gets more
 
 
 async def _look_elsewhere(client: Any) -> None:  # noqa: ANN401  # aiokafka's
@@ -79,7 +79,7 @@ async def _look_elsewhere(client: Any) -> None:  # noqa: ANN401  # aiokafka's
 
 
 async def _fetched(client: Any, where: TopicPartition, offset: int) -> bytes:  # noqa: ANN401  # aiokafka's
-    """What a partition has from an offset on, as it lies in the log; empty where there is nothing yet."""
+    """The bytes of a partition's log from an offset on; empty if there are none yet."""
     wanted = [(where.topic, [(where.partition, offset, _BYTES_MAX)])]
     request = FetchRequest(_WAIT_MILLIS, 1, _BYTES_MAX, _UNCOMMITTED, wanted)
     answer = await client.send(leader_of(client, where), request)

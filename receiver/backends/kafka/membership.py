@@ -1,8 +1,7 @@
-"""Which lanes are this process's: a member of the routers' consumer group, and a lane for each partition it is given.
+"""The lanes of this process: it is a member of the routers' consumer group, with a lane for each assigned partition.
 
-The group only shares the partitions out. What keeps two processes from deciding on the same one is the lane's own
-fence, so nothing has to be stopped while partitions are shared out anew: lanes that stay go on, and one that moved is
-fenced by its new owner at the latest.
+The group only assigns the partitions. The lane's own fence keeps two processes from deciding on the same one. So
+nothing stops during a rebalance: lanes that stay go on, and the new owner fences one that moved at the latest.
 """
 
 import asyncio
@@ -27,10 +26,10 @@ SESSION_TIMEOUT_MILLIS = 10_000
 _HEARTBEAT_MILLIS = 2_000
 _JOIN_SECONDS_MAX = 60.0
 _POLL_SECONDS = 1.0
-#: A process that was stopped for a while and is not the owner any more must learn so before it opens a lane again, and
-#: fences the owner: at the next heartbeat it is told.
+#: A process that was paused may have lost its partitions. It must learn so, by the next heartbeat, before it opens a
+#: lane again: the opening would fence the new owner.
 _REOPEN_SECONDS = 3.0
-#: Markers are written within milliseconds, and within a second or so where a partition's leader moves.
+#: Markers are written within milliseconds, or within about a second while a partition's leader moves.
 _WAIT_SECONDS_USUAL = 2.0
 _REOPEN_SECONDS_SOON = 0.5
 
@@ -61,7 +60,7 @@ class Membership:
 
     @property
     def trouble(self) -> str:
-        """Why not all that is its part is routed, in words for an operator; empty while it is."""
+        """Why some of its partitions are not routed, in words for an operator; empty while all are."""
         if self._trouble or self._topics_trouble:
             return self._trouble or self._topics_trouble
         behind = {each: lane.rebuilding for each, lane in self.lanes.items() if lane.rebuilding}
@@ -73,7 +72,7 @@ class Membership:
 
     @property
     def notice(self) -> str:
-        """What did not fit when its lanes were opened, and how it was settled; and what other group has routers.
+        """The doubts of its lanes and how they were settled, and other groups that have routers.
 
         In words for an operator.
         """
@@ -83,12 +82,12 @@ class Membership:
         return "; ".join([*doubts, *filter(None, [self._rivalry])])
 
     def failed(self, why: str) -> None:
-        """It can't be a member now."""
+        """Note why it can't be a member now."""
         self._trouble = why
 
     async def run(self) -> None:
-        """Be a member, for ever: a membership that fails is begun anew."""
-        # The lanes only wait, and so does the group for a long while: whether Kafka is there is found out beside them.
+        """Be a member, for ever: after a failure it joins again."""
+        # Lanes and the group wait long for a Kafka that is away, so a task of its own notices that it is.
         watching = asyncio.create_task(watch(self._connection, self._topics.names, self._look))
         group, inbox = self._topics.group, self._topics.inbox
         guarding = asyncio.create_task(watch_rivals(self._connection, group, inbox, self._meet))
@@ -127,22 +126,22 @@ class Membership:
                 if listener.changed.is_set():
                     listener.changed.clear()
                     await self._share([each.partition for each in listener.partitions])
-                # Nothing comes, as every partition is paused; but whoever doesn't ask is put out of the group.
+                # Every partition is paused, so nothing arrives. A member that does not poll is removed from the group.
                 await limited(consumer.getmany(timeout_ms=0), _JOIN_SECONDS_MAX, "the routers' group was left")
         finally:
             await ended(consumer.stop())
 
     def _meet(self, groups: Sequence[str]) -> None:
-        """These groups have routers of the same inbox."""
+        """Note the other groups that have routers of the same inbox."""
         told = (
-            f"routers of another group decide on {self._topics.inbox} too, set kafka.group alike: {', '.join(groups)}"
+            f"routers of other groups decide on {self._topics.inbox} too, use the same kafka.group: {', '.join(groups)}"
         )
         if groups and not self._rivalry:
             self._telemetry.membership_failed(told)
         self._rivalry = told if groups else ""
 
     def _look(self, found: dict[str, Known] | str) -> None:
-        """What is known of the topics now, or why it is not known."""
+        """Note the topics as brokers know them now, or why they can't be asked."""
         if isinstance(found, str):
             self._topics_trouble = found
             return
@@ -154,7 +153,7 @@ class Membership:
         self._topics_trouble = next(filter(None, wrong), "")
 
     async def _share(self, partitions: Sequence[int]) -> None:
-        """Own these partitions and no others."""
+        """Run a lane for each of these partitions, and no other."""
         leaving = [self._tasks.pop(partition) for partition in list(self._tasks) if partition not in partitions]
         for task in leaving:
             task.cancel()
@@ -165,7 +164,7 @@ class Membership:
                 self._tasks[partition] = asyncio.create_task(self._own(partition))
 
     async def _own(self, partition: int) -> None:
-        """Route a partition, opening its lane again whenever it is lost."""
+        """Route a partition, and open its lane again whenever it is lost."""
         while True:
             told = self._telemetry.passed_over
             lane = KafkaLane(self._connection, self._topics, partition, told, self._limits)
@@ -186,7 +185,7 @@ class Membership:
             except LaneLost as error:
                 self._lane_failed(partition, str(error))
                 pause_seconds = _REOPEN_SECONDS
-            except Exception as error:  # noqa: BLE001  # a fault of ours, on one partition, must not end it for good
+            except Exception as error:  # noqa: BLE001  # a mistake of ours must not end a partition's routing
                 self._lane_failed(partition, f"a fault of the router's own: {error!r}")
                 pause_seconds = _REOPEN_SECONDS
             finally:
@@ -196,8 +195,9 @@ class Membership:
             await asyncio.sleep(pause_seconds * random.uniform(1, 1.5))  # noqa: S311  # not a secret
 
     def _waiting(self) -> str:
-        """Which lanes wait for longer than usual: until consumers can read what they committed, or for what is in their
-        inbox. Empty if none.
+        """Which lanes wait for longer than usual, for a commit to become readable or for records of their inbox.
+
+        In words for an operator; empty if none.
         """
         late = (
             f"partition {partition}: for {seconds:.0f} s, {what}"
@@ -213,7 +213,7 @@ class Membership:
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
-    """Takes down what the group decided, and no more: no heartbeat is sent while it is called."""
+    """Only notes the group's assignment: no heartbeat is sent while it is called."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self.partitions: Sequence[TopicPartition] = ()
@@ -221,10 +221,10 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
         self._consumer = consumer
 
     async def on_partitions_revoked(self, revoked: object) -> None:
-        """They may come back in a moment; the lanes go on."""
+        """The partitions may come back in a moment; the lanes go on."""
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        """These are ours, and no others."""
+        """Note the partitions of this member."""
         self._consumer.pause(*assigned)
         self.partitions = list(assigned)
         self.changed.set()

@@ -1,11 +1,11 @@
-"""A transactional producer, used so that nothing of a transaction is lost, hangs, or ends another.
+"""A transactional producer, used so that no part of a transaction is lost, hangs, or ends another transaction.
 
-A commit does not look at sends that failed (aiokafka), so each is awaited before it. A request of which no answer came
-may still be on its way, and would end the transaction after its own: a producer to which that happened is not used
-again. A coordinator that confirms a commit proves nothing (see `settlement.py`), so a commit is done when all that it
-wrote can be read as committed.
+aiokafka's commit ignores failed sends, so each send is awaited before it. A request without an answer may still be on
+its way, and could end the next transaction: a producer with such a request is not used again. A coordinator's
+confirmation proves nothing (see `settlement.py`), so a commit is done when all that it wrote can be read as committed.
 
-Starting a producer under a name ends what was left open under it, and shuts out every other producer of that name.
+Starting a producer under a name ends the transaction that was left open under it, and fences every other producer of
+that name.
 """
 
 import asyncio
@@ -42,17 +42,17 @@ from receiver.core.topics import INBOX
 #: (KAFKA-17754).
 COMMIT_SECONDS_MAX = 10.0
 
-#: While a transaction is open, nothing behind it is visible to others; a process that died leaves it open this long.
+#: A process that died leaves its transaction open this long, and nothing behind it is visible to consumers.
 _TIMEOUT_MILLIS = 15_000
 _REQUEST_TIMEOUT_MILLIS = 20_000
 
-#: Markers are written after a commit is confirmed, most of them within milliseconds. A partition whose leader moves may
-#: take seconds; one that missed its marker takes for ever, and is settled by whoever opens the lane next.
+#: Markers are written after a commit is confirmed, mostly within milliseconds; where a partition's leader moves, within
+#: seconds. A partition that missed its marker never gets it; the next opening of the lane settles that.
 _VISIBLE_SECONDS_MAX = 15.0
 _LOOK_SECONDS_FIRST = 0.002
 _LOOK_SECONDS_MAX = 0.1
 
-#: Of ListOffsets: the newest offset, and what of it (kafka.apache.org/protocol).
+#: ListOffsets' code for the newest offset, and its isolation levels (kafka.apache.org/protocol).
 _LATEST = -1
 _UNCOMMITTED, _COMMITTED = 0, 1
 _LATEST_OF_ALL, _LATEST_COMMITTED = (_UNCOMMITTED, _LATEST), (_COMMITTED, _LATEST)
@@ -67,7 +67,7 @@ def fence_of(inbox: TopicPartition) -> str:
 
 
 class Ends(NamedTuple):
-    """Where a partition ends: for readers of what is committed, and for all. Between the two a transaction is open."""
+    """A partition's end, for readers of committed records and for all. They differ while a transaction is open."""
 
     stable: int
     end: int
@@ -79,17 +79,17 @@ class Ends(NamedTuple):
 
 
 class Attested(NamedTuple):
-    """What is proven to be so, see `markers.py`: the offsets of our markers, by partition, and a group's position."""
+    """What `markers.py` proves: the offsets of our markers, by partition, and a group's position."""
 
     markers: Mapping[TopicPartition, int]
     committed: OffsetAndMetadata
 
 
 class Transactional:
-    """Transactions under a name. `went_astray` once a request of one of them may still be on its way.
+    """Transactions under a name. `went_astray`: a request of one of them may still be on its way.
 
-    `waits_for` says what of the last commit can't be read yet, and `waits_since` (of the monotonic clock) since when;
-    it is empty while nothing is waited for.
+    `waits_for` says which part of the last commit can't be read yet, and `waits_since` (monotonic clock, seconds) since
+    when; it is empty while nothing is waited for.
     """
 
     def __init__(self, connection: KafkaConnection, name: str, limits: Limits) -> None:
@@ -119,7 +119,7 @@ class Transactional:
         self._producer.client.send = watched
 
     async def start(self, former_name: str = "") -> None:
-        """End what was left open under this name, or a former one, and let nobody else go on with either."""
+        """End what was left open under this name, or a former one, and fence other producers of both."""
         if former_name and former_name != self._name:
             former = Transactional(self._connection, former_name, self._limits)
             try:
@@ -129,15 +129,15 @@ class Transactional:
         await self._producer.start()
 
     async def close(self) -> None:
-        """What was not committed is nowhere."""
+        """Close the producer. What was not committed has no effect."""
         await end_producer(self._producer)
 
     async def partitions_count(self, topic: str) -> int:
-        """How many partitions a topic has."""
+        """The number of a topic's partitions."""
         return len(await self._producer.partitions_for(topic))
 
     async def known(self, names: Sequence[str], broker: int | None = None) -> dict[str, Known]:
-        """See `known`; told by this broker, where it matters."""
+        """See `known`. If `broker` is given, that broker is asked."""
         return await known_to(self._producer.client, names, broker)
 
     async def commit(
@@ -146,8 +146,9 @@ class Transactional:
         offsets: Mapping[TopicPartition, OffsetAndMetadata],
         group: str,
     ) -> None:
-        """Write the batches and the group's offsets, or neither, and see both. Raises Unavailable, and much else:
-        Refused where a batch is one that the brokers would refuse again.
+        """Write the batches and the group's offsets, or neither, and wait until both can be read.
+
+        Raises Refused if the brokers would refuse a batch again, Unavailable, and other KAFKA_FAILURES.
         """
         producer = self._producer
         offsets = self._marked(offsets)
@@ -157,24 +158,26 @@ class Transactional:
                 _retrieved(await producer.send_batch(each.builder, each.where.topic, partition=each.where.partition))
                 for each in batches
             ]
-            # Produced before the offsets, which alone would be waited for five times as long (BACKOFF_OVERRIDE).
+            # All sends are awaited before the commit, which would ignore one that failed.
             written = _taken(await asyncio.gather(*sending, return_exceptions=True))
             await producer.send_offsets_to_transaction(dict(offsets), group)
             await producer.commit_transaction()
         ends: dict[TopicPartition, int] = {}
         for each, metadata in zip(batches, written, strict=True):
-            # A broker that was sent a batch twice may not know any more where it stands.
+            # If a batch was sent twice, the broker may not know its offset any more.
             ends[each.where] = metadata.offset + len(each.marks) if metadata.offset >= 0 else -1
         await self._wait_until_visible(ends, offsets, group)
 
     async def attest(self, partitions: Sequence[TopicPartition], position: TopicPartition, group: str) -> Attested:
-        """Write a marker behind all that the partitions have, and ask for a group's position in `position`, by a
-        transaction of no effect. Raises KafkaError; asks until it is answered, so the caller limits the time.
+        """Write a marker behind all that the partitions have, and ask for a group's position in the partition
+        `position`, by a transaction without effect.
+
+        Raises KafkaError; asks until it is answered, so the caller limits the time.
         """
-        # Whoever tells these ends, the marker is not before them.
+        # Even a deposed leader's end is not behind the marker.
         since = await self.ends(partitions)
         await self._begin(partitions)
-        # A coordinator that takes a position is one, and its answer to the next request is as new.
+        # Only a true coordinator takes a position, so its next answer has all that was committed.
         await self._producer.send_offsets_to_transaction({position: OffsetAndMetadata(0, "")}, group)
         coordinator = self._producer._sender._coordinators[CoordinationType.GROUP]  # noqa: SLF001
         committed = await self._committed(coordinator, position, group)
@@ -189,10 +192,11 @@ class Transactional:
         *,
         commits: bool,
     ) -> Mapping[TopicPartition, int]:
-        """End what hangs on partitions, by a transaction that writes no records, and wait until consumers read on
-        behind it. `since` has an offset of each that is not behind its end; returned is where the end is.
+        """End what hangs on partitions, by a transaction without records, and wait until consumers can read behind
+        it. `since` has an offset in each partition at which to begin the search for the marker; the markers' offsets
+        are returned.
 
-        Offsets are committed with it; there are none where it aborts. Raises Unavailable, and much else.
+        `offsets` are committed with it; they are empty if it aborts. Raises Unavailable, and other KAFKA_FAILURES.
         """
         async with asyncio.timeout(COMMIT_SECONDS_MAX):
             await self._begin(since)
@@ -203,7 +207,7 @@ class Transactional:
             async with asyncio.timeout(_VISIBLE_SECONDS_MAX):
                 markers = await self._markers(since)
         except TimeoutError:
-            why = f"after {_VISIBLE_SECONDS_MAX:g} s, a partition has no end of a transaction"
+            why = f"after {_VISIBLE_SECONDS_MAX:g} s, a partition has no marker of a transaction"
             raise ClusterFailed(why) from None
         await self._wait(lambda: self._still_open(markers))
         return markers
@@ -211,10 +215,10 @@ class Transactional:
     async def _begin(self, partitions: Iterable[TopicPartition]) -> None:
         await self._producer.begin_transaction()
         for each in partitions:
-            self._producer._txn_manager.maybe_add_partition_to_txn(each)  # noqa: SLF001  # aiokafka adds where it sends
+            self._producer._txn_manager.maybe_add_partition_to_txn(each)  # noqa: SLF001  # aiokafka adds it at a send
 
     async def _markers(self, since: Mapping[TopicPartition, int]) -> Mapping[TopicPartition, int]:
-        """Where the end of the last transaction is, which is not before the offsets."""
+        """The offsets of the last transaction's markers, which are not before the given offsets."""
         client, writer = self._producer.client, Writer(*self._producer._txn_manager._pid_and_epoch)  # noqa: SLF001
         asked = [marker_offset(client, each, offset, writer) for each, offset in since.items()]
         return dict(zip(since, await asyncio.gather(*asked), strict=True))
@@ -222,7 +226,7 @@ class Transactional:
     async def ends(
         self, partitions: Sequence[TopicPartition], markers: Mapping[TopicPartition, int] | None = None
     ) -> Mapping[TopicPartition, Ends]:
-        """Where partitions end. Told by anybody, or by brokers that have our markers, where these are given.
+        """Where partitions end, as told by any leader or, if `markers` are given, by leaders that have them.
 
         Raises KafkaError; asks until it is answered, so the caller limits the time.
         """
@@ -231,7 +235,7 @@ class Transactional:
         return {each: Ends(stable[each], end) for each, end in ends.items()}
 
     async def first_since(self, partition: TopicPartition, millis: int, marker: int) -> int:
-        """The offset of the first record of a time or later, that of our marker where there is none before it.
+        """The offset of the first record of a time or later; the marker's offset if there is none before it.
 
         Raises KafkaError; asks until it is answered, so the caller limits the time.
         """
@@ -241,9 +245,9 @@ class Transactional:
     async def _proven(
         self, partitions: Sequence[TopicPartition], markers: Mapping[TopicPartition, int], question: tuple[int, int]
     ) -> Sequence[Mapping[TopicPartition, int]]:
-        """Where partitions end, and what ListOffsets tells besides, of brokers that have the markers."""
+        """Where partitions end, and ListOffsets' answer to a question, as told by leaders that have the markers."""
         for topic in {each.topic for each in partitions}:
-            await self._producer.partitions_for(topic)  # makes the client ask who leads them
+            await self._producer.partitions_for(topic)  # makes the client ask for their leaders
         while True:
             ends, found = await persistently(partial(self._asked, partitions, _LATEST_OF_ALL, question))
             if all(ends[each] > offset for each, offset in markers.items()):
@@ -252,7 +256,7 @@ class Transactional:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def committed(self, partition: TopicPartition, group: str) -> OffsetAndMetadata:
-        """A group's offset, -1 where there is none. Raises KafkaError."""
+        """A group's offset, -1 if there is none. Raises KafkaError."""
         coordinator = await self._producer._sender._find_coordinator(CoordinationType.GROUP, group)  # noqa: SLF001
         return await self._committed(coordinator, partition, group)
 
@@ -272,7 +276,7 @@ class Transactional:
         return OffsetAndMetadata(offset, metadata)
 
     def _marked(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> dict[TopicPartition, OffsetAndMetadata]:
-        """The offsets as no other transaction has them: only what is unlike all before can be seen to have arrived."""
+        """The offsets with a mark of this transaction alone: so they can be told from those of all earlier ones."""
         self._transactions_count += 1
         producer_id, epoch = self._producer._txn_manager._pid_and_epoch  # noqa: SLF001
         mark = f"{producer_id}.{epoch}.{self._transactions_count}"
@@ -289,7 +293,7 @@ class Transactional:
         await self._wait(lambda: self._not_visible(ends, offsets, group))
 
     async def _wait(self, missing: Callable[[], Awaitable[str]]) -> None:
-        """Look again and again until nothing is missing. Raises Unavailable."""
+        """Ask again and again until nothing is missing. Raises Unavailable."""
         self.waits_since = time.monotonic()
         look_seconds = _LOOK_SECONDS_FIRST
         try:
@@ -316,11 +320,11 @@ class Transactional:
         )
         for where, end in ends.items():
             if stable[where] < end:
-                told = f"is committed to {stable[where]} only, of {end}"
+                told = f"can be read up to {stable[where]} only, of {end}"
                 return f"{where.topic} of partition {where.partition} {told}"
         for (where, wanted), found in zip(offsets.items(), committed, strict=True):
             if found != wanted:
-                return f"the position of {where.topic}, partition {where.partition}, is {found.offset} still"
+                return f"the position of {where.topic}, partition {where.partition}, is still {found.offset}"
         return ""
 
     async def _still_open(self, markers: Mapping[TopicPartition, int]) -> str:
@@ -332,16 +336,16 @@ class Transactional:
         return ""
 
     async def _ends(self, partitions: Sequence[TopicPartition], isolation: int) -> dict[TopicPartition, int]:
-        """Where partitions end, for readers of an isolation level, in one request to each leader. Raises KafkaError."""
+        """Where partitions end for an isolation level, by one request to each leader. Raises KafkaError."""
         (found,) = await self._asked(partitions, (isolation, _LATEST))
         return found
 
     async def _asked(
         self, partitions: Sequence[TopicPartition], *questions: tuple[int, int]
     ) -> Sequence[dict[TopicPartition, int]]:
-        """What ListOffsets tells for isolation levels and times, one after the other. Raises KafkaError.
+        """ListOffsets' answers for isolation levels and times, asked one after the other. Raises KafkaError.
 
-        All that is told of a partition is told by the same broker.
+        All answers about a partition come from the same broker.
         """
         client = self._producer.client
         try:
@@ -350,7 +354,7 @@ class Transactional:
                 asked[leader_of(client, each)].append(each)
             answers = await asyncio.gather(*(self._answers(leader, some, questions) for leader, some in asked.items()))
         except KafkaError:
-            client.force_metadata_update()  # the next one to be asked may be another
+            client.force_metadata_update()  # the next attempt may ask another broker
             raise
         return [dict(chain.from_iterable(each[number].items() for each in answers)) for number in range(len(questions))]
 
@@ -374,7 +378,7 @@ class Transactional:
 
 
 def _taken(outcomes: Sequence[Any]) -> Sequence[Any]:
-    """The outcomes of batches. Raises a refusal before all else: what is behind it fails for that alone."""
+    """The outcomes of batches. Raises a refusal before any other failure, since it makes those behind it fail."""
     failures = [(number, each) for number, each in enumerate(outcomes) if isinstance(each, BaseException)]
     for number, failure in failures:
         if isinstance(failure, REFUSALS):
@@ -385,6 +389,6 @@ def _taken(outcomes: Sequence[Any]) -> Sequence[Any]:
 
 
 def _retrieved(sent: asyncio.Future[Any]) -> asyncio.Future[Any]:
-    """The same; that it failed is no news to anybody where the transaction did already."""
+    """The same future, with its exception retrieved: the transaction may have failed by another one already."""
     sent.add_done_callback(lambda future: future.cancelled() or future.exception())
     return sent

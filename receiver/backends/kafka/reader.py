@@ -1,4 +1,4 @@
-"""Looking on beside the routers: topics by position, and the table of sessions as the compacted topic tells it."""
+"""Reading for operators: topics by position, and the table of sessions as the compacted topic has it."""
 
 import asyncio
 import heapq
@@ -22,18 +22,18 @@ from receiver.core.topics import TopicNames
 from receiver.reader import PAGE_BYTES_MAX, Cursor, PassedOver, Reader, is_asked_for, nobody, within
 
 _SECONDS_MAX = 10.0
-#: Whoever is asked and doesn't answer in time may be a broker that stands still: then another one is asked.
+#: A broker that does not answer within this time may be paused: then another one is asked.
 _REQUEST_TIMEOUT_MILLIS = 4_000
 _POLL_MILLIS = 200
-#: More than a page, so that a page is seldom two fetches.
+#: More than a page, so that a page seldom needs two fetches.
 _FETCH_BYTES_MAX = 2 * PAGE_BYTES_MAX
 _PAGE = 5_000
-#: Tombstones are kept for a day: whoever looked last so long ago may have missed one.
+#: Tombstones are kept for a day. A table that was updated longer ago than this is read anew, as it may lack some.
 _TABLE_SECONDS_MAX = 12 * 3_600.0
 
 
 class KafkaReader(Reader):
-    """`receiver.reader.Reader` is the contract. It connects when it is first asked, and reads what is committed."""
+    """`receiver.reader.Reader` is the contract. It connects at the first call, and reads committed records."""
 
     def __init__(self, connection: KafkaConnection, prefix: str, passed_over: PassedOver = nobody) -> None:
         self._connection = connection
@@ -78,7 +78,7 @@ class KafkaReader(Reader):
         """See the contract."""
         async with self._connected() as consumer:
             await self._update_table(consumer)
-        # Within a partition the last comes first; between them the clock decides.
+        # The table has the last session first within each partition; between partitions the time decides.
         wanted = (session for session in self._table.last_first() if qos_status in (None, session.qos_status))
         return heapq.nlargest(count_max, wanted, key=lambda session: session.touched_micros)
 
@@ -130,14 +130,14 @@ class KafkaReader(Reader):
         return {each.partition: offset for each, offset in found.items()}
 
     async def _metadata(self, consumer: AIOKafkaConsumer) -> Any:  # noqa: ANN401  # aiokafka's
-        # What the consumer itself knows of topics ends at those that it was assigned.
+        # The consumer's own metadata has only its assigned topics.
         metadata = consumer._client.fetch_all_metadata()  # noqa: SLF001
         return await limited(metadata, _SECONDS_MAX, "the topics can't be listed")
 
     async def _records(
         self, consumer: AIOKafkaConsumer, topic: str, cursor: Cursor, count_max: int, bytes_max: int = PAGE_BYTES_MAX
     ) -> Sequence[Record]:
-        """At most `count_max` records from a cursor on; none only where there are none up to the end."""
+        """At most `count_max` records from a cursor on; none only if there are none up to the end."""
         ends = await self._offsets(consumer, consumer.end_offsets, topic)
         beginnings = await self._offsets(consumer, consumer.beginning_offsets, topic)
         for partition, beginning in beginnings.items():
@@ -176,11 +176,11 @@ class KafkaReader(Reader):
 async def _found(
     consumer: AIOKafkaConsumer, ends: Cursor, count_max: int, bytes_max: int
 ) -> tuple[Sequence[Record], Cursor]:
-    """Records of the partitions that were assigned, and where these stand then; none only at their ends."""
+    """Records of the assigned partitions, and the cursor behind them; no records only at the partitions' ends."""
     partitions = consumer.assignment()
     while True:
         found = await consumer.getmany(*partitions, timeout_ms=_POLL_MILLIS, max_records=count_max)
-        # Behind aborted records and the markers of transactions too, which nobody is shown.
+        # The positions pass aborted records and markers of transactions too, which `found` does not have.
         cursor = {each.partition: await consumer.position(each) for each in partitions}
         if any(found.values()) or all(position >= ends[partition] for partition, position in cursor.items()):
             records = [record_of(each) for some in found.values() for each in some]

@@ -1,4 +1,4 @@
-"""Notifications and messages as Kafka records, and where they go. Pure.
+"""Notifications and messages as Kafka records, and the partitions of keys. Pure.
 
 Keys are UTF-8 text, headers are text. A record goes to the partition that the Java client would choose for its key, so
 that Kafka Streams and Flink find topics with the same number of partitions co-partitioned.
@@ -25,12 +25,12 @@ from receiver.core.notification import Notification, envelope_of
 
 _TRACE = frozenset({TRACE, INBOX_ID})
 
-#: What nearly all notifications have in headers.
+#: The headers of a notification without an envelope.
 _HEADERS = frozenset({SENDER, RECEIVED_AT, CORRELATOR, CONTENT_TYPE, TRACEPARENT, ORIGIN})
-#: What is longer than this no edge wrote. What is made of a record must fit into one that brokers take.
+#: No edge writes longer texts. A notification made of a record must fit into records that brokers take.
 _TEXT_CHARS_MAX = 2_048
 _NAME_CHARS_MAX = 256
-#: Kafka's own word for a record without a timestamp.
+#: Kafka's own value for a record without a timestamp.
 _NO_MILLIS = -1
 
 _SEED = 0x9747B28C
@@ -39,7 +39,7 @@ _MASK = 0xFFFFFFFF
 
 
 class RawRecord(NamedTuple):
-    """What a producer is given."""
+    """A record as a producer takes it."""
 
     key: bytes
     value: bytes | None
@@ -48,7 +48,7 @@ class RawRecord(NamedTuple):
 
 
 class FetchedRecord(Protocol):
-    """What a consumer gives: aiokafka's ConsumerRecord, as far as it is used."""
+    """A record as a consumer returns it: aiokafka's ConsumerRecord, as far as it is used."""
 
     topic: str
     partition: int
@@ -74,7 +74,7 @@ def partition_of(key: str, partitions_count: int) -> int:
 
 
 def inbox_record(notification: Notification) -> RawRecord:
-    """A notification as it lies in the inbox."""
+    """A notification as a record of the inbox."""
     received_micros = notification.received_micros
     headers = [
         (SENDER, notification.sender.encode()),
@@ -92,9 +92,9 @@ def inbox_record(notification: Notification) -> RawRecord:
 
 
 def notification_of(record: FetchedRecord, latest_millis: int | None = None) -> Notification:
-    """The inverse. What another program wrote into the inbox is read as well as it can be, to end as a dead letter.
+    """The inverse of `inbox_record`. Another program's record is read as well as possible; it becomes a dead letter.
 
-    It was received at `latest_millis` at the latest, if that is given, whatever time the record has.
+    The record's own time counts as `latest_millis` if it is later than that.
     """
     headers = _texts(record.headers)
     received_at, stamped_micros = headers.get(RECEIVED_AT), _stamped_micros(record)
@@ -104,14 +104,14 @@ def notification_of(record: FetchedRecord, latest_millis: int | None = None) -> 
         received_micros = stamped_micros if received_at is None else rfc3339.micros(received_at)
     except (ValueError, OverflowError):
         received_micros = stamped_micros
-    # The broker checked the record's own time, which ours agrees with to the millisecond. Another could not be written
-    # again, or would be refused with all that is decided behind it.
+    # The broker checked the record's own time, and an edge's header has no later one. A later time might be refused in
+    # the records that the router writes, and with it the whole batch.
     if not 0 <= received_micros < stamped_micros + 1000:
         received_micros = stamped_micros
     sender = headers.get(SENDER, "unknown")
     return Notification(
         record.value or b"",
-        # Cut, it is no session's key: a letter comes of it.
+        # One character more than a session's key may have: a key that is cut becomes a dead letter.
         (record.key or b"").decode(errors="replace")[: _NAME_CHARS_MAX + 1],
         sender if len(sender) <= _NAME_CHARS_MAX else "unknown",
         received_micros,
@@ -124,8 +124,9 @@ def notification_of(record: FetchedRecord, latest_millis: int | None = None) -> 
 
 
 def output_records(messages: Iterable[Message]) -> Iterator[RawRecord]:
-    """Messages as they go to their topics. Of those that follow each other the headers are encoded once, as far as they
-    begin alike: that is the cost.
+    """Messages as records of their topics.
+
+    The headers that consecutive messages have in common are encoded once, since encoding is the main cost.
     """
     texts: Sequence[tuple[str, str]] = ()
     headers: list[tuple[str, bytes]] = []
@@ -147,14 +148,14 @@ def record_of(record: FetchedRecord) -> Record:
 
 
 def place_of(record: FetchedRecord) -> str:
-    """Where a record stands, such as `qod.inbox-0-17`."""
+    """The topic, partition and offset of a record, such as `qod.inbox-0-17`."""
     return f"{record.topic}-{record.partition}-{record.offset}"
 
 
 def trace_of(record: FetchedRecord, partition: int) -> tuple[int, str]:
-    """The position behind the notification that caused a record, and the id of its inbox where that is told.
+    """The position behind the notification that caused a record, and the id of its inbox, empty if not told.
 
-    0 where it was none of `partition`: for tombstones, and for what was exported from a directory.
+    The position is 0 if no notification of `partition` caused it: for tombstones, and for exported records.
     """
     told = {name: text.decode(errors="replace") for name, text in record.headers if name in _TRACE and text}
     position = position_of(told.get(TRACE, ""), partition)
@@ -162,7 +163,7 @@ def trace_of(record: FetchedRecord, partition: int) -> tuple[int, str]:
 
 
 def _stamped_micros(record: FetchedRecord) -> int:
-    """The record's own time, as near to it as can be written."""
+    """The record's own time in µs, or the nearest one that can be written."""
     millis = _NO_MILLIS if record.timestamp is None else record.timestamp
     return min(max(0, millis * 1000), rfc3339.WRITABLE_MICROS[-1])
 

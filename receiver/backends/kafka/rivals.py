@@ -1,7 +1,7 @@
-"""Routers that are members of another group than ours, and decide on the same inbox.
+"""Rival groups: routers of another consumer group that decide on the same inbox.
 
-The fence is the partition's own, so no notification has its effect twice for that; but the groups take the lanes from
-each other all the time. Each group has positions of its own: what hangs is judged by the furthest of all.
+The fence is the partition's own, so no notification has its effect twice. But the groups take the lanes from each other
+all the time. Each group has its own positions: what hangs is judged by the furthest of all.
 """
 
 import asyncio
@@ -24,18 +24,18 @@ _WATCH_SECONDS = 30.0
 
 
 async def rivals(connection: KafkaConnection, group: str, inbox: str) -> Sequence[str]:
-    """The other groups of this prefix that have members, and positions in the inbox such as routers commit.
+    """The other groups of this prefix that have members, and positions in the inbox that routers committed.
 
-    Groups that we may not ask about are left out. Raises Unavailable.
+    Groups that this process has no right to ask about are left out. Raises Unavailable.
     """
     others = await _others(connection, group, inbox)
     return [each for each in others if await members_count(connection, each)]
 
 
 async def places_of_rivals(connection: KafkaConnection, group: str, inbox: TopicPartition) -> Sequence[Place]:
-    """How far routers of other groups came in a partition, whether these groups have members now or not.
+    """The positions of other groups' routers in a partition, whether these groups have members now or not.
 
-    Groups that we may not ask about are left out. Raises Unavailable.
+    Groups that this process has no right to ask about are left out. Raises Unavailable.
     """
     others = await _others(connection, group, inbox.topic)
     return [places[inbox.partition] for places in others.values() if inbox.partition in places]
@@ -44,15 +44,15 @@ async def places_of_rivals(connection: KafkaConnection, group: str, inbox: Topic
 async def watch_rivals(
     connection: KafkaConnection, group: str, inbox: str, tell: Callable[[Sequence[str]], None]
 ) -> None:
-    """Ask again and again, for ever, and tell the answer where there is one."""
+    """Ask every 30 seconds, for ever, and tell each answer."""
     while True:
-        with suppress(Unavailable):  # whether Kafka is there is told by others
+        with suppress(Unavailable):  # another task reports that Kafka is away
             tell(await rivals(connection, group, inbox))
         await asyncio.sleep(_WATCH_SECONDS)
 
 
 async def _others(connection: KafkaConnection, group: str, inbox: str) -> Mapping[str, Mapping[int, Place]]:
-    """The other groups of the prefix that have routed, and how far each came, by partition of the inbox."""
+    """The other groups of the prefix that have routed, each with its positions, by partition of the inbox."""
     topics = await known(connection, [inbox])
     if inbox not in topics:
         return {}
@@ -66,7 +66,7 @@ async def _others(connection: KafkaConnection, group: str, inbox: str) -> Mappin
 
 
 async def _routed(admin: AIOKafkaAdminClient, group: str, inbox: str) -> Mapping[int, Place]:
-    """How far a group routed, by partition; empty where it is no routers' group."""
+    """The positions of a group's routers, by partition; empty if it is no routers' group."""
     try:
         asked = persistently(partial(admin.list_consumer_group_offsets, group))
         told = await limited(asked, _ANSWER_SECONDS_MAX, f"the group {group} can't be asked")

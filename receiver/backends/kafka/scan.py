@@ -1,4 +1,4 @@
-"""Reading stretches of partitions: up to an end that is known, and how partitions end."""
+"""Reading a range of a partition up to a known end, and reading how partitions end."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,17 +12,17 @@ from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.producer import Ends
 from receiver.backends.kafka.settlement import Tail
 
-#: A consumer that brings nothing for so long, although there are records, is stuck (aiokafka 1154, 847).
+#: A consumer that delivers nothing for this long, though records exist, is stuck (aiokafka 1154, 847).
 STUCK_SECONDS = 30.0
 _ANSWER_SECONDS_MAX = 30.0
 _POLL_MILLIS = 100
-#: How far back a writer's last record is looked for first; behind it are only markers and other programs' records.
+#: The search for a writer's last record begins this far back; behind it are only markers and others' records.
 _TAIL_RECORDS_FIRST = 100
 
 
 @asynccontextmanager
 async def reading(connection: KafkaConnection, isolation_level: str) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer for stretches, for as long as the block lasts. Raises Unavailable."""
+    """A consumer for `between`, for as long as the block lasts. Raises Unavailable."""
     consumer = connection.consumer(isolation_level=isolation_level, auto_offset_reset="earliest")
     try:
         await limited(consumer.start(), _ANSWER_SECONDS_MAX, "Kafka does not answer")
@@ -32,7 +32,7 @@ async def reading(connection: KafkaConnection, isolation_level: str) -> AsyncIte
 
 
 async def beginning_of(consumer: AIOKafkaConsumer, partition: TopicPartition) -> int:
-    """Where a partition begins, or began a while ago: whoever tells it may lead it no more. Raises Unavailable."""
+    """Where a partition begins; from a deposed leader, where it began a while ago. Raises Unavailable."""
     consumer.assign([partition])
     begins: dict[TopicPartition, int] = await limited(
         consumer.beginning_offsets([partition]), _ANSWER_SECONDS_MAX, f"no beginning of {partition.topic}"
@@ -55,15 +55,15 @@ async def between(consumer: AIOKafkaConsumer, partition: TopicPartition, begin: 
         if position > before:
             since = time.monotonic()
         elif time.monotonic() - since > STUCK_SECONDS:
-            raise ClusterFailed(f"{what}: it ends at {end}, nothing comes from {position} on")
+            raise ClusterFailed(f"{what}: no record arrives from {position} of {end} on")
 
 
 async def tails(
     connection: KafkaConnection, ends: Mapping[TopicPartition, Ends], behind: Callable[[Any], int]
 ) -> dict[TopicPartition, Tail]:
-    """What partitions have at their ends. Raises Unavailable.
+    """How partitions end. Raises Unavailable.
 
-    `behind` is the writer's position behind what caused a record, 0 for one that tells none.
+    `behind` gives the writer's position behind the cause of a record, 0 for a record without one.
     """
     found = {}
     async with reading(connection, "read_committed") as readable, reading(connection, "read_uncommitted") as all_of_it:
@@ -80,7 +80,7 @@ async def tails(
 
 
 async def _last(consumer: AIOKafkaConsumer, partition: TopicPartition, end: int, behind: Callable[[Any], int]) -> int:
-    """The position behind the last record before an offset that tells one; 0 where there is none."""
+    """The writer's position by the last record before `end` that tells one; 0 if none does."""
     begin = await beginning_of(consumer, partition)
     count, upto = _TAIL_RECORDS_FIRST, end
     while True:

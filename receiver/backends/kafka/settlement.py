@@ -1,21 +1,21 @@
-"""What becomes of a transaction that hangs, decided from the data alone. Pure.
+"""The outcome of a hanging transaction, decided from the data alone. Pure.
 
 A coordinator's word is no proof. Brokers of 4.x call a transaction complete although a partition without a leader never
-got its marker (KAFKA-20734), and an unclean election takes a marker away (KAFKA-20716). What the transaction wrote
-there *hangs*: it is neither committed nor aborted, and the next marker of the same producer id decides, whatever that
+got its marker (KAFKA-20734), and an unclean election can remove a marker (KAFKA-20716). The transaction's records there
+*hang*: they are neither committed nor aborted, and the next marker of the same producer id decides, whatever that
 marker is about. So a lane keeps three rules:
 
-    I    It begins no transaction before all that the one before wrote can be read as committed. So at most one
-         transaction of a lane hangs, it is the last one, and it hangs with all that it wrote to a partition.
-    II   Before it decides anything, its owner ends what hangs, in one transaction without records over all partitions
-         that the lane writes. The markers of that transaction also shut out, partition by partition, whatever of the
-         owner before may still be on its way.
-    III  How it is ended follows from the data. A commit marker that arrived anywhere proves that the coordinator had
-         decided to commit, so the rest is committed too. Without such a proof all of it is aborted, and done again.
+    I    It begins no transaction before all records of the previous one can be read as committed. So at most one
+         transaction of a lane hangs; it is the last one, and it hangs with all that it wrote to a partition.
+    II   Before it decides anything, its owner ends what hangs, by one transaction without records over all partitions
+         that the lane writes. On each partition the markers of that transaction also shut out requests of the
+         previous owner that are still on their way.
+    III  The data tell how to end it. A commit marker on any partition proves that the coordinator had decided to
+         commit, so the rest is committed too. Without such a proof all of it is aborted, and done again.
 
 An inbox position tells which transaction a record belongs to: a transaction's records are caused by positions from the
 committed one on. `C` is the committed position as it can be read. The table has each case, for a transaction that began
-at position s and ends at n; "some" means at least one partition, and the offsets topic is a partition like any other.
+at position s and ends at n. "Some" means at least one partition; the offsets topic counts as a partition.
 
     decided   marker arrived at                    seen                                        then
     commit    all                                  nothing hangs, C = n                        nothing to end
@@ -28,10 +28,10 @@ at position s and ends at n; "some" means at least one partition, and the offset
     abort     all, some outputs, or the offsets    C = s, nothing committed at C or beyond     abort, done again
     abort     nowhere                              the same, and all hangs                     abort, done again
 
-The fifth row is sound because of rule I: nobody took that commit for done. The transaction that ends a hanging one may
-miss markers itself; what it leaves is again a row of this table, with the same outcome. A transaction without positions
-(tombstones, and what an export writes through a lane) has records on one partition only, so any outcome is whole; it is
-aborted and done again.
+The fifth row is sound because of rule I: the lane did not count that commit as done. The transaction that ends a
+hanging one may miss markers itself; what it leaves is again a row of this table, with the same outcome. A transaction
+without positions (tombstones, and the writes of an export through a lane) has records on one partition only, so either
+outcome is whole; it is aborted and done again.
 """
 
 from collections.abc import Iterable
@@ -39,11 +39,11 @@ from typing import NamedTuple
 
 
 class Tail(NamedTuple):
-    """The end of an output partition, as inbox positions that caused its records.
+    """The end of an output partition, by the inbox positions that caused its records.
 
-    `committed` is the position behind the last record that can be read as committed, 0 where there is none. `hangs`:
-    records lie beyond the last stable offset; `hanging` is the least position among these, None where none has one;
-    `hanging_end` is behind the greatest.
+    `committed` is the position behind the cause of the last committed record, 0 if there is none. `hangs`: records lie
+    beyond the last stable offset. `hanging` is the least position that caused one of these, None if none has a
+    position; `hanging_end` is behind the greatest.
     """
 
     committed: int = 0
@@ -60,7 +60,7 @@ class Settlement(NamedTuple):
 
 
 def settlement(committed_position: int, tails: Iterable[Tail]) -> Settlement:
-    """What becomes of what hangs, given the committed position and the ends of all partitions that the lane writes."""
+    """How to end what hangs, given the committed position and the ends of all partitions that the lane writes."""
     tails = list(tails)
     hanging = min((each.hanging for each in tails if each.hanging is not None), default=None)
     reached = max((each.committed for each in tails), default=0)

@@ -1,23 +1,23 @@
-"""Where a lane begins to read, given all that tells of it. Pure.
+"""The position at which a lane begins to read, from all that was noted about it. Pure.
 
 A position counts only in the log that it was noted for. A topic that is deleted and made anew, or restored, has the
-same name and other positions; so the id of the inbox topic stands beside each position: in the metadata of the group's
-offset, and in a header of each record of a session. What doesn't fit is a doubt. It is settled at once, in the way that
-loses nothing that was kept, and told:
+same name and other positions. So each position is noted with the inbox topic's id: in the metadata of the group's
+offset, and in a header of each record of a session. A position that does not fit is a doubt. It is settled at once,
+without the loss of a kept notification, and reported:
 
-| what is found | what is done |
+| doubt | settled by |
 | --- | --- |
-| positions of another inbox topic only | begin at the beginning; sessions tell what of it they know |
-| a position beyond the end of the log | begin with what came since sessions are remembered: all before was decided |
-| a position before the beginning | begin at the beginning: what was between was removed before it was routed |
-| another sessions topic than at the last commit | read the inbox up to the position again, for the sessions alone |
-| a position that no router noted | go on behind what sessions tell, or begin at the beginning |
+| positions of another inbox topic only | beginning at the beginning; sessions recognize what they have already |
+| a position beyond the end of the log | beginning at the first record of a remembered session; all before is decided |
+| a position before the beginning | beginning at the beginning: retention removed what was between, unrouted |
+| another sessions topic than at the last commit | reading the inbox up to the position again, for the sessions alone |
+| a position that no router noted | going on behind the positions in sessions, or beginning at the beginning |
 
-What is read again has no second effect as long as its session is remembered.
+A notification that is read again has no second effect as long as its session is remembered.
 
-A position is a router's where the router's mark stands beside it: which of its transactions committed the offset, or
-the id of the inbox in a record's header. Whoever reads the inbox with the routers' group, resets its offsets, or copies
-records into our topics leaves positions that nobody decided up to: they count for nothing.
+A router marks the positions that it notes: with the transaction that committed the offset, or with the id of the inbox
+in a record's header. Another program that reads the inbox with the routers' group, resets its offsets, or copies
+records into our topics leaves positions without that mark; they don't count.
 """
 
 import re
@@ -27,13 +27,13 @@ from typing import NamedTuple
 
 from receiver.backends.kafka.failures import TopicsUnfit
 
-#: Behind it stands, in an offset's metadata, which transaction committed it; see `producer.py`.
+#: In an offset's metadata this sign precedes the id of the transaction that committed it; see `producer.py`.
 MARK = "#"
 _TRANSACTION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Doubt(StrEnum):
-    """What did not fit when a lane was opened."""
+    """Why the noted position did not fit when a lane was opened."""
 
     INBOX_ANEW = "inbox_anew"
     INBOX_SHORTER = "inbox_shorter"
@@ -43,9 +43,9 @@ class Doubt(StrEnum):
 
 
 class Place(NamedTuple):
-    """How far a lane came, in which topics; `topic_id`s are empty where an older release, or broker, told none.
+    """The position of a lane, and the ids of its topics. An id is empty if an older release, or broker, told none.
 
-    `partitions_count` is the number of the inbox's partitions, 0 where it is not told. `is_ours`: a router noted it.
+    `partitions_count` is the number of the inbox's partitions, 0 if not told. `is_ours`: a router noted the position.
     """
 
     position: int
@@ -57,12 +57,12 @@ class Place(NamedTuple):
 
     @property
     def metadata(self) -> str:
-        """All but the position, as the group keeps it beside the offset."""
+        """All but the position, as text for the metadata of the group's offset."""
         return f"{self.clock_micros} {self.inbox_id} {self.sessions_id} {self.partitions_count}"
 
 
 def place_of(position: int, metadata: str) -> Place:
-    """The inverse of `Place.metadata`, with a transaction's mark behind it. An older release told the clock alone."""
+    """The inverse of `Place.metadata`, with a transaction's mark behind it. An older release wrote only the clock."""
     told, _, mark = metadata.partition(MARK)
     words, is_ours = told.split(" "), _TRANSACTION.fullmatch(mark) is not None
     clock_micros = int(words[0]) if words[0].isdecimal() else 0
@@ -72,9 +72,9 @@ def place_of(position: int, metadata: str) -> Place:
 
 
 class Standing(NamedTuple):
-    """Where to begin: at `position`, or where this is None at the first record since sessions are remembered.
+    """Where to begin: at `position`, or if it is None at the first record for which sessions are remembered.
 
-    Up to `rebuilt_up_to` all was decided before, and is read for the sessions alone.
+    Notifications before `rebuilt_up_to` were decided on before, and are read for the sessions alone.
     """
 
     position: int | None
@@ -87,19 +87,19 @@ def standing(
 ) -> Standing:
     """Where a lane stands in an inbox that has this id, and reaches from `beginning` to `end`.
 
-    `committed` is the group's, None where it has none. `traces` are the positions behind the last notifications that
-    sessions tell of, by the id of the inbox that these were in.
+    `committed` is the group's place, None if it has none. `traces` are the positions behind the last notifications that
+    sessions name, by the id of the notifications' inbox.
     """
     found = [(each, told) for told, each in traces.items() if each and (not inbox_id or told == inbox_id)]
     foreign = committed is not None and not committed.is_ours
     if foreign:
         committed = None
     if committed is not None and (not committed.inbox_id or not inbox_id or committed.inbox_id == inbox_id):
-        # Where the offsets topic missed a commit's marker, the position is behind what sessions tell. A trace that lies
-        # beyond the end is of a log that was longer once.
+        # If the offsets topic missed a commit's marker, the position is behind the traces. A trace beyond the end is of
+        # a log that was longer once.
         ahead = [each for each in found if committed.position < each[0] <= end]
         found = [(committed.position, committed.inbox_id), *ahead]
-        # A record without an id is an older release's, behind the position, or not ours.
+        # A record without an id is an older release's, which the position has passed, or another program's.
         foreign = bool(inbox_id) and max(found)[0] < traces.get("", 0) <= end
     elif not found and not foreign and (committed is not None or any(traces.values())):
         return Standing(beginning, Doubt.INBOX_ANEW)
@@ -107,7 +107,7 @@ def standing(
         return Standing(beginning, Doubt.FOREIGN_POSITION if foreign else None)
     position, told = max(found)
     if position > end:
-        # Without an id, more often than not it is another log.
+        # Without an id it is more likely another log.
         is_same = bool(told and inbox_id)
         return Standing(None, Doubt.INBOX_SHORTER) if is_same else Standing(beginning, Doubt.INBOX_ANEW)
     if position < beginning:
@@ -119,7 +119,7 @@ def standing(
 
 
 def expect_partitions(inbox: str, count: int, places: Iterable[Place]) -> None:
-    """Raises Unavailable where lanes have decided while the inbox had another number of partitions."""
+    """Raises TopicsUnfit if lanes have decided while the inbox had another number of partitions."""
     counts = {each.partitions_count for each in places} - {0, count}
     if counts:
         raise TopicsUnfit(

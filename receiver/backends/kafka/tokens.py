@@ -4,12 +4,12 @@ from aiokafka.abc import AbstractTokenProvider
 
 from receiver.client_credentials import ClientCredentials
 
-#: Below the time that a cluster has to answer at the start, so that the reason is told there.
+#: Shorter than a client's time to start, so that the start fails with the token server's reason.
 TIMEOUT_SECONDS = 4.0
 
 
 class KafkaTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
-    """Tokens by client credentials, the same for all connections."""
+    """Tokens by client credentials, shared by all connections."""
 
     def __init__(
         self, url: str, client_id: str, client_secret: str, scope: str | None, timeout_seconds: float = TIMEOUT_SECONDS
@@ -18,5 +18,5 @@ class KafkaTokens(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has 
         self.tokens = ClientCredentials(*login, timeout_seconds=timeout_seconds, audience="Kafka", reason="kafka")
 
     async def token(self) -> str:
-        """See aiokafka. Raises Unavailable."""
+        """A valid token, fetched if necessary. Raises Unavailable."""
         return await self.tokens.token()

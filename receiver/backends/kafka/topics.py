@@ -1,7 +1,7 @@
-"""The topics: what each must be like, whether it is, and making those that are missing.
+"""The topics: the plan for each, the differences from it, and the making of missing topics.
 
-All topics that are keyed by session have the same number of partitions, or a session's records would lie in partitions
-of different numbers, and joins of them would miss each other. The number is never changed: keys would move.
+All topics that are keyed by session have the same number of partitions. Otherwise a session's records would lie in
+partitions of different numbers, and joins would miss them. The number is never changed: keys would move.
 """
 
 import asyncio
@@ -19,26 +19,26 @@ from receiver.core.dead_letter import LETTER_BODY_BYTES_MAX
 from receiver.core.topics import TopicNames
 
 _ADMIN_SECONDS_MAX = 30.0
-#: Brokers learn of a new topic one after the other, and whom a client asks is chance.
+#: Brokers learn of a new topic one after the other, and a client asks a random one.
 _NEWS_SECONDS_MAX = 10.0
 _NEWS_INTERVAL_SECONDS = 0.2
 _REPLICAS_WANTED = 3
 _HOUR_MILLIS = 3_600_000
-#: Tombstones of sessions, and the markers of transactions, are kept at least a day: whoever restores reads all of them.
+#: Tombstones of sessions and markers of transactions are kept for at least a day, so that a restoring lane reads them.
 _DELETE_RETENTION_MILLIS = 24 * _HOUR_MILLIS
 
-#: The newest segment is never compacted, and who opens a lane reads all of it: so it is kept small.
+#: Kafka never compacts the newest segment, and an opening of a lane reads all of it: so it is kept small.
 _SEGMENT_BYTES = 64 * 1024 * 1024
 
 #: The router gives a record its event's time within the day before receipt.
 _BEFORE_MILLIS_WANTED = 24 * _HOUR_MILLIS
 _AFTER_MILLIS_WANTED = 60_000
-#: A session with all its marks, or an event with the longest texts, and some room.
+#: Enough for a session with all its marks, or an event with the longest texts.
 _RECORD_BYTES = 64 * 1024
 
 
 class TopicPlan(NamedTuple):
-    """What the configuration wants of the topics. `replication_factor` None: three, or as many as there are brokers."""
+    """The configuration's plan of the topics. `replication_factor` None: three, or fewer with fewer brokers."""
 
     prefix: str
     names: Sequence[str]  # with the prefix, without the inbox
@@ -46,7 +46,7 @@ class TopicPlan(NamedTuple):
     replication_factor: int | None
     inbox_hours: float
     topics_hours: float
-    record_bytes_max: int = 0  # of what edges append
+    record_bytes_max: int = 0  # the longest record that edges append
 
     @property
     def inbox(self) -> str:
@@ -64,7 +64,7 @@ class TopicPlan(NamedTuple):
         return TopicNames(self.prefix).dead_letters
 
     def bytes_wanted(self, topic: str) -> int:
-        """How long the longest record of a topic may be."""
+        """The bytes of the longest record that a topic should take."""
         if topic == self.inbox:
             return self.record_bytes_max
         if topic == self.dead_letters:
@@ -72,13 +72,13 @@ class TopicPlan(NamedTuple):
         return _RECORD_BYTES
 
     def instead(self, topic: str) -> str:
-        """What is made of a longer one."""
+        """What a longer record becomes, in words for an operator."""
         if topic == self.inbox:
             return "a file on the edge's disk"
         return "a shorter one" if topic == self.dead_letters else "a dead letter"
 
     def wanted(self, brokers_count: int) -> dict[str, "Wanted"]:
-        """What each topic should be like in a cluster of so many brokers."""
+        """The plan of each topic, for a cluster of `brokers_count` brokers."""
         replicas = self.replication_factor or min(_REPLICAS_WANTED, brokers_count)
         in_sync = {"min.insync.replicas": str(2 if replicas >= _REPLICAS_WANTED else 1)}
         found = {}
@@ -86,8 +86,8 @@ class TopicPlan(NamedTuple):
             hours = self.inbox_hours if name == self.inbox else self.topics_hours
             configs = {"cleanup.policy": "delete", "retention.ms": str(round(hours * _HOUR_MILLIS))}
             if name == self.inbox:
-                # Retention counts from when the broker got it: neither a spool that waited for long nor an edge's clock
-                # has it removed before it is routed. When it was received stands in its headers.
+                # Retention counts from the append: so a spool that waited for long, or an edge's wrong clock, does not
+                # have a record removed before it is routed. The time of receipt is in its headers.
                 configs["message.timestamp.type"] = "LogAppendTime"
             if name == self.sessions:
                 configs = {"cleanup.policy": "compact", "delete.retention.ms": str(_DELETE_RETENTION_MILLIS)}
@@ -97,7 +97,7 @@ class TopicPlan(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a topic should be like."""
+    """The plan of one topic."""
 
     partitions: int
     replication_factor: int
@@ -105,7 +105,7 @@ class Wanted(NamedTuple):
 
 
 class TopicDifference(NamedTuple):
-    """Something about a topic that is not as it should be. `fatal`: nothing may run like that."""
+    """A difference of a topic from its plan. `fatal`: no process may run with it."""
 
     topic: str
     what: str
@@ -117,7 +117,7 @@ async def create(connection: KafkaConnection, plan: TopicPlan) -> list[str]:
     async with connection.admin(_ADMIN_SECONDS_MAX) as admin:
         described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be listed")
         existing = {each["topic"]: len(each["partitions"]) for each in described}
-        # What keys are in already counts for more than the setting.
+        # The partitions that already have keys count, whatever the setting says.
         counts = [existing[name] for name in (plan.inbox, plan.sessions) if name in existing]
         plan = plan._replace(partitions=counts[0] if counts else plan.partitions)
         wanted = plan.wanted(await _brokers_count(admin))
@@ -139,9 +139,9 @@ async def create(connection: KafkaConnection, plan: TopicPlan) -> list[str]:
 
 
 async def check(connection: KafkaConnection, plan: TopicPlan, *, made: bool = False) -> list[TopicDifference]:
-    """All that differs from the plan. Raises Unavailable.
+    """All differences from the plan. Raises Unavailable.
 
-    Where the topics were `made` a moment ago, it waits a little for brokers that don't know them yet.
+    If the topics were `made` a moment ago, it waits a little for brokers that don't know them yet.
     """
     async with connection.admin(_ADMIN_SECONDS_MAX) as admin:
         deadline = time.monotonic() + (_NEWS_SECONDS_MAX if made else 0)
@@ -153,15 +153,15 @@ async def check(connection: KafkaConnection, plan: TopicPlan, *, made: bool = Fa
 
 
 async def _differences(admin: AIOKafkaAdminClient, plan: TopicPlan) -> tuple[list[TopicDifference], bool]:
-    """All that differs from the plan, and whether a broker did not know a topic."""
+    """All differences from the plan, and whether a broker did not know a topic."""
     names = [plan.inbox, *plan.names]
-    # Who asks for topics by name makes those that are missing, where brokers make topics by themselves.
+    # All topics are listed: with auto-creation a request by name would make the missing ones.
     described = await limited(admin.describe_topics(), _ADMIN_SECONDS_MAX, "the topics can't be read")
     partitions = {each["topic"]: each["partitions"] for each in described if each["topic"] in names}
     configs, errors = await configs_of(admin, list(partitions))
     differences = [TopicDifference(name, "does not exist", fatal=True) for name in names if name not in partitions]
     replicas = {name: min(len(each["replicas"]) for each in some) for name, some in partitions.items()}
-    # A broker that is down isn't counted, but it has its replicas all the same.
+    # A broker that is down is not counted, but still has its replicas.
     wanted = plan.wanted(max([await _brokers_count(admin), *replicas.values()]))
     inbox_count = len(partitions[plan.inbox]) if plan.inbox in partitions else plan.partitions
     for name, count in {name: len(some) for name, some in partitions.items()}.items():
@@ -172,14 +172,14 @@ async def _differences(admin: AIOKafkaAdminClient, plan: TopicPlan) -> tuple[lis
             what = f"has {count} partitions, the configuration says {wanted[name].partitions}"
             differences.append(TopicDifference(name, what, fatal=False))
         if replicas[name] != wanted[name].replication_factor:
-            what = f"has {replicas[name]} replicas, {wanted[name].replication_factor} are wanted"
+            what = f"has {replicas[name]} replicas, not {wanted[name].replication_factor}"
             differences.append(TopicDifference(name, what, fatal=False))
     for name, found in configs.items():
         for key, value in wanted[name].configs.items():
             if found.get(key) != value:
-                # A sessions topic that forgets by age would let the router forget, too.
+                # A sessions topic that deletes by age would make the router forget sessions.
                 fatal = key == "cleanup.policy" and name == plan.sessions
-                differences.append(TopicDifference(name, f"has {key}={found.get(key)}, {value} is wanted", fatal))
+                differences.append(TopicDifference(name, f"has {key}={found.get(key)}, not {value}", fatal))
         differences += [TopicDifference(name, what, fatal=False) for what in _narrownesses(plan, name, found)]
     differences += [
         TopicDifference(name, f"has settings that can't be read: {error.__name__}", fatal=False)
@@ -189,18 +189,18 @@ async def _differences(admin: AIOKafkaAdminClient, plan: TopicPlan) -> tuple[lis
 
 
 def _narrownesses(plan: TopicPlan, name: str, configs: Mapping[str, str]) -> Iterator[str]:
-    """What a topic does not take as it is, of all that edges let in, and what it may lose."""
+    """Settings by which a topic refuses or changes records that edges let in, or may lose records."""
     batch_bytes_max, before_millis, after_millis, _ = bounds_of(configs)
     wanted = plan.bytes_wanted(name)
     if batch_bytes_max < wanted:
         instead = plan.instead(name)
-        yield f"has max.message.bytes={batch_bytes_max}, {wanted} are wanted: a longer record becomes {instead}"
+        yield f"has max.message.bytes={batch_bytes_max}, not {wanted}: a longer record becomes {instead}"
     if before_millis is not None and before_millis < _BEFORE_MILLIS_WANTED:
         yield f"takes records of the last {before_millis // 1000} s: those of older events get a later time"
     if after_millis is not None and after_millis < _AFTER_MILLIS_WANTED:
         yield f"takes records of the next {after_millis // 1000} s: clocks must not differ by more"
     if configs.get("unclean.leader.election.enable") == "true":
-        yield "has unclean.leader.election.enable=true: what was confirmed may be lost"
+        yield "has unclean.leader.election.enable=true: confirmed records may be lost"
 
 
 async def _brokers_count(admin: AIOKafkaAdminClient) -> int:

@@ -1,9 +1,8 @@
-"""Records and how far their writer came, in one transaction; and what Kafka knows of a group.
+"""A writer that is no lane: its records and its position in one transaction. Also Kafka's knowledge of a group.
 
-It is for writers that are no lane. The name of one is its transactional id, and the group that keeps its positions, one
-for each topic that it writes to. Starting under the same name ends what was left open, and shuts out a writer that is
-at work still. So a writer first starts, then asks where it stood, settles what hangs (see `settlement.py`), and then
-goes on from there.
+A writer's name is its transactional id, and also the group that keeps its positions, one for each topic that it writes
+to. Starting under a name ends what was left open under it, and fences a writer that is still at work. So a writer
+starts, asks for its position, settles what hangs (see `settlement.py`), and goes on from there.
 """
 
 import time
@@ -32,17 +31,17 @@ from receiver.core.message import Message
 T = TypeVar("T")
 
 _ANSWER_SECONDS_MAX = 30.0
-#: Beyond the limits of a transaction's own, which tell more.
+#: Longer than a transaction's own limits, whose errors tell more.
 _TRANSACTION_SECONDS_MAX = 60.0
-#: A position is a writer's own, and of the whole topic; but a group keeps it for a partition.
+#: A writer has one position for a whole topic, but a group keeps positions by partition.
 _PARTITION = 0
 
 
 class Writer:
-    """Transactions under a name. After anything failed it is not used again, but for `close`.
+    """Transactions under a name. After any failure only `close` may be called.
 
-    What it learns of records that the cluster does not take is kept in `lessons`, for the next writer. A dead letter is
-    made shorter; another record is left out, by its topic and where it came from, see `left_out` there.
+    `lessons` keeps for the next writer which records the cluster refuses. A refused dead letter is shortened; another
+    record is left out, by its topic and its origin (`Lessons.left_out`).
     """
 
     def __init__(
@@ -55,17 +54,17 @@ class Writer:
         self._producer = Transactional(connection, name, limits)
 
     async def start(self) -> None:
-        """End what was left open under this name, and let nobody else go on with it. Raises Unavailable."""
+        """End what was left open under this name, and fence other writers of it. Raises Unavailable."""
         await limited(self._producer.start(), _ANSWER_SECONDS_MAX, "Kafka does not answer")
 
     async def close(self) -> None:
-        """What was not committed is nowhere."""
+        """Close the producer. What was not committed has no effect."""
         await self._producer.close()
 
     async def hanging(self, topic: str, behind: Callable[[Any], int]) -> Sequence[Tail]:
-        """How the partitions of a topic end, where something hangs on any of them, else none. Raises Unavailable.
+        """How the partitions of a topic end, if something hangs on any of them, else empty. Raises Unavailable.
 
-        `behind` is a position of this writer's behind what caused a record, 0 for a record that is not this writer's.
+        `behind` gives this writer's position behind the cause of a record, 0 for another writer's record.
         """
         partitions = await self._partitions(topic)
         ends = await limited(self._producer.ends(partitions), _ANSWER_SECONDS_MAX, f"no ends of {topic}")
@@ -74,7 +73,7 @@ class Writer:
         return list((await tails(self._connection, ends, behind)).values())
 
     async def settle(self, topic: str, next_position: int, *, commits: bool) -> None:
-        """End what hangs on a topic, if anything does, and go on from a position. Raises Unavailable."""
+        """End what hangs on a topic, if anything does, and commit a position. Raises Unavailable."""
         partitions = await self._partitions(topic)
         offsets = _offsets(topic, next_position)
         ends = await limited(self._producer.ends(partitions), _ANSWER_SECONDS_MAX, f"no ends of {topic}")
@@ -83,9 +82,9 @@ class Writer:
         await self._known(self._producer.commit((), offsets, self._name), topic)
 
     async def commit(self, topic: str, messages: Sequence[Message], next_position: int) -> None:
-        """Write messages to a topic, and the position behind what they came from, or neither.
+        """Write messages to a topic and the position behind their origins, or neither.
 
-        Raises Unavailable; nobody can tell then whether it was done.
+        Raises Unavailable; the outcome is unknown then.
         """
         partitions_count = len(await self._partitions(topic))
         await self._limits.read([topic])
@@ -105,7 +104,7 @@ class Writer:
             raise ClusterFailed(f"a transaction of {topic} went astray")
 
     def _batched(self, messages: Sequence[Message], partitions_count: int) -> tuple[Batches, Sequence[Message]]:
-        """What can be written, in batches, marked by their places among the messages returned."""
+        """The messages that can be written, and batches of them, marked by their places among these messages."""
         batches = Batches(self._limits, self._lessons)
         written = [self._fitting(each) for each in messages if origin_of(each) not in self._lessons.left_out]
         for mark, (message, record) in enumerate(zip(written, output_records(written), strict=True)):
@@ -137,12 +136,12 @@ def _offsets(topic: str, next_position: int) -> Mapping[TopicPartition, OffsetAn
 
 
 def origin_of(message: Message) -> tuple[str, str]:
-    """What a record is known by: its topic, and which notification it came of."""
+    """The topic of a record, and the trace of its notification, or its key if it has none."""
     return message.topic, dict(message.headers).get(TRACE, message.key)
 
 
 async def positions(connection: KafkaConnection, name: str, topics: Sequence[str]) -> Mapping[str, int]:
-    """Where a writer stands, by topic, as far as Kafka knows. Raises Unavailable."""
+    """A writer's committed positions, by topic. Raises Unavailable."""
     partitions = [TopicPartition(topic, _PARTITION) for topic in topics]
     async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
         told = await _asked(partial(admin.list_consumer_group_offsets, name, partitions=partitions), name)
@@ -150,7 +149,7 @@ async def positions(connection: KafkaConnection, name: str, topics: Sequence[str
 
 
 async def members_count(connection: KafkaConnection, group: str) -> int:
-    """How many consumers are members of a group now. Raises Unavailable."""
+    """The number of consumers that are members of a group now. Raises Unavailable."""
     async with connection.admin(_ANSWER_SECONDS_MAX) as admin:
         return await _asked(partial(_members_count, admin, group), group)
 

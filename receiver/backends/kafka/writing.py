@@ -1,4 +1,4 @@
-"""What a lane writes: messages in batches that their topics take, and something else in place of what they refuse."""
+"""The writing of a lane: batches that fit their topics, and other records in place of refused ones."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from receiver.core.headers import TRACE, position_of
 from receiver.core.message import Message, bytes_of
 from receiver.inbox import LaneLost
 
-#: How old what is known of the topics' limits may be; a refusal tells of a change at once.
+#: The topics' limits are read at least this often; a refusal has them read at once.
 _AGE_SECONDS_MAX = 300.0
 _AGE_SECONDS_SOON = 1.0
 
 
-#: Dead letters that are remembered, the last ones of the partition.
+#: The number of a partition's last dead letters that are remembered.
 LETTERS_MAX = 2_000
 
 
 class Letters:
-    """The dead letters that a partition has, the last ones.
+    """The last dead letters of a partition.
 
-    A notification whose append was not answered is appended again, and may then stand in the inbox twice. Most of these
-    are repetitions that their session tells; what died has no session.
+    A notification whose append was not answered is appended again, and may be in the inbox twice. A session recognizes
+    most repetitions, but a dead letter has no session.
     """
 
     def __init__(self, topic: str) -> None:
@@ -36,7 +36,7 @@ class Letters:
         self._seen: OrderedDict[int, None] = OrderedDict()
 
     def without(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages but for the letters that are known, or come twice."""
+        """The messages without letters that are known already, or come twice."""
         begun, news = set[int](), list[Message]()
         for message in messages:
             if message.topic == self._topic:
@@ -48,14 +48,14 @@ class Letters:
         return news
 
     def add(self, letter: Message) -> None:
-        """It is written, and the last one now."""
+        """Remember a letter that was written, as the last one."""
         self._seen[hash((letter.key, letter.value))] = None
         if len(self._seen) > LETTERS_MAX:
             self._seen.popitem(last=False)
 
 
 class Writing:
-    """Of the lanes of a partition, one after the other: what is learned is kept in `limits`."""
+    """The batches of a partition's lanes, one lane after the other. Lessons are kept in `limits`."""
 
     def __init__(self, limits: Limits, partition: int, dead_letters: str) -> None:
         self._limits = limits
@@ -64,9 +64,9 @@ class Writing:
         self._dead_letters = dead_letters
 
     async def batched(self, messages: Sequence[Message]) -> tuple[Batches, Sequence[Message]]:
-        """The messages in batches, marked by their places among those returned.
+        """Batches of the messages, and the messages as written; the batches' marks are places among these.
 
-        Raises Unavailable where one does not fit its topic: its notification is to be decided on anew, see Batch.
+        Raises Unavailable if one does not fit its topic: its notification is decided on anew, see Batch.
         """
         topics = {message.topic for message in messages}
         await self._limits.read(topics, age_seconds_max=_AGE_SECONDS_MAX)
@@ -74,17 +74,17 @@ class Writing:
             messages = [each for each in messages if not self._is_left_out(each)]
         written = list(map(self._fitting, messages)) if self._dead_letters in topics else messages
         batches, unfit = self._filled(written)
-        if unfit:  # unless there is more room since a moment ago
+        if unfit:  # unless a limit was raised a moment ago
             await self._limits.read({message.topic for message in unfit}, age_seconds_max=_AGE_SECONDS_SOON)
             batches, unfit = self._filled(written)
         for message in unfit:
             self._cannot_write(message, f"{message.topic} takes no record of {bytes_of(message)} bytes")
         if unfit:
-            raise ClusterFailed(f"{unfit[0].topic} does not take what was decided")
+            raise ClusterFailed(f"{unfit[0].topic} does not take a record of the batch")
         return batches, written
 
     async def learn(self, error: BaseException, batches: Batches, written: Sequence[Message]) -> str:
-        """Why a transaction failed. What to do about it is remembered for the lane that comes next."""
+        """Why a transaction failed, in words. The remedy is remembered for the next lane."""
         if not isinstance(error, Refused):
             if isinstance(error, TimeoutError):
                 self._lessons.too_slow()
@@ -96,7 +96,7 @@ class Writing:
         return why
 
     def _filled(self, written: Sequence[Message]) -> tuple[Batches, Sequence[Message]]:
-        """Batches of these messages, and those that fit into none."""
+        """Batches of these messages, and the messages that fit into none."""
         batches, unfit = Batches(self._limits, self._lessons), list[Message]()
         places = {topic: TopicPartition(topic, self._partition) for topic in {message.topic for message in written}}
         for mark, (message, record) in enumerate(zip(written, output_records(written), strict=True)):
@@ -105,7 +105,7 @@ class Writing:
         return batches, unfit
 
     def _fitting(self, message: Message) -> Message:
-        """The message, a dead letter made so short that its topic takes it."""
+        """The message; a dead letter is shortened so that its topic takes it."""
         if message.topic != self._dead_letters:
             return message
         if self._position_of(message) in self._lessons.bare:
@@ -113,8 +113,8 @@ class Writing:
         return fitting(message, self._limits.batch_bytes_max(message.topic))
 
     def _is_left_out(self, message: Message) -> bool:
-        """Whether a record is one that can't be written. What a notification came to never is, see `unwritable`;
-        and as its session lives on, the record that ends it is tried again.
+        """Whether a record without a notification can't be written. A notification's record is never left out, see
+        `unwritable`. It shows that its session lives on, so the session's tombstone is tried again later.
         """
         record = message.topic, message.key
         if self._position_of(message) is None:
@@ -123,7 +123,7 @@ class Writing:
         return False
 
     def _cannot_write(self, message: Message, why: str) -> None:
-        """Its topic takes no such message: another is written in its place, or none where it is no notification's."""
+        """Note that a topic refuses a message: a notification's is replaced by another, any other is left out."""
         position = self._position_of(message)
         if position is None:
             self._lessons.leave_out(message.topic, message.key)
@@ -136,5 +136,5 @@ class Writing:
             self._lessons.bare.add(position)
 
     def _position_of(self, message: Message) -> int | None:
-        """The position of the notification that a message came of; None where that is no notification of this inbox."""
+        """The position of the notification that caused a message; None if no notification of this inbox did."""
         return position_of(dict(message.headers).get(TRACE, ""), self._partition)

@@ -1,4 +1,5 @@
-"""What most would write in an afternoon: FastAPI, pydantic and aiokafka. `python -m tests.benchmarks.peers.handler`.
+"""A plain handler, as written in an afternoon: FastAPI, pydantic and aiokafka. `python -m
+tests.benchmarks.peers.handler`.
 
 It answers once Kafka has acknowledged. KAFKA, TOKEN, PORT and TOPIC_PREFIX come from the environment.
 """
@@ -19,7 +20,7 @@ TOKEN, TOPIC_PREFIX = os.environ["TOKEN"], os.environ.get("TOPIC_PREFIX", "peer"
 
 
 class StatusChange(BaseModel):
-    """What became of a session."""
+    """A change of a session's status."""
 
     session_id: str = Field(alias="sessionId")
     qos_status: Literal["AVAILABLE", "UNAVAILABLE"] = Field(alias="qosStatus")
@@ -27,7 +28,7 @@ class StatusChange(BaseModel):
 
 
 class Notification(BaseModel):
-    """The CloudEvent that brings it."""
+    """The CloudEvent of a change."""
 
     id: str
     source: str
@@ -38,7 +39,7 @@ class Notification(BaseModel):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Connect to Kafka for as long as the application runs."""
+    """Be connected to Kafka for as long as the application runs."""
     async with AIOKafkaProducer(bootstrap_servers=os.environ["KAFKA"], enable_idempotence=True) as producer:
         app.state.producer = producer
         yield
@@ -57,7 +58,7 @@ async def health() -> dict[str, str]:
 async def notifications(
     notification: Notification, credentials: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
 ) -> None:
-    """Write a notification to the topics that it belongs to."""
+    """Write a notification to its topics."""
     if not secrets.compare_digest(credentials.credentials.encode(), TOKEN.encode()):
         raise HTTPException(401, "wrong token")
     key, value = notification.data.session_id.encode(), notification.model_dump_json(by_alias=True).encode()

@@ -1,7 +1,7 @@
-"""Receivers of each kind as processes of their own, on topics of their own: our program and what it is compared with.
+"""Receivers of each kind as processes, on topics of their own: our program and those that it is compared with.
 
-Each takes the same notifications with the same token and writes them to two topics, `PREFIX.status` and, what is
-UNAVAILABLE, `PREFIX.unavailable`. No receiver outlives the process that started it, however it ends.
+Each takes the same notifications with the same token and writes them to two topics, `PREFIX.status` and, for
+UNAVAILABLE, `PREFIX.unavailable`. Each receiver ends with the process that started it, however that ends.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import httpx2
 from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.topics import TopicPlan, create
 
-#: By the name of each kind, how a table calls it.
+#: The name of each kind in a table.
 KINDS = {
     "ours": "qod-receiver",
     "ours-split": "qod-receiver, edge and router apart",
@@ -41,14 +41,14 @@ _CONFIGURATIONS = {"bento-a": _HERE / "bento-docs-advice.yaml", "bento-b": _HERE
 
 
 def missing(kind: str) -> str:
-    """Why a kind can't be started on this machine; empty when it can."""
+    """Why a kind can't be started on this machine; empty if it can."""
     if kind in _CONFIGURATIONS and shutil.which("bento") is None:
         return "there is no bento on the PATH: go install github.com/warpstreamlabs/bento/cmd/bento@v1.20.0"
     return ""
 
 
 def bento_version() -> str:
-    """What the Bento on the PATH is; only its Go module tells where it was not built by its makers."""
+    """The version of the Bento on the PATH; without an official build only its Go module tells it."""
     bento, go = shutil.which("bento"), shutil.which("go")
     if bento is None:
         return "none"
@@ -60,7 +60,7 @@ def bento_version() -> str:
 
 
 async def make_topics(bootstrap: str, prefix: str, partitions: int = PARTITIONS) -> None:
-    """The topics of a prefix, alike for every kind. Raises Unavailable."""
+    """Make the topics of a prefix, the same for every kind. Raises Unavailable."""
     names = [f"{prefix}.{name}" for name in ("dead-letter", "sessions", "status", "unavailable")]
     await create(
         KafkaConnection([bootstrap], Security().options()), TopicPlan(prefix, names, partitions, None, 168, 168)
@@ -76,10 +76,10 @@ class _How(NamedTuple):
 
 
 class Receiver:
-    """A receiver of a kind over a broker, which may be a proxy's address. Its topics must exist; `start` starts it.
+    """A receiver of a kind on a broker, whose address may be a proxy's. Its topics must exist; `start` starts it.
 
-    What it keeps on disk is in `directory`, its log too, and it has the same port whenever it is started again.
-    `options` are more arguments for our own program.
+    Its data and its log are in `directory`, and it has the same port at each start. `options` are more arguments for
+    our own program.
     """
 
     def __init__(self, kind: str, directory: Path, bootstrap: str, prefix: str, options: Sequence[str] = ()) -> None:
@@ -105,15 +105,15 @@ class Receiver:
 
     @property
     def pids(self) -> Sequence[int]:
-        """The processes that were started; their own children are not told."""
+        """The processes that were started, without their children."""
         return [each.pid for each in self.processes]
 
     def start(self) -> None:
         """Start it, and wait until it takes requests."""
         shell = shutil.which("sh")
         assert shell
-        # It leads a process group which the receiver joins, with whatever that starts. The pipe that it reads is closed
-        # when we end, in whatever way: then it kills the group.
+        # It leads a process group which the receiver and all its children join. It reads a pipe that is closed when
+        # this process ends in any way; then it kills the group.
         command = [shell, "-c", "read -r _; kill -KILL 0"]
         self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0)
         environment = {**os.environ, **self._how.environment}
@@ -129,7 +129,7 @@ class Receiver:
                 time.sleep(0.02)
 
     def kill(self) -> None:
-        """End all of it with SIGKILL: it can do nothing about it."""
+        """Kill all of its processes with SIGKILL."""
         if self._guard is not None:
             self._guard.communicate()
             self._guard = None
@@ -138,7 +138,7 @@ class Receiver:
         self.processes = ()
 
     def stop(self) -> None:
-        """Ask it to end, give it a while, and kill what is left."""
+        """Ask it to end, and after a while kill what is left."""
         for process in self.processes:
             process.terminate()
         deadline = time.monotonic() + STOP_SECONDS_MAX
@@ -147,13 +147,13 @@ class Receiver:
         self.kill()
 
     def close(self) -> None:
-        """Kill what runs, and give the ports back."""
+        """Kill all of its processes, and give the ports back."""
         self.kill()
         for each in self._reserved:
             each.close()
 
     def log_end(self) -> str:
-        """The last lines that it logged."""
+        """The last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
 
     def _answers(self, url: str) -> bool:
@@ -189,7 +189,7 @@ def _peer(kind: str, bootstrap: str, prefix: str, token: str, port: int) -> _How
 
 
 def _reserved() -> socket.socket:
-    """A socket on a port that no other program is given, and that a receiver can have all the same."""
+    """A socket on a port that no other program is given, but which a receiver can bind."""
     reserved = socket.socket()
     reserved.bind((_HOST, 0))
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""What a scenario has in its hands: a receiver, the broker behind it with its faults, and the topics to look at."""
+"""The means of a scenario: a receiver, the broker behind it with its faults, and the topics."""
 
 import asyncio
 import contextlib
@@ -20,26 +20,26 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from tests.kafka_cluster import Cluster
 from tests.proxy import Proxy
 
-#: A sender gives up after so long; operators' time-outs are 5 to 15 s.
+#: A sender's time-out; operators have 5 to 15 s.
 POST_SECONDS_MAX = 15.0
-#: What was answered 2xx and isn't on the topics so long after all is well again counts as lost.
+#: A notification that was answered 2xx and isn't on the topics this long after the repair counts as lost.
 LOOK_SECONDS_MAX = 60.0
 _WARM_SECONDS_MAX = 120.0
-#: Less than any record, and more than the mark of a transaction, which the broker writes to the topic by itself.
+#: Less than any record, and more than the marker of a transaction, which the broker writes to the topic by itself.
 _REFUSED_BYTES = "100"
-_CONFIG_OF_THE_TOPIC = 1  # where a value comes from, in Kafka's DescribeConfigs
+_CONFIG_OF_THE_TOPIC = 1  # a value's source, in Kafka's DescribeConfigs
 _SESSION_ID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Answer(NamedTuple):
-    """What a sender was answered; no status where there was no answer in time, or the connection broke."""
+    """The answer to a sender; no status if there was no answer in time, or the connection broke."""
 
     status: int | None
     seconds: float
 
     @property
     def kept(self) -> bool:
-        """Whether the sender takes it that its notification was kept."""
+        """Whether the sender concludes that its notification was kept."""
         return self.status is not None and 200 <= self.status < 300
 
     def __str__(self) -> str:
@@ -48,24 +48,24 @@ class Answer(NamedTuple):
 
 
 class Found(NamedTuple):
-    """How often a notification is on the two topics."""
+    """The number of a notification's records on each of the two topics."""
 
     status: int = 0
     unavailable: int = 0
 
     @property
     def everywhere(self) -> bool:
-        """Whether it is on both."""
+        """Whether it is on both topics."""
         return bool(self.status and self.unavailable)
 
     @property
     def torn(self) -> bool:
-        """Whether it is on one of them only."""
+        """Whether it is on one topic only."""
         return bool(self.status) != bool(self.unavailable)
 
     @property
     def copies(self) -> int:
-        """How many of its records are one too many."""
+        """The number of superfluous records."""
         return max(self.status - 1, 0) + max(self.unavailable - 1, 0)
 
 
@@ -89,7 +89,7 @@ class Receiver(Protocol):
 
 @dataclass
 class Running:
-    """A receiver that somebody else runs; commands of a shell kill and start it, where they are given."""
+    """A receiver that runs already; shell commands kill and start it, if they are given."""
 
     url: str
     token: str
@@ -100,11 +100,11 @@ class Running:
     start_command: str = ""
 
     def kill(self) -> None:
-        """Run the command for it."""
+        """Run the command that kills it."""
         run_command(self.kill_command)
 
     def start(self) -> None:
-        """Run the command for it, and wait for any answer."""
+        """Run the command that starts it, and wait for any answer."""
         run_command(self.start_command)
         deadline = time.monotonic() + LOOK_SECONDS_MAX
         while time.monotonic() < deadline:
@@ -122,11 +122,11 @@ class Broker(Protocol):
     """Where we get to it, past its faults."""
 
     async def away(self, how: Literal["gone", "still"]) -> None:
-        """Let connections be refused, or stay open with nothing answered."""
+        """Let connections be refused, or stay open without answers."""
         ...
 
     async def back(self) -> None:
-        """Let all be well again."""
+        """End all faults."""
         ...
 
 
@@ -157,14 +157,14 @@ class OwnBroker:
 
 
 class CommandedBroker:
-    """Somebody else's broker; commands of a shell take it away and bring it back."""
+    """Another's broker; shell commands take it away and bring it back."""
 
     def __init__(self, bootstrap: str, away_command: str, back_command: str) -> None:
         self.bootstrap = bootstrap
         self._away_command, self._back_command = away_command, back_command
 
     async def away(self, _how: Literal["gone", "still"]) -> None:
-        """See Broker; which of both it is, is the command's."""
+        """See Broker. The command decides which of both happens."""
         await asyncio.to_thread(run_command, self._away_command)
 
     async def back(self) -> None:
@@ -181,9 +181,9 @@ async def own_broker(cluster: Cluster) -> AsyncIterator[OwnBroker]:
 
 
 class Trial:
-    """A receiver under trial. Every notification is of a session of its own, by whose id it is found again.
+    """A receiver under trial. Every notification has a session of its own, by whose id it is found again.
 
-    After `quiet_seconds` without a new record on the topics nothing more is expected there.
+    If the topics get no new record for `quiet_seconds`, no more are expected.
     """
 
     def __init__(self, receiver: Receiver, broker: Broker, *, can_kill: bool = True, quiet_seconds: float = 8) -> None:
@@ -194,7 +194,7 @@ class Trial:
         self._bodies: dict[str, bytes] = {}
 
     def new(self) -> str:
-        """A session that nobody has heard of."""
+        """The id of a new session."""
         session_id = str(uuid.uuid4())
         self._sessions.add(session_id)
         self._bodies[session_id] = _body(session_id)
@@ -203,7 +203,7 @@ class Trial:
     async def post(
         self, session_id: str, *, seconds_max: float = POST_SECONDS_MAX, client: httpx2.AsyncClient | None = None
     ) -> Answer:
-        """Post the session's notification, the same each time; without a client on a connection of its own."""
+        """Post the session's notification, the same each time. Without a client the post has its own connection."""
         if client is None:
             async with httpx2.AsyncClient() as own:
                 return await self.post(session_id, seconds_max=seconds_max, client=own)
@@ -219,7 +219,7 @@ class Trial:
         return Answer(status, time.monotonic() - began)
 
     async def warm_up(self) -> None:
-        """Post a notification again and again until it is kept and on both topics: all is well."""
+        """Post a notification again and again until it is kept and on both topics."""
         async with asyncio.timeout(_WARM_SECONDS_MAX):
             session_id = self.new()
             while not (await self.post(session_id)).kept:  # noqa: ASYNC110  # there is no event to wait for
@@ -228,7 +228,7 @@ class Trial:
         assert found[session_id].everywhere, f"{self.receiver.url} answered 2xx, and nothing came on the topics"
 
     async def readiness(self) -> tuple[int | None, str]:
-        """Status and body of the readiness check; a body of ours is told by the checks that are not ok."""
+        """Status and body of the readiness check; of our own body only the checks that fail."""
         try:
             async with httpx2.AsyncClient() as client:
                 answer = await client.get(self.receiver.readiness_url, timeout=POST_SECONDS_MAX)
@@ -241,7 +241,7 @@ class Trial:
         return answer.status_code, " ".join(answer.text.split())
 
     async def kill(self) -> None:
-        """End the receiver with SIGKILL, if that can be had."""
+        """Kill the receiver with SIGKILL, if that is possible."""
         if self.can_kill:
             await asyncio.to_thread(self.receiver.kill)
 
@@ -251,7 +251,7 @@ class Trial:
             await asyncio.to_thread(self.receiver.start)
 
     async def look(self, wanted: Collection[str], *, quiet_seconds: float | None = None) -> Mapping[str, Found]:
-        """How often each notification is on the topics, once those wanted are there and no more come, or time is up."""
+        """Count each notification's records, once those wanted are there and no more come, or time is up."""
         topics = self.receiver.status_topic, self.receiver.unavailable_topic
         counts: dict[str, dict[str, int]] = {topic: dict.fromkeys(self._sessions, 0) for topic in topics}
         quiet_seconds = self._quiet_seconds if quiet_seconds is None else quiet_seconds
@@ -280,7 +280,7 @@ class Trial:
 
     @asynccontextmanager
     async def refused_topic(self) -> AsyncIterator[None]:
-        """While this lasts the broker refuses every record for the unavailable topic, as too large."""
+        """For as long as the block lasts, let the broker refuse every record for the unavailable topic as too large."""
         topic = self.receiver.unavailable_topic
         before = await self._topic_config(topic)
         await self._configure(topic, before | {"max.message.bytes": _REFUSED_BYTES})
@@ -290,7 +290,7 @@ class Trial:
             await self._configure(topic, before)
 
     def _session_of(self, key: bytes | None, value: bytes | None) -> str | None:
-        """The session that a record is of: by its key, or else the first one that its value names."""
+        """The session of a record: its key, or else the first session that its value names."""
         for found in _SESSION_ID.findall((key or b"") + b" " + (value or b"")):
             session_id = str(found, "ascii")
             if session_id in self._sessions:
@@ -298,7 +298,7 @@ class Trial:
         return None
 
     async def _topic_config(self, topic: str) -> dict[str, str]:
-        """What was set for the topic itself, which a change has to repeat."""
+        """The settings of the topic itself, which a change has to repeat."""
         async with self._admin() as admin:
             (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
         ((*_, entries),) = answer.resources
@@ -337,4 +337,4 @@ def _body(session_id: str) -> bytes:
 
 def run_command(command: str) -> None:
     """Run a command of a shell."""
-    subprocess.run(command, shell=True, check=True, timeout=300)  # noqa: S602  # the user's own
+    subprocess.run(command, shell=True, check=True, timeout=300)  # noqa: S602  # the user's own command
