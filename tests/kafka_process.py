@@ -395,7 +395,7 @@ def children(process_id: int) -> list[int]:
 
 
 def lives(process_id: int) -> bool:
-    """Whether a process has not ended. A process that its parent has not waited for has ended."""
+    """Whether a process has not ended; a zombie has."""
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
