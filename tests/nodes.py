@@ -126,7 +126,7 @@ class KafkaBackend:
         self.prefix = prefix
         self._cluster = cluster
         self._connection = KafkaConnection([cluster.bootstrap], Security().options())
-        self._made = False
+        self.is_made = False
 
     @asynccontextmanager
     async def opened(self, *, append_timeout_seconds: float = 30) -> AsyncIterator[Node]:
@@ -134,9 +134,9 @@ class KafkaBackend:
         names = [f"{self.prefix}.{name}" for name in ("dead-letter", "sessions", "status", "unavailable")]
         # The samples are from 2026: their records keep their times for ten years.
         plan = TopicPlan(self.prefix, names, 1, None, 168, 10 * 365 * 24)
-        if not self._made:
+        if not self.is_made:
             await create(self._connection, plan)
-            self._made = True
+            self.is_made = True
         inbox = KafkaInbox(self._connection, plan.inbox, append_timeout_seconds=append_timeout_seconds)
         running = asyncio.create_task(inbox.run())
         topics = Topics.of(self.prefix, "router", names)

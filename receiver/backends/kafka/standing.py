@@ -30,6 +30,8 @@ from receiver.backends.kafka.failures import TopicsUnfit
 #: In an offset's metadata this sign precedes the id of the transaction that committed it; see `producer.py`.
 MARK = "#"
 _TRANSACTION = re.compile(r"\d+\.\d+\.\d+")
+#: The metadata that release 0.1.0 wrote: a clock in microseconds, and nothing else.
+_CLOCK = re.compile(r"\d{15,17}")
 
 
 class Doubt(StrEnum):
@@ -64,7 +66,8 @@ class Place(NamedTuple):
 def place_of(position: int, metadata: str) -> Place:
     """The inverse of `Place.metadata`, with a transaction's mark behind it. An older release wrote only the clock."""
     told, _, mark = metadata.partition(MARK)
-    words, is_ours = told.split(" "), _TRANSACTION.fullmatch(mark) is not None
+    words = told.split(" ")
+    is_ours = _TRANSACTION.fullmatch(mark) is not None or _CLOCK.fullmatch(metadata) is not None
     clock_micros = int(words[0]) if words[0].isdecimal() else 0
     if len(words) == 4 and words[3].isdecimal():  # noqa: PLR2004  # what `metadata` writes
         return Place(position, clock_micros, words[1], words[2], int(words[3]), is_ours)
