@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.errors import ProducerFenced
+from aiokafka.producer.transaction_manager import TransactionState
 
+from receiver.backends.kafka.connection import KafkaConnection, end_producer
 from receiver.process.clustered import clustered
 from receiver.process.part import WHOLE
 from receiver.process.routing import build_router
 from receiver.settings import Settings
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Cluster
-from tests.kafka_fixtures import need_kafka
 from tests.samples import posted
 
 FAILURES = 8
@@ -37,9 +39,8 @@ class Failures(Telemetry):
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> Iterator[Cluster]:
+def three(can_run_kafka: None, tmp_path: Path) -> Iterator[Cluster]:  # noqa: ARG001
     """Three brokers, one of which may be stopped."""
-    need_kafka()
     with Cluster(tmp_path / "three", brokers=3) as cluster:
         yield cluster
 
@@ -77,3 +78,21 @@ async def _until(done: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS_MAX):
         while not done():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "state", [TransactionState.UNINITIALIZED, TransactionState.READY, TransactionState.FATAL_ERROR]
+)
+async def test_a_sender_that_died_fails_its_batches(state: TransactionState) -> None:
+    """A sender that ends with an error fails what it was to send, and raises nothing, in each state of a transaction."""
+    producer = KafkaConnection(["127.0.0.1:9"], {}).producer(transactional_id="died")
+    producer._txn_manager.state = state  # noqa: SLF001
+
+    async def dies() -> None:
+        raise ProducerFenced
+
+    task = asyncio.create_task(dies())
+    await asyncio.wait({task})
+    producer._sender._fail_all(task)  # noqa: SLF001
+    assert isinstance(producer._message_accumulator._exception, ProducerFenced)  # noqa: SLF001
+    await end_producer(producer)

@@ -55,12 +55,14 @@ class KafkaConnection(NamedTuple):
 
     def producer(self, **options: Any) -> AIOKafkaProducer:  # noqa: ANN401  # aiokafka's own
         """A producer that is not started yet."""
-        return AIOKafkaProducer(
+        made = AIOKafkaProducer(
             bootstrap_servers=list(self.bootstrap_servers),
             metadata_max_age_ms=_METADATA_MILLIS,
             **self.options,
             **options,
         )
+        _let_senders_die(made)
+        return made
 
     def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:  # noqa: ANN401  # aiokafka's own
         """A consumer that is not started yet."""
@@ -207,6 +209,22 @@ def _free(producer: AIOKafkaProducer) -> None:
         if builder._buffer is not None:  # noqa: SLF001
             with suppress(BufferError):
                 builder._buffer.clear()  # noqa: SLF001
+
+
+def _let_senders_die(producer: AIOKafkaProducer) -> None:
+    """Keep quiet about a sender that ends with an error while no transaction can end with it.
+
+    aiokafka fails the sender's batches, and then stumbles over the state of the transaction, in a callback of which
+    only the log hears.
+    """
+    sender = producer._sender  # noqa: SLF001
+    original = sender._fail_all  # noqa: SLF001
+
+    def fail_all(task: asyncio.Task[None]) -> None:
+        with suppress(AssertionError, AttributeError, asyncio.InvalidStateError):
+            original(task)
+
+    sender._fail_all = fail_all  # noqa: SLF001
 
 
 def _tolerate_empty_control_batches() -> None:
