@@ -10,10 +10,10 @@ from hypothesis import settings
 from receiver.core.router import Router
 from receiver.telemetry import Telemetry
 from tests.guard import guarded
-from tests.kafka_fixtures import kafka, kafka_cluster, topic_prefix
+from tests.kafka_fixtures import can_run_kafka, kafka, kafka_cluster, topic_prefix
 from tests.nodes import Node, SqliteBackend
 
-__all__ = ["kafka", "kafka_cluster", "topic_prefix"]
+__all__ = ["can_run_kafka", "kafka", "kafka_cluster", "topic_prefix"]
 
 guarded()
 
@@ -31,6 +31,24 @@ def pytest_sessionstart() -> None:
     directory = tempfile.gettempdir()
     if (free := shutil.disk_usage(directory).free) < _FREE_BYTES_MIN:
         pytest.exit(f"{directory} has {free >> 20} MiB free; the tests need {_FREE_BYTES_MIN >> 20}", returncode=2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for the first part of the tests."""
+    parser.addoption("--quick", action="store_true", help="leave out what needs Kafka or Java, or is marked `long`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that `--quick` does."""
+    if not config.getoption("quick"):
+        return
+    config.hook.pytest_deselected(items=[each for each in items if not _is_quick(each)])
+    items[:] = filter(_is_quick, items)
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    needs_kafka = isinstance(item, pytest.Function) and "can_run_kafka" in item.fixturenames
+    return not needs_kafka and item.get_closest_marker("long") is None
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -19,9 +19,14 @@ def need_kafka() -> None:
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
-    """A cluster of one broker for the whole run, or the one that KAFKA_BOOTSTRAP_SERVERS names."""
+def can_run_kafka() -> None:
+    """Requested by each fixture that starts a broker, so that `--quick` knows the tests that need one."""
     need_kafka()
+
+
+@pytest.fixture(scope="session")
+def kafka(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:  # noqa: ARG001
+    """A cluster of one broker for the whole run, or the one that KAFKA_BOOTSTRAP_SERVERS names."""
     if bootstrap := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         yield Brokers(bootstrap)
         return

@@ -11,7 +11,6 @@ from aiokafka.admin import NewTopic
 from receiver.backends.kafka.connection import persistently
 from receiver.process.part import Part
 from tests.kafka_cluster import Brokers, Cluster
-from tests.kafka_fixtures import need_kafka
 from tests.quorum import Quorum
 from tests.test_topics_anew import ALL, PARTITIONS, SESSIONS, Site, until_true
 
@@ -26,9 +25,8 @@ class Brigade(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def brigade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brigade]:
+def brigade(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brigade]:  # noqa: ARG001
     """Three brokers, one of which can be deposed without noticing."""
-    need_kafka()
     cluster = Cluster(tmp_path_factory.mktemp("deposed"), 3, linked=True)
     with Quorum(cluster.links) as quorum, cluster:
         yield Brigade(cluster, quorum)

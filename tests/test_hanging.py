@@ -18,7 +18,6 @@ from aiokafka.admin import AIOKafkaAdminClient
 from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from tests.kafka_cluster import Cluster
-from tests.kafka_fixtures import need_kafka
 from tests.kafka_process import KafkaReceiver, told_on
 from tests.limits import SECONDS_MAX
 from tests.proxy import END_TXN, PRODUCE, KafkaProxy
@@ -33,9 +32,8 @@ _TOPICS = ("status", "unavailable", "sessions")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:  # noqa: ARG001
     """Three brokers, of which one can be stopped; it then leads partitions without another replica."""
-    need_kafka()
     properties = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}
     with Cluster(tmp_path_factory.mktemp("hanging"), 3, properties=properties) as made:
         yield made

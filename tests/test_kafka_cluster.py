@@ -26,17 +26,15 @@ _HEADERS = [("ce_id", b"1"), ("ce_time", b"2026-11-24T10:00:00Z"), ("list", b"a,
 
 
 @pytest.fixture(scope="module")
-def three_brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def three_brokers(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:  # noqa: ARG001
     """A cluster that can lose one of its brokers."""
-    need_kafka()
     with Cluster(tmp_path_factory.mktemp("three"), brokers=3) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def secure_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def secure_broker(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:  # noqa: ARG001
     """A broker with TLS and SASL."""
-    need_kafka()
     with Cluster(tmp_path_factory.mktemp("secure"), secure=True) as cluster:
         yield cluster
 

@@ -30,7 +30,6 @@ from receiver.process.routing import build_router
 from receiver.settings import Settings, load
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import HOST, PASSWORD, USER, Cluster, Credentials
-from tests.kafka_fixtures import need_kafka
 from tests.limits import SECONDS_MAX
 from tests.nodes import until
 from tests.proxy import Proxy
@@ -113,9 +112,8 @@ def serving_tokens(port: int = 0) -> Iterator[TokenServer]:
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def broker(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:  # noqa: ARG001
     """A broker with TLS and SASL."""
-    need_kafka()
     with Cluster(tmp_path_factory.mktemp("secure"), secure=True) as cluster:
         yield cluster
 

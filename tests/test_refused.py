@@ -34,7 +34,6 @@ from receiver.dispatcher import Dispatcher
 from receiver.process.clustered import SPOOL
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Cluster
-from tests.kafka_fixtures import need_kafka
 from tests.kafka_process import KafkaReceiver, records, told_on, until
 from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND
@@ -46,9 +45,8 @@ BATCH_BYTES_MAX = 100_000
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def narrow(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:  # noqa: ARG001
     """A broker that takes batches of 100,000 bytes, and records of the last hour and the next."""
-    need_kafka()
     properties = {
         "message.max.bytes": str(BATCH_BYTES_MAX),
         "log.message.timestamp.before.max.ms": "3600000",

@@ -12,7 +12,6 @@ from receiver.backends.kafka.topics import create
 from receiver.core import rfc3339
 from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Cluster
-from tests.kafka_fixtures import need_kafka
 from tests.limits import SECONDS_MAX
 from tests.samples import HOUR, body, posted, told
 from tests.test_kafka import PARTITIONS, Site
@@ -23,9 +22,8 @@ LONG_AGO_MICROS = 10 * 24 * HOUR
 
 
 @pytest.fixture(scope="module")
-def sweeping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def sweeping(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:  # noqa: ARG001
     """A broker that removes old records twice a second."""
-    need_kafka()
     properties = {"log.retention.check.interval.ms": "500", "log.initial.task.delay.ms": "100"}
     with Cluster(tmp_path_factory.mktemp("sweeping"), properties=properties) as cluster:
         yield cluster

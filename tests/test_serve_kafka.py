@@ -19,7 +19,6 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from receiver.cli import run as command
 from tests.kafka_cluster import Brokers, Cluster
-from tests.kafka_fixtures import need_kafka
 from tests.kafka_process import PARTITIONS, KafkaReceiver, Load, paused, records, refused, told_on, until
 from tests.limits import SECONDS_MAX
 from tests.proxy import Proxy
@@ -462,9 +461,8 @@ class Three(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:
+def three(can_run_kafka: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Three]:  # noqa: ARG001
     """Three brokers, which make a topic when a client asks for it, as they do by default."""
-    need_kafka()
     properties = {"auto.create.topics.enable": "true"}
     with (
         Cluster(tmp_path_factory.mktemp("three"), brokers=3, properties=properties) as cluster,
