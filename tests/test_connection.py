@@ -299,6 +299,7 @@ async def test_the_slow_harm_nobody(node: Node, telemetry: Telemetry) -> None:
         assert len(await served.kept()) == 15
 
 
+@pytest.mark.long
 async def test_the_applications_time_is_its_own() -> None:
     """An answer that takes longer than every limit arrives whole, whether it begins late or comes in pieces."""
 
@@ -716,6 +717,7 @@ async def test_a_refusal_does_not_overtake_an_answer(patient: Served, behind: by
     assert len(await patient.kept()) == 1 + kept
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("behind", [post()[:50], post()[:-5], post() + post()[:-5]], ids=["head", "body", "third"])
 async def test_a_slow_request_behind_another_does_not_change_its_answer(behind: bytes) -> None:
     """While one request is being answered, the next one is not answered in its place, however slow it is."""

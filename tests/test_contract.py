@@ -31,7 +31,7 @@ from tests.nodes import (
 from tests.samples import HOUR, SECOND, SESSION_ID, START, posted
 
 
-@pytest.fixture(params=["sqlite", "kafka"])
+@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.long)])
 def backend(request: pytest.FixtureRequest, tmp_path: Path, topic_prefix: str) -> Backend:
     """An empty backend of each kind, one after the other: the contract holds for all."""
     if request.param == "sqlite":

@@ -109,6 +109,7 @@ async def outcome(directory: Path, router: Router) -> tuple[set[str], dict[str, 
     return {*SESSIONS, "new"} - whole, served.places
 
 
+@pytest.mark.long
 async def test_no_damaged_byte_stops_a_file(tmp_path: Path, router: Router) -> None:
     """With any byte damaged the next start serves; missing records are reported, and new ones are routed."""
     sound, damaged = tmp_path / "sound", tmp_path / "damaged"
@@ -305,6 +306,7 @@ def readiness(process: ReceiverProcess) -> tuple[int, dict[str, str]]:
     return response.status_code, response.json()["checks"]
 
 
+@pytest.mark.long
 def test_damage_is_on_readyz(tmp_path: Path) -> None:
     """After a log that ends too early the receiver serves, and reports it on /readyz, in the log and in a metric."""
     process = ReceiverProcess(tmp_path)

@@ -25,6 +25,7 @@ def test_the_demonstration_ends_well() -> None:
     assert "11 of 11 sessions are in the state that was told last  ✓" in done.stdout
 
 
+@pytest.mark.long
 def test_the_demonstration_has_everything_that_it_is_to_show() -> None:
     """By default the sessions meet each end, repetitions, late events, unreadable bodies and a stranger."""
     done = subprocess.run([*COMMAND, "demo", "--seconds", "4"], capture_output=True, text=True, check=True)
@@ -73,6 +74,7 @@ def _log() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_log")
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_other_seeds_end_well_too(seed: int) -> None:

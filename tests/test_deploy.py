@@ -505,6 +505,7 @@ def test_the_application_has_sessions_told_to_the_receiver(receiver: ReceiverPro
     assert ledger["answers"].keys() == {"204"}
 
 
+@pytest.mark.long
 def test_the_application_tells_what_it_was_refused(tmp_path: Path) -> None:
     """With a URL that takes no posts the application ends with 1, and shows the answer."""
     script = str(DEPLOY / "application.py")

@@ -29,6 +29,7 @@ def post(receiver: ReceiverProcess, body: bytes, path: str = "", **headers: str)
     return httpx2.post(f"{receiver.edge_url}{path}", content=body, headers=known | headers, timeout=SECONDS_MAX)
 
 
+@pytest.mark.long
 async def test_nothing_is_lost_or_repeated_by_kills(tmp_path: Path) -> None:
     """Each notification that was answered 204 is on its topics once, in order, after SIGKILLs under load."""
     load = await kill_rounds(tmp_path / "node", rounds=6, seed=20261124)
@@ -130,6 +131,7 @@ def test_replay_brings_back_what_can_be_read_today(tmp_path: Path) -> None:
     assert len(tail(receiver.directory, "dead-letter")) == 1
 
 
+@pytest.mark.long
 def test_another_prefix_is_refused(tmp_path: Path) -> None:
     """A directory whose topics have one prefix is not served under another, and goes on under its own."""
     receiver = ReceiverProcess(tmp_path / "data")

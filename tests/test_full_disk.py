@@ -133,6 +133,7 @@ def _checks(receiver: ReceiverProcess) -> str:
     return str(httpx2.get(f"{receiver.ops_url}/readyz", timeout=30).json()["checks"]["inbox"])
 
 
+@pytest.mark.long
 def test_a_node_with_a_full_disk_heals(disk: Path, tmp_path: Path) -> None:
     """Kept notifications are routed in the room of the reserve, also after a kill; with room new ones are kept."""
     directory = disk / "data"

@@ -468,6 +468,7 @@ async def test_a_slow_authorization_server(tokens: TokenServer, fault: str) -> N
     assert tokens.asked == 1
 
 
+@pytest.mark.long
 async def test_who_runs_out_of_time_has_asked_for_the_others(tokens: TokenServer) -> None:
     """A connection that is given up while it waits for a token leaves the token to the next."""
     tokens.trickling = True
@@ -478,6 +479,7 @@ async def test_who_runs_out_of_time_has_asked_for_the_others(tokens: TokenServer
     assert tokens.asked == 1
 
 
+@pytest.mark.long
 async def test_a_token_is_used_until_its_end(tokens: TokenServer) -> None:
     """A token that can't be renewed is used as long as it lives; later there is a new one as soon as the server gives
     one.

@@ -78,6 +78,7 @@ def flood(process: ReceiverProcess, body_bytes: int) -> None:
         assert set(threads.map(post, range(count))) <= {204, 400, 429, 503}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("count", "body_bytes"), [(4_000, 64 * 1024), (300, MEBIBYTE), (24, 16 * MEBIBYTE)])
 def test_memory_is_bounded_in_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, body_bytes: int

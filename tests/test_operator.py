@@ -127,12 +127,14 @@ def play(operator: Operator, receiver: Serving, lasting: float = 0) -> Topics:
     return topics
 
 
+@pytest.mark.long
 def test_all_that_was_kept_comes_out_once(told: Operator, tmp_path: Path) -> None:
     """Each notification that was answered 204 has its effect once, and each oddity the right verdict."""
     with on_a_directory(tmp_path / "data") as receiver:
         check_told(told, play(told, receiver))
 
 
+@pytest.mark.long
 def test_what_was_never_sent_is_found(half_told: Operator, tmp_path: Path) -> None:
     """The sessions table equals the operator's, though many posts were never sent, and each end was told once."""
     with on_a_directory(tmp_path / "data") as receiver:

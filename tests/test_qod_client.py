@@ -188,6 +188,7 @@ async def test_a_client_that_is_unknown_is_told(operation: Operation, log: pytes
     assert_discreet(log, caught)
 
 
+@pytest.mark.long
 async def test_tokens_that_live_for_a_second_are_renewed() -> None:
     """A token is renewed before it expires, without an effect on calls."""
     async with simulated(Options(token_seconds=2)) as api, QodClient(settings_of(api)) as client:
@@ -209,6 +210,7 @@ async def test_a_token_is_used_by_all(faulty: FaultyApi) -> None:
     assert {each.headers["authorization"] for each in faulty.asked} == {"Bearer token-1"}
 
 
+@pytest.mark.long
 async def test_a_token_is_renewed_before_it_is_over(faulty: FaultyApi) -> None:
     """At four fifths of its life a token is renewed; while that fails, the old one is used until its end."""
     faulty.token_life_seconds = 10.0
@@ -528,6 +530,7 @@ async def test_an_end_whose_answer_was_lost_is_an_end(faulty: FaultyApi) -> None
 # Limits
 
 
+@pytest.mark.long
 @REPEATED
 @pytest.mark.parametrize("reply", [silent(), trickling()], ids=["silent", "trickling"])
 async def test_an_answer_has_its_time(operation: Operation, reply: Reply, faulty: FaultyApi) -> None:

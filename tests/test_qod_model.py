@@ -379,6 +379,7 @@ def test_a_code_is_a_word(code: object, shown: str) -> None:
 SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5)
 
 
+@pytest.mark.long
 @given(
     st.lists(st.recursive(SCALARS, lambda some: st.lists(some) | st.dictionaries(st.text(max_size=3), some))),
     st.sampled_from([(",", ":"), (" ,\n ", " : ")]),

@@ -84,7 +84,7 @@ async def _until(done: Callable[[], bool]) -> None:
     "state", [TransactionState.UNINITIALIZED, TransactionState.READY, TransactionState.FATAL_ERROR]
 )
 async def test_a_sender_that_died_fails_its_batches(state: TransactionState) -> None:
-    """A sender that ends with an error fails what it was to send, and raises nothing, in each state of a transaction."""
+    """A sender that ends with an error fails its batches and raises nothing, in each state of a transaction."""
     producer = KafkaConnection(["127.0.0.1:9"], {}).producer(transactional_id="died")
     producer._txn_manager.state = state  # noqa: SLF001
 

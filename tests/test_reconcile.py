@@ -136,6 +136,7 @@ def has_no_device(directory: Path) -> bool:
     return files != [] and not any(b"99904000001" in path.read_bytes() for path in files)
 
 
+@pytest.mark.long
 def test_a_session_that_is_never_notified(operator: Operator, start: Start) -> None:
     """A session without notifications is on the topics all the same, in order and once, marked, enriched, without the
     device.
@@ -174,6 +175,7 @@ def test_a_session_that_is_never_notified(operator: Operator, start: Start) -> N
     assert has_no_device(receiver.directory)
 
 
+@pytest.mark.long
 def test_a_late_original_is_no_news(operator: Operator, start: Start) -> None:
     """A notification that is posted after its change was found by asking has no further effect, however late."""
     receiver = start()
@@ -208,6 +210,7 @@ def test_an_ordinary_session_is_enriched(operator: Operator, start: Start) -> No
     assert end["value"]["deviceHash"] == sessions(receiver)[session_id]["deviceHash"]
 
 
+@pytest.mark.long
 def test_a_session_that_was_made_here_is_enriched_from_the_first(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +277,7 @@ async def test_what_is_not_routed_yet_is_told_once(
     assert sorted(set(told)) == sorted(told)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("served", [True, False])
 def test_reconcile_by_command(
     operator: Operator, start: Start, monkeypatch: pytest.MonkeyPatch, *, served: bool
@@ -298,6 +302,7 @@ def test_reconcile_by_command(
     assert has_no_device(receiver.directory)
 
 
+@pytest.mark.long
 async def test_a_gateways_word_ends_nobody_and_a_mistaken_end_is_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

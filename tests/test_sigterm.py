@@ -69,6 +69,7 @@ def _end(directory: Path, options: tuple[str, ...], seconds: float, *, group: bo
             process.communicate()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [(), NOWHERE, (*NOWHERE, "--role", "router"), (*NOWHERE, "--workers", "2")],

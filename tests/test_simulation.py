@@ -9,6 +9,7 @@ from tests.simulation.world import World
 SEEDS = 300
 
 
+@pytest.mark.long
 def test_every_promise_holds_whatever_crashes() -> None:
     """Over many seeds nothing is lost, repeated, torn or out of order, and every fault was tried."""
     tally: Counter[str] = Counter()

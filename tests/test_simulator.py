@@ -510,6 +510,7 @@ def test_the_openapi_document_has_the_apis_facts() -> None:
     assert set(schemas["ErrorResponse"]["properties"]) == {"status", "code", "message"}
 
 
+@pytest.mark.long
 def test_the_api_is_as_the_openapi_document_says(tmp_path: Path) -> None:
     """Schemathesis finds no answer that the document lacks, and no accepted or refused request against it."""
     silent = tmp_path / "silent.toml"

@@ -144,6 +144,7 @@ async def test_what_is_held_back_does_not_wait_for_ever() -> None:
         assert told(sink.received) == ENDED[:1]
 
 
+@pytest.mark.long
 async def test_a_burst_comes_all_at_once() -> None:
     """burst: changes within its time are posted together at its end."""
     options = planned(burst=1, burst_every_seconds=6_000)
@@ -349,6 +350,7 @@ async def until_only_the_stuck_are_left(simulator: Simulated) -> None:
 EVERYTHING = PRESETS["all"].model_copy(update={"slow_body_seconds": 0.02, "retry_seconds": 0.02})
 
 
+@pytest.mark.long
 async def test_a_seed_decides_alike_whatever_the_timing() -> None:
     """Two runs with one seed have the same faults at another speed; a third, with another seed, has others."""
     everything = Options(plan=EVERYTHING, speed=2_000, releases=list(RELEASES.values()), seed=11)
@@ -361,6 +363,7 @@ async def test_a_seed_decides_alike_whatever_the_timing() -> None:
     assert {id_ for id_ in first.of("eventId") if id_} & {id_ for id_ in second.of("eventId") if id_} == set()
 
 
+@pytest.mark.long
 async def test_the_ledger_has_all_that_a_socket_received() -> None:
     """With every fault at once, the whole bodies that came are those of the ledger, and every change is in it."""
     everything = Options(plan=EVERYTHING, speed=1_000, releases=list(RELEASES.values()), seed=5)

@@ -147,6 +147,7 @@ async def test_camaras_scenarios_hold() -> None:
     assert [types[session["sessionId"]] for session in created[:4]] == [{FACTS[name][1]} for name in names]
 
 
+@pytest.mark.long
 async def test_2000_sessions_are_told_in_order() -> None:
     """At speed 1,000 each of 2,000 sessions has two posts, the beginning before the end, and the ledger has all."""
     async with Sink().listening() as sink, simulated(Options(speed=1_000)) as simulator:

@@ -43,6 +43,7 @@ def connected(url: str) -> socket.socket:
     return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=SECONDS_MAX)
 
 
+@pytest.mark.long
 async def test_nobody_is_harmed_by_strangers(tmp_path: Path) -> None:
     """With more connections than descriptors, and stalled posts, each good post and /livez is answered."""
     receiver = ReceiverProcess(tmp_path / "data", "--log-level", "warning", descriptors_max=400)
@@ -83,6 +84,7 @@ def ticks(process_id: int) -> int:
     return sum(map(int, Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
 
+@pytest.mark.long
 def test_a_process_that_stood_still_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that were sent while the process was paused for longer than its limits are answered once it goes on."""
     for name in ("HEADER", "BODY", "IDLE"):
