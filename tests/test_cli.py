@@ -305,6 +305,7 @@ def test_serve_prints_no_token_where_senders_are_configured(config: str, tmp_pat
         assert receiver.printed() == f"Notifications: {receiver.edge_url}\nOperations:    {receiver.ops_url}\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_ends_well_and_prints_no_second_token(number: signal.Signals, tmp_path: Path) -> None:
     """If a token was minted before, `serve` tells how to mint another; at SIGTERM and Ctrl-C it ends with 0.
@@ -526,6 +527,7 @@ def test_tail_is_silent_about_a_topic_to_come(qod: Qod, tmp_path: Path) -> None:
     assert outcome == (0, "", "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [["--json"], []])
 def test_tail_ends_with_its_reader(options: list[str], tmp_path: Path) -> None:
     """When its output is closed, as behind `| head -1`, `tail` ends without a message."""

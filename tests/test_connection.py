@@ -905,6 +905,7 @@ async def test_silent_strangers_shut_nobody_out(node: Node, telemetry: Telemetry
         assert len(served.connections) <= 60
 
 
+@pytest.mark.long
 async def test_stalled_bodies_harm_no_other_sender(node: Node, telemetry: Telemetry) -> None:
     """With 1,100 stalled chunked posts of one sender, that sender gets 429 beyond its half, and others are answered."""
     limits = LIMITS | PATIENT | {"connections_max": 2000, "connections_per_address_max": 2000}
@@ -923,6 +924,7 @@ async def test_stalled_bodies_harm_no_other_sender(node: Node, telemetry: Teleme
         assert statuses == [204] * 100
 
 
+@pytest.mark.long
 async def test_a_process_that_stood_still_reads_first(node: Node, telemetry: Telemetry) -> None:
     """Bytes that came while the loop stood still for longer than all limits are read and answered, not timed out."""
     async with serving(edge_app(node, telemetry), LIMITS, node) as served:

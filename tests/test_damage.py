@@ -326,6 +326,7 @@ def test_damage_is_on_readyz(tmp_path: Path) -> None:
     assert process.terminate() == 0
 
 
+@pytest.mark.long
 def test_no_204_into_nowhere(tmp_path: Path) -> None:
     """Once its file is deleted a receiver is not ready, even without a post, and answers 503."""
     process = ReceiverProcess(tmp_path)

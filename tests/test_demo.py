@@ -16,6 +16,7 @@ from tests.limits import SECONDS_MAX
 from tests.receiver_process import COMMAND
 
 
+@pytest.mark.long
 def test_the_demonstration_ends_well() -> None:
     """`demo` ends with 0 if all results are right, and prints plain lines if its output is no terminal."""
     command = [*COMMAND, "demo", "--seconds", "3", "--sessions", "12"]
@@ -48,6 +49,7 @@ def test_the_demonstration_has_everything_that_it_is_to_show() -> None:
     assert releases == {"0.8", "0.9", "0.9-flat", "0.10", "0.11", "1.0", "1.1"}
 
 
+@pytest.mark.long
 def test_the_demonstration_can_be_ended_early() -> None:
     """At Ctrl-C `demo` drains its receiver, says so and ends with 0."""
     with subprocess.Popen(

@@ -39,6 +39,7 @@ async def test_nothing_is_lost_or_repeated_by_kills(tmp_path: Path) -> None:
     assert not check(tmp_path / "node", load)
 
 
+@pytest.mark.long
 async def test_sigterm_answers_what_was_begun(tmp_path: Path) -> None:
     """After SIGTERM under load the exit status is 0, and each notification that was answered 204 is on the topics."""
     load = Load(seed=1)
@@ -56,6 +57,7 @@ async def test_sigterm_answers_what_was_begun(tmp_path: Path) -> None:
     assert not check(tmp_path / "node", load)
 
 
+@pytest.mark.long
 def test_every_dialect_reaches_the_topics(tmp_path: Path) -> None:
     """The three dialects, on both paths, come out on the topics; a malformed body is 400 and a dead letter."""
     receiver = ReceiverProcess(tmp_path / "node")
@@ -74,6 +76,7 @@ def test_every_dialect_reaches_the_topics(tmp_path: Path) -> None:
     assert dead["value"]["verdict"] == "malformed"
 
 
+@pytest.mark.long
 def test_a_second_serving_process_is_refused(tmp_path: Path) -> None:
     """A directory is served by one process at a time; the other ends with 1 and says why."""
     receiver = ReceiverProcess(tmp_path / "node")
@@ -84,6 +87,7 @@ def test_a_second_serving_process_is_refused(tmp_path: Path) -> None:
         assert receiver.terminate() == 0
 
 
+@pytest.mark.long
 def test_a_token_is_never_told(tmp_path: Path) -> None:
     """Tokens, right or wrong, in the header or the query, are in no log, no answer, no metric and no topic."""
     receiver = ReceiverProcess(tmp_path / "node", "--log-level", "debug")
@@ -118,6 +122,7 @@ def test_probes_are_answered(tmp_path: Path, method: str) -> None:
     assert receiver.terminate() == 0
 
 
+@pytest.mark.long
 def test_replay_brings_back_what_can_be_read_today(tmp_path: Path) -> None:
     """`replay` sends dead letters again, through the serving process and without one; nothing takes effect twice."""
     receiver = ReceiverProcess(tmp_path / "node")

@@ -20,6 +20,7 @@ FUZZING = Path(__file__).parent / "fuzzing"
 SECRET = b"a token"
 
 
+@pytest.mark.long
 def test_hundreds_of_requests_are_answered_as_they_must_be(tmp_path: Path) -> None:
     """For a few hundred requests of a seed every answer and every record is right, and nothing else is wrong."""
     outcome = fuzz(tmp_path, 400, seed=8)

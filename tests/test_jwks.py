@@ -417,6 +417,7 @@ async def test_known_keys_do_not_wait_for_unknown_ones(server: KeyServer) -> Non
     await waiting
 
 
+@pytest.mark.long
 async def test_issuers_do_not_wait_for_each_other(server: KeyServer) -> None:
     """While one issuer is silent, another one's keys are fetched and used."""
     server.silent = True
@@ -463,6 +464,7 @@ async def test_keys_are_fetched_before_they_are_wanted(server: KeyServer) -> Non
     assert server.asked == 1
 
 
+@pytest.mark.long
 async def test_old_keys_are_fetched_anew(server: KeyServer) -> None:
     """Old keys are replaced without a token; while the issuer fails, the old ones are used."""
     authenticate, old = authenticator(server, pause=0.5, age_max=0.1), bearer("k-1")

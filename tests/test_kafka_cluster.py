@@ -324,6 +324,7 @@ async def test_proxy_passes_all(line: _Line) -> None:
     assert not +line.proxy.faults
 
 
+@pytest.mark.long
 async def test_proxy_delays(line: _Line) -> None:
     """A delay holds up each direction for its time, without changing the order or slowing later bytes."""
     line.proxy.delay(2, jitter_seconds=0.02)

@@ -196,6 +196,7 @@ PASSING = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reply", PASSING.values(), ids=PASSING)
 async def test_what_passes_is_asked_again(reply: Reply, server: FaultyApi) -> None:
     """After a temporary failure a token is requested again, as often as the settings allow."""

@@ -22,6 +22,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("umask")
 def test_files_are_their_owners_alone(tmp_path: Path) -> None:
     """With any umask, each kept file has mode 0600, and each new directory 0700."""
@@ -55,6 +56,7 @@ def test_no_url_shows_a_secret(url: str, shown: str) -> None:
     assert shown_url(url) == shown
 
 
+@pytest.mark.long
 def test_commands_print_no_password(tmp_path: Path) -> None:
     """Neither `check-config` nor `serve`, in its banner and its log, prints a password in a URL."""
     config = tmp_path / "qod.toml"
@@ -91,6 +93,7 @@ async def _open_stream(url: str) -> int:
         return answer.status_code
 
 
+@pytest.mark.long
 async def test_topics_exist_before_their_first_record(tmp_path: Path) -> None:
     """A reader that starts before the first post gets an open stream, or no records; a wrong name is a 404."""
     config = tmp_path / "qod.toml"

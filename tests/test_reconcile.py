@@ -196,6 +196,7 @@ def test_a_late_original_is_no_news(operator: Operator, start: Start) -> None:
     assert len(on_topic(receiver, "unavailable")) == 1
 
 
+@pytest.mark.long
 def test_an_ordinary_session_is_enriched(operator: Operator, start: Start) -> None:
     """Facts of senders stay as they are, and carry the API's facts from then on."""
     receiver = start()
@@ -253,6 +254,7 @@ def test_a_failing_api_disturbs_nobody(monkeypatch: pytest.MonkeyPatch, start: S
     assert receiver.terminate() == 0
 
 
+@pytest.mark.long
 async def test_what_is_not_routed_yet_is_told_once(
     operator: Operator, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def test_a_seed_is_lived_again_alike(seed: int) -> None:
     assert worlds[0].trace == worlds[1].trace
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mistake", MUTANTS)
 def test_a_mistake_is_found(mistake: str) -> None:
     """A program with one of these mistakes breaks a promise within a few seeds."""

@@ -33,6 +33,7 @@ STILL = Options(speed=0.001)
 AT_ONCE = Options(available_after_seconds=0)
 
 
+@pytest.mark.long
 async def test_a_session_is_requested_then_available_then_gone() -> None:
     """A new session is REQUESTED; once granted it has its times; after its time it can't be read and is not listed."""
     async with simulated(Options(speed=100, available_after_seconds=30)) as simulator:

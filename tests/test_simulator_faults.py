@@ -439,6 +439,7 @@ TOLD_TO_RESERVED = {
 }
 
 
+@pytest.mark.long
 async def test_reserved_devices_do_what_the_table_says() -> None:
     """A device whose number begins with +999 has its one fault each time, whatever the plan."""
     sessions: dict[str, str] = {}

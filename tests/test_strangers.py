@@ -60,6 +60,7 @@ async def test_nobody_is_harmed_by_strangers(tmp_path: Path) -> None:
     assert receiver.terminate() == 0
 
 
+@pytest.mark.long
 def test_a_lack_of_descriptors_is_survived(tmp_path: Path) -> None:
     """While no descriptor is free the process does not spin, and once there are some both ports answer."""
     receiver = ReceiverProcess(tmp_path / "data")
