@@ -22,7 +22,7 @@ EVIL = "\x1b[2J\u202e"
 def session(session_id: str = SESSION_ID, sender: str = "telefonica-es", age_seconds: float = 0) -> Session:
     """A session that the network ended `seconds` after the start."""
     since = START - round(age_seconds * SECOND)
-    return Session(session_id, sender, QosStatus.UNAVAILABLE, "NETWORK_TERMINATED", since, since, None, None, (), None)
+    return Session(session_id, sender, QosStatus.UNAVAILABLE, "NETWORK_TERMINATED", since, since, None, None, "", None)
 
 
 def shown(what: RenderableType, width: int = 200) -> list[str]:

@@ -25,6 +25,7 @@ from receiver.backends.kafka.records import partition_of
 from receiver.core.errors import Unavailable
 from receiver.core.event import QosStatus
 from receiver.core.facts import Facts
+from receiver.core.marks import split
 from receiver.core.message import Record
 from receiver.core.notification import RECONCILE, Notification
 from receiver.core.session import MARKS_MAX, Session, apply, merged
@@ -369,7 +370,7 @@ def test_a_router_goes_on_with_what_was_carried(directory: Directory, tmp_path: 
     directory.keep(posted("U6:D", session_id="s00003", sender="anonymous"))
     assert directory.carried()["sessions"] == (1, 39)
     after = directory.session_in_cluster("s00003")
-    assert (after.status_info, len(after.marks)) == ("DELETE_REQUESTED", 4)
+    assert (after.status_info, len(split(after.marks))) == ("DELETE_REQUESTED", 4)
     assert directory.carried()["sessions"] == (0, 40)
 
 
@@ -388,7 +389,7 @@ def test_an_end_that_the_api_told_does_not_revive(
     for number in order:
         assert both[number].carried()["sessions"] == (1, 0)
     known = both[0].session_in_cluster("s")
-    assert (known.qos_status, known.rank, known.facts, len(known.marks)) == (QosStatus.UNAVAILABLE, 2, facts, 4)
+    assert (known.qos_status, known.rank, known.facts, len(split(known.marks))) == (QosStatus.UNAVAILABLE, 2, facts, 4)
     _, verdict, _ = apply(known, told("A9", "s")[0], SENDER, START, START)[:3]
     assert verdict == "late"
 
@@ -568,8 +569,8 @@ def test_what_both_know_is_merged(ours: Session, theirs: Session, ahead: Session
     after = merged(ours, theirs)
     known = ahead.qos_status, ahead.status_info, ahead.time_micros
     assert (after.qos_status, after.status_info, after.time_micros) == known
-    ids = {session(f"A1#{name}").marks[0].identity: name for name in "abcde"}
-    assert "".join(ids[mark.identity] for mark in after.marks) == marks
+    ids = {session(f"A1#{name}").marks.partition("|")[0]: name for name in "abcde"}
+    assert "".join(ids[mark.partition("|")[0]] for mark in split(after.marks)) == marks
     assert after.touched_micros == max(ours.touched_micros, theirs.touched_micros)
     assert merged(ours, after) == after
 
@@ -579,7 +580,7 @@ def test_merged_memory_is_cut_as_a_routers() -> None:
     ours = session(*(f"{'AU'[n % 2]}{n}" for n in range(MARKS_MAX - 10)), touched=1)
     theirs = session(*(f"{'AU'[n % 2]}{n}" for n in range(1_000, 1_020)), touched=2)
     after = merged(ours, theirs)
-    assert after.marks == (ours.marks + theirs.marks)[-MARKS_MAX:]
+    assert split(after.marks) == [*split(ours.marks), *split(theirs.marks)][-MARKS_MAX:]
     assert after.marks_cut_micros == START + 9 * SECOND
     assert merged(ours, after) == after
     assert merged(ours, session("A1", sender="another")).sender == "another"

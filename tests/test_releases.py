@@ -95,7 +95,8 @@ async def _cluster_of(release: Path, kafka: Brokers, prefix: str) -> AsyncIterat
                 kept.append(notification_of(record))
     for line in (each for each in lines if "group" in each):
         group = f"{prefix}.{line['group'].partition('.')[2]}"
-        async with AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap, group_id=group) as consumer:
+        options = {"bootstrap_servers": kafka.bootstrap, "group_id": group, "enable_auto_commit": False}
+        async with AIOKafkaConsumer(**options) as consumer:
             where = TopicPartition(f"{prefix}.inbox", line["partition"])
             consumer.assign([where])
             await consumer.commit({where: OffsetAndMetadata(line["position"], line["metadata"])})

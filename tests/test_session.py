@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from receiver.core import rfc3339
 from receiver.core.event import Dialect, Event, QosStatus, StatusInfo
+from receiver.core.marks import split
 from receiver.core.session import MARKS_MAX, Outcome, Verdict, apply
-from receiver.core.session_record import marks_text
 from tests.oracle import Oracle
 from tests.samples import SECOND, SESSION_ID, SOURCE, START, TYPE, told
 
@@ -241,7 +241,7 @@ def test_a_time_that_cannot_be_true_holds_nothing_up() -> None:
 
 def test_marks_are_those_of_earlier_releases() -> None:
     """The first release's memory is recognized, since marks are written as they were then."""
-    marks = marks_text(after("A1#x", "U2:N#x", "A?#").session.marks).split(",")
+    marks = split(after("A1#x", "U2:N#x", "A?#").session.marks)
     assert marks[:2] == [
         "a29381b663eec2fb|A.1795514401000000.6498aa58|1795514401000000",
         "a29381b663eec2fb|U.1795514402000000.f90bc2a5|1795514402000000",
@@ -367,7 +367,7 @@ def test_a_late_event_leaves_the_state(texts: str) -> None:
             if before.available_micros is None:
                 state = state._replace(available_micros=None, available_seconds=None)
             assert state == before
-            assert len(session.marks) == len(before.marks) + 1
+            assert len(split(session.marks)) == len(split(before.marks)) + 1
 
 
 # The memory's limit.
@@ -400,7 +400,7 @@ def test_a_full_memory(count: int, event: str, verdict: Verdict) -> None:
     session, outcome, conflict, _ = heard([*flapping(count), told(event)])
     assert outcome is verdict
     assert ("too old" in conflict) is (verdict is CONFLICT and "@" not in event)
-    assert len(session.marks) <= MARKS_MAX
+    assert len(split(session.marks)) <= MARKS_MAX
 
 
 def test_what_is_forgotten_counts_by_the_latest_of_its_times() -> None:
@@ -418,7 +418,7 @@ def test_the_boundary_may_lie_before_1970() -> None:
 
 def test_a_long_memory_is_a_small_record() -> None:
     """The marks of the longest memory take less than 20 KiB."""
-    assert len(marks_text(heard(flapping(2 * MARKS_MAX))[0].marks)) < 20 * 1024
+    assert len(heard(flapping(2 * MARKS_MAX))[0].marks) < 20 * 1024
 
 
 # Properties.
@@ -463,7 +463,7 @@ def test_every_verdict_is_the_oracles(arrivals: list[tuple[Event, str, int]], me
             session, verdict, conflict, _ = outcome
             assert verdict == oracle.hear(event, sender, received_micros, clock_micros)
             assert bool(conflict) is (verdict is CONFLICT)
-            assert len(session.marks) == len(oracle.remembered) <= memory_max
+            assert len(split(session.marks)) == len(oracle.remembered) <= memory_max
             assert (
                 session.session_id,
                 session.sender,
@@ -530,7 +530,7 @@ def test_order_and_repetition_change_nothing_in_the_end(texts: list[str], data: 
     assert (session.qos_status, session.status_info) == (wanted.qos_status, wanted.status_info)
     assert session.time_micros == wanted.time_micros
     assert session.qos_status == told(texts[-1])[0].qos_status
-    assert len(session.marks) == len(texts)
+    assert len(split(session.marks)) == len(texts)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from msgspec.structs import asdict
 
 from receiver.core.event import QosStatus
 from receiver.core.facts import NO_FACTS, Facts
-from receiver.core.marks import Mark
 from receiver.core.message import Message
 from receiver.core.session import MISSING_SOURCE, Session, apply, learn, merged
 from receiver.core.session_record import NoSession, session_from, session_message, session_of, traced
@@ -142,10 +141,7 @@ def test_an_older_release_is_read() -> None:
         START + 10 * SECOND,
         START + 3 * SECOND // 2,
         1.5,
-        (
-            Mark("6f1e90d2b3a4c5f7", AVAILABLE, START + 3 * SECOND // 2, "1c291ca3", START + 3 * SECOND // 2),
-            Mark(None, UNAVAILABLE, None, "1c291ca3", START + 3 * SECOND),
-        ),
+        OLD_HEADERS["marks"],
         START,
         facts,
         frozenset({AVAILABLE, UNAVAILABLE}),

@@ -62,7 +62,7 @@ from typing import NamedTuple
 from receiver.core.event import Event, QosStatus, is_far
 from receiver.core.facts import NO_FACTS, Facts
 from receiver.core.facts import merged as merged_facts
-from receiver.core.marks import Mark, find, mark_of, times
+from receiver.core.marks import find, joined, mark_of, micros_of, split, times
 from receiver.core.value import Value
 
 
@@ -109,7 +109,7 @@ class Session(Value, frozen=True, array_like=True):
     time of receipt if the event had none. `touched_micros` is the inbox's clock at the last event that left a mark; the
     session's remaining life counts from it. `available_micros` is when the latest availability began (None: never),
     `available_seconds` how long it lasted (None: never available, or it still lasts). `marks_cut_micros` is the latest
-    event time among marks that were cut off.
+    event time among marks that were cut off. `marks` has the form that `marks.py` defines.
 
     `facts` come from the API; `learned` has the statuses that were accepted from the API. `is_missing` is whether the
     session counts as ended only because the API does not know it any more, which may be a mistake.
@@ -123,7 +123,7 @@ class Session(Value, frozen=True, array_like=True):
     touched_micros: int
     available_micros: int | None
     available_seconds: float | None
-    marks: tuple[Mark, ...]
+    marks: str
     marks_cut_micros: int | None
     facts: Facts = NO_FACTS
     learned: frozenset[QosStatus] = _NOTHING
@@ -249,25 +249,27 @@ def merged(ours: Session, theirs: Session) -> Session:
     """
     if ours.sender != theirs.sender:
         return theirs
-    ahead = max(theirs, ours, key=lambda each: (each.rank, each.time_micros, each.touched_micros, len(each.marks)))
+    ahead = max(theirs, ours, key=_advance)
     behind = ours if ahead is theirs else theirs
     older, newer = (theirs, ours) if ours.touched_micros >= theirs.touched_micros else (ours, theirs)
     # A mark that both have keeps its place in `theirs`, so that merging again changes nothing.
-    known = frozenset(theirs.marks)
-    news = tuple(mark for mark in ours.marks if mark not in known)
-    marks = news + theirs.marks if older is ours else theirs.marks + news
-    cuts = [each.marks_cut_micros for each in (ours, theirs) if each.marks_cut_micros is not None]
-    cuts += [mark.micros for mark in marks[:-MARKS_MAX]]
+    known = split(theirs.marks)
+    news = [mark for mark in split(ours.marks) if mark not in known]
+    marks, cut_micros = joined([*news, *known] if older is ours else [*known, *news], MARKS_MAX)
     after = ahead._replace(
         touched_micros=newer.touched_micros,
-        marks=marks[-MARKS_MAX:],
-        marks_cut_micros=max(cuts, default=None),
+        marks=marks,
+        marks_cut_micros=_latest(ours.marks_cut_micros, theirs.marks_cut_micros, cut_micros),
         facts=merged_facts(older.facts, newer.facts),
         learned=ahead.learned | behind.learned,
     )
     if _UNAVAILABLE in after.learned and behind.qos_status is _UNAVAILABLE:
         after = after._replace(status_info=after.status_info or behind.status_info)
     return after if behind.available_micros is None else _granted(after, behind.available_micros)
+
+
+def _advance(session: Session) -> tuple[int, int, int, int]:
+    return session.rank, session.time_micros, session.touched_micros, session.marks.count(",")
 
 
 def _rank(qos_status: QosStatus, status_info: str | None) -> int:
@@ -298,30 +300,34 @@ def _takes_back(session: Session, event: Event, received_micros: int) -> bool:
     return session.touched_micros + later_micros <= event.time_micros <= received_micros
 
 
-def _begin(event: Event, sender: str, clock_micros: int, mark: Mark) -> Session:
-    status, micros = event.qos_status, mark.micros
+def _begin(event: Event, sender: str, clock_micros: int, mark: str) -> Session:
+    status, micros = event.qos_status, micros_of(mark)
     available_micros = micros if status is _AVAILABLE else None
     return Session(
-        event.session_id, sender, status, event.status_info, micros, clock_micros, available_micros, None, (mark,), None
+        event.session_id, sender, status, event.status_info, micros, clock_micros, available_micros, None, mark, None
     )
 
 
-def _remember(session: Session, mark: Mark) -> tuple[tuple[Mark, ...], int | None]:
+def _remember(session: Session, mark: str) -> tuple[str, int | None]:
     """The session's marks with one more, and the latest time among all marks cut off."""
-    marks, cut_micros = (*session.marks, mark), session.marks_cut_micros
-    if len(marks) <= MARKS_MAX:
+    marks, cut_micros = f"{session.marks},{mark}", session.marks_cut_micros
+    if marks.count(",") < MARKS_MAX:
         return marks, cut_micros
-    oldest_micros = marks[0].micros
-    return marks[1:], oldest_micros if cut_micros is None else max(cut_micros, oldest_micros)
+    marks, oldest_micros = joined(split(marks), MARKS_MAX)
+    return marks, _latest(cut_micros, oldest_micros)
 
 
-def _marked(session: Session, mark: Mark, clock_micros: int) -> Session:
+def _latest(*times_micros: int | None) -> int | None:
+    return max((micros for micros in times_micros if micros is not None), default=None)
+
+
+def _marked(session: Session, mark: str, clock_micros: int) -> Session:
     """The session with the mark of an event that was taken into account."""
     marks, cut_micros = _remember(session, mark)
     return session._replace(touched_micros=clock_micros, marks=marks, marks_cut_micros=cut_micros)
 
 
-def _confirm(session: Session, status_info: str | None, mark: Mark, clock_micros: int) -> Session:
+def _confirm(session: Session, status_info: str | None, mark: str, clock_micros: int) -> Session:
     """The session after the UNAVAILABLE that the API had reported; with a reason the session is no longer missing."""
     after = _marked(session, mark, clock_micros)
     if status_info is None:
@@ -330,7 +336,7 @@ def _confirm(session: Session, status_info: str | None, mark: Mark, clock_micros
     return after._replace(status_info=status_info, learned=learned, is_missing=False)
 
 
-def _late(session: Session, event: Event, mark: Mark, clock_micros: int) -> Session:
+def _late(session: Session, event: Event, mark: str, clock_micros: int) -> Session:
     """The session after a late event."""
     if event.qos_status is _AVAILABLE and event.time_micros is not None:
         session = _granted(session, event.time_micros)
@@ -351,14 +357,14 @@ def _granted(session: Session, available_micros: int) -> Session:
 def _change(
     session: Session,
     event: Event,
-    mark: Mark,
+    mark: str,
     clock_micros: int,
     learned: frozenset[QosStatus],
     *,
     is_missing: bool = False,
 ) -> Session:
     """The session with the event's status."""
-    status, micros = event.qos_status, mark.micros
+    status, micros = event.qos_status, micros_of(mark)
     available_micros, available_seconds = session.available_micros, session.available_seconds
     if status is _AVAILABLE:
         is_back = session.is_missing and available_micros is not None  # it never ended

@@ -15,13 +15,10 @@ from receiver.core.errors import Malformed
 from receiver.core.event import QosStatus
 from receiver.core.facts import facts_of, with_members
 from receiver.core.headers import LEARNED, MARKS, MARKS_CUT, MEMORY, TOUCHED, Headers
-from receiver.core.marks import Mark
+from receiver.core.marks import are_marks
 from receiver.core.message import Message
 from receiver.core.session import Session
 
-_NO_ID = "-" * 16
-_MARK = r"(?:[0-9a-f]{16}|-{16})\|[RAU]\.(?:-?[0-9]{1,18})?\.[0-9a-f]{8}\|-?[0-9]{1,18}"
-_MARKS = re.compile(f"{_MARK}(?:,{_MARK})*")
 _MICROS = re.compile(r"-?[0-9]{1,18}")
 #: A status is the first letter of its name; M marks a session that counts as ended because the API does not know it.
 _LETTERS = {status: status.value[0] for status in QosStatus}
@@ -113,7 +110,7 @@ def _session(told: Mapping[str, Any], headers: Mapping[str, str]) -> Session:
 
 
 def _memory(session: Session) -> Headers:
-    memory = [(MARKS, marks_text(session.marks)), (TOUCHED, str(session.touched_micros))]
+    memory = [(MARKS, session.marks), (TOUCHED, str(session.touched_micros))]
     if session.marks_cut_micros is not None:
         memory.append((MARKS_CUT, str(session.marks_cut_micros)))
     if session.learned or session.is_missing:
@@ -122,33 +119,10 @@ def _memory(session: Session) -> Headers:
     return memory
 
 
-def marks_text(marks: Sequence[Mark]) -> str:
-    """The marks in the text form of a record."""
-    return ",".join([_mark_text(mark) for mark in marks])
-
-
-def _mark_text(mark: Mark) -> str:
-    """`identity|status.time.kind|time that counts`: `6f1e90d2b3a4c5f7|U.1764000000000000.1c291ca3|1764000000000000`."""
-    told = "" if mark.told_micros is None else mark.told_micros
-    return f"{mark.identity or _NO_ID}|{_LETTERS[mark.qos_status]}.{told}.{mark.kind}|{mark.micros}"
-
-
-def _marks(text: str) -> tuple[Mark, ...]:
-    if _MARKS.fullmatch(text) is None:
+def _marks(text: str) -> str:
+    if not are_marks(text):
         raise NoSession(f"{MARKS} is damaged")
-    return tuple(map(_mark, text.split(",")))
-
-
-def _mark(text: str) -> Mark:
-    identity, content, micros = text.split("|")
-    letter, told, kind = content.split(".")
-    return Mark(
-        None if identity == _NO_ID else identity,
-        _STATUSES[letter],
-        int(told) if told else None,
-        kind,
-        int(micros),
-    )
+    return text
 
 
 def _text(told: Mapping[str, Any], member: str) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import orjson
 
 from receiver.core import rfc3339
+from receiver.core.marks import micros_of, split
 from receiver.core.message import Message
 from receiver.core.notification import Notification
 from receiver.core.router import Router
@@ -205,7 +206,7 @@ def _check_sessions(findings: Findings, records: Sequence[Standing], expected: _
             findings.add("wrong final state", f"{where} is {here}, wanted {message}")
             continue
         session = session_from(record.value, record.headers)
-        remembered = [mark.micros for mark in session.marks]
+        remembered = [micros_of(mark) for mark in split(session.marks)]
         known = orjson.loads(record.value), remembered, session.marks_cut_micros, session.touched_micros
         times = [time for _, time in wanted.heard]
         if known != (session_value(session_id, wanted), times, wanted.cut, wanted.touched):
