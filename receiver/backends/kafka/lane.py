@@ -148,7 +148,11 @@ class KafkaLane:
             await self._take()
             # First, so that what is read later from a topic that is made anew meanwhile is noted with the old id.
             self._known = await self._ask_topics()
-            self._lessons.are_of(self._known[self._topics.inbox].topic_id)
+            inbox_id = self._known[self._topics.inbox].topic_id
+            self._lessons.are_of(inbox_id)
+            if inbox_id:  # sessions and dead letters tell which inbox their positions are of
+                told = [(INBOX_ID, inbox_id.encode())]
+                self._writing.more_headers = {self._topics.sessions: told, self._topics.dead_letters: told}
             await self._settle()
             await self._restore()
             await self._stand()
@@ -261,7 +265,7 @@ class KafkaLane:
         if self.rebuilding:
             messages = [each for each in messages if each.topic == self._topics.sessions]
         messages = self._letters_known.without(messages)
-        batches, written = await self._writing.batched(list(map(self._traced, messages)))
+        batches, written = await self._writing.batched(messages)
         if batch.positions:
             await self._expect_inbox()
         producer, began = self._opened(self._producer), time.monotonic()
@@ -306,14 +310,6 @@ class KafkaLane:
     def _place_at(self, position: int, clock_micros: int) -> Place:
         inbox, sessions = self._known[self._topics.inbox], self._known[self._topics.sessions]
         return Place(position, clock_micros, inbox.topic_id, sessions.topic_id, inbox.partitions_count)
-
-    def _traced(self, message: Message) -> Message:
-        """The message. A session's record or a dead letter gets the id of the inbox that it came from."""
-        inbox_id = self._known[self._topics.inbox].topic_id
-        wanted = message.topic in {self._topics.sessions, self._topics.dead_letters}
-        if not wanted or message.value is None or not inbox_id:
-            return message
-        return message._replace(headers=[*message.headers, (INBOX_ID, inbox_id)])
 
     async def _take(self) -> None:
         self._producer = Transactional(self._connection, fence_of(self._inbox), self._limits)

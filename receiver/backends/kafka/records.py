@@ -4,8 +4,9 @@ Keys are UTF-8 text, headers are text. A record goes to the partition that the J
 that Kafka Streams and Flink find topics with the same number of partitions co-partitioned.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from struct import unpack_from
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from receiver.core import rfc3339
@@ -123,8 +124,10 @@ def notification_of(record: FetchedRecord, latest_millis: int | None = None) -> 
     )
 
 
-def output_records(messages: Iterable[Message]) -> Iterator[RawRecord]:
-    """Messages as records of their topics.
+def output_records(
+    messages: Iterable[Message], more: Mapping[str, list[tuple[str, bytes]]] = MappingProxyType({})
+) -> Iterator[RawRecord]:
+    """Messages as records of their topics; `more` has further headers by topic, for all but tombstones.
 
     The headers that consecutive messages have in common are encoded once, since encoding is the main cost.
     """
@@ -135,7 +138,8 @@ def output_records(messages: Iterable[Message]) -> Iterator[RawRecord]:
             begins_alike = each.headers == texts[: len(each.headers)]
             texts = each.headers
             headers = headers[: len(texts)] if begins_alike else [(name, text.encode()) for name, text in texts]
-        yield RawRecord(each.key.encode(), each.value, each.timestamp_millis, headers)
+        whole = headers + more[each.topic] if each.topic in more and each.value is not None else headers
+        yield RawRecord(each.key.encode(), each.value, each.timestamp_millis, whole)
 
 
 def record_of(record: FetchedRecord) -> Record:

@@ -1,7 +1,7 @@
 """The writing of a lane: batches that fit their topics, and other records in place of refused ones."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aiokafka import TopicPartition
 
@@ -55,13 +55,17 @@ class Letters:
 
 
 class Writing:
-    """The batches of a partition's lanes, one lane after the other. Lessons are kept in `limits`."""
+    """The batches of a partition's lanes, one lane after the other. Lessons are kept in `limits`.
+
+    `more_headers` are added, by topic, to all records but tombstones.
+    """
 
     def __init__(self, limits: Limits, partition: int, dead_letters: str) -> None:
         self._limits = limits
         self._lessons = limits.lessons(partition)
         self._partition = partition
         self._dead_letters = dead_letters
+        self.more_headers: Mapping[str, list[tuple[str, bytes]]] = {}
 
     async def batched(self, messages: Sequence[Message]) -> tuple[Batches, Sequence[Message]]:
         """Batches of the messages, and the messages as written; the batches' marks are places among these.
@@ -99,7 +103,8 @@ class Writing:
         """Batches of these messages, and the messages that fit into none."""
         batches, unfit = Batches(self._limits, self._lessons), list[Message]()
         places = {topic: TopicPartition(topic, self._partition) for topic in {message.topic for message in written}}
-        for mark, (message, record) in enumerate(zip(written, output_records(written), strict=True)):
+        records = output_records(written, self.more_headers)
+        for mark, (message, record) in enumerate(zip(written, records, strict=True)):
             if not batches.add(places[message.topic], record, mark):
                 unfit.append(message)
         return batches, unfit
@@ -110,7 +115,8 @@ class Writing:
             return message
         if self._position_of(message) in self._lessons.bare:
             return shortened(message, 0)
-        return fitting(message, self._limits.batch_bytes_max(message.topic))
+        more_bytes = sum(len(name) + len(text) + 4 for name, text in self.more_headers.get(message.topic, ()))
+        return fitting(message, self._limits.batch_bytes_max(message.topic) - more_bytes)
 
     def _is_left_out(self, message: Message) -> bool:
         """Whether a record without a notification can't be written. A notification's record is never left out, see
