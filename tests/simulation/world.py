@@ -255,8 +255,9 @@ class World:
                 self.tally["could not start"] += 1
         except Killed:
             pass
-        loop.between = lambda: None
-        self._end(loop, node)
+        finally:  # also where something wrong was found, which ends the story
+            loop.between = lambda: None
+            self._end(loop, node)
         self._seconds = loop.time()
         self._disk = vfs.left or self._disk
         self.event("operations", len(vfs.operations), hashlib.sha256(repr(vfs.operations).encode()).hexdigest())
