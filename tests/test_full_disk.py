@@ -53,7 +53,8 @@ def _post_until_refused(receiver: KafkaReceiver) -> Sequence[str]:
 def _check(receiver: KafkaReceiver, kept: Sequence[str]) -> None:
     """New notifications are kept again, and those kept before are on the topic, once."""
     until(lambda: receiver.get("/readyz")["ready"] and receiver.spooled() == 0, "drained")
-    assert [answer.status for answer in receiver.tell("last", "A1", "U2")] == [204, 204]
+    # An append that Kafka takes too slowly goes to the disk, which may have no room: a sender tries again after a 503.
+    until(lambda: {answer.status for answer in receiver.tell("last", "A1", "U2")} == {204}, "kept")
     topic = f"{receiver.prefix}.status"
     until(lambda: len(told_on(receiver.bootstrap, topic).get("last", ())) == 2, "routed")
     found = told_on(receiver.bootstrap, topic)
