@@ -3,12 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 from aiokafka import AIOKafkaProducer
 
@@ -16,7 +15,6 @@ from receiver.backends.kafka.connection import KafkaConnection, Security
 from receiver.backends.kafka.inbox import KafkaInbox
 from receiver.backends.kafka.reader import KafkaReader
 from receiver.backends.spool import Spool
-from receiver.backends.sqlite.schema import FILE_NAME
 from receiver.core.errors import Unavailable
 from receiver.core.topics import SESSIONS
 from receiver.process.clustered import SPOOL, ClusteredNode, clustered
@@ -27,7 +25,7 @@ from receiver.telemetry import Telemetry
 from tests.kafka_cluster import Brokers, Cluster
 from tests.kafka_process import paused, records
 from tests.limits import SECONDS_MAX
-from tests.nodes import until
+from tests.nodes import SqliteBackend, until
 from tests.samples import posted
 
 #: More appends than wait for the same sync, so that one is always in progress.
@@ -159,16 +157,12 @@ async def test_what_was_sent_is_not_sent_again(kafka: Brokers, topic_prefix: str
     settings, telemetry = _settings(kafka, topic_prefix, tmp_path), _Failures()
     directory = tmp_path / SPOOL / "0"
     await _leave(directory, [f"s{number}" for number in range(3)])
-    async with clustered(settings, telemetry, build_router(settings), Part("edge")) as node:
-        other = apsw.Connection(str(directory / FILE_NAME))
-        other.set_busy_timeout(60_000)  # a commit under way ends first
-        other.execute("BEGIN EXCLUSIVE")
-        async with _running(*node.jobs()):
-            try:
-                await until(lambda: "the file can't be written: Busy" in telemetry.failures)
-            finally:
-                other.close(force=True)
-            await until(lambda: not node.notices()["spool"])
+    made = clustered(settings, telemetry, build_router(settings), Part("edge"))
+    async with made as node, AsyncExitStack() as running:
+        with SqliteBackend(directory).stalled():
+            await running.enter_async_context(_running(*node.jobs()))
+            await until(lambda: "the file can't be written: Busy" in telemetry.failures)
+        await until(lambda: not node.notices()["spool"])
     assert await asyncio.to_thread(_keys, kafka, topic_prefix) == ["s0", "s1", "s2"]
 
 

@@ -145,6 +145,19 @@ class Stage:
                 await asyncio.sleep(0.1)
         await asyncio.to_thread(self.cluster.start)
 
+    async def leave_open(self, spelled: str) -> None:
+        """Kill the router while it commits an event of each session."""
+        self.hold_back()
+        await self.append(spelled)
+        await self.all_have_written()
+        self.router.kill()
+
+    async def leave_hanging(self, spelled: str, then: Callable[[], None] = lambda: None) -> None:
+        """As `leave_open`, and let the transactions end while some of their partitions have no leader."""
+        await self.leave_open(spelled)
+        await self.end_without_a_broker(then)
+        assert await self.open_partitions(), "nothing hangs, so nothing was tried"
+
     async def all_routed(self) -> None:
         """Wait until the router has routed all, and consumers see its records."""
 
@@ -202,12 +215,7 @@ async def until(done: Callable[[], object], what: str) -> None:
 async def test_what_hangs_of_a_dead_owner_is_not_committed(cluster: Cluster, tmp_path: Path, topic_prefix: str) -> None:
     """A transaction that timed out while partitions had no leader is not committed by the lane's next owner."""
     async with staged(cluster, tmp_path, topic_prefix) as stage:
-        stage.hold_back()
-        await stage.append("U1:N")
-        await stage.all_have_written()
-        stage.router.kill()
-        await stage.end_without_a_broker()
-        assert await stage.open_partitions(), "nothing hangs, so nothing was tried"
+        await stage.leave_hanging("U1:N")
         stage.let_through(lost=True)
         await stage.start()
         await stage.all_routed()
@@ -224,12 +232,7 @@ async def test_what_hangs_is_judged_by_the_positions_of_all_groups(
         await stage.start_in_group("second")
         await stage.append("A2")
         await stage.all_routed()
-        stage.hold_back()
-        await stage.append("U3:N")
-        await stage.all_have_written()
-        stage.router.kill()
-        await stage.end_without_a_broker()
-        assert await stage.open_partitions(), "nothing hangs, so nothing was tried"
+        await stage.leave_hanging("U3:N")
         stage.let_through(lost=True)
         await stage.start_in_group("router")
         await stage.all_routed()
@@ -243,18 +246,10 @@ async def test_what_was_committed_is_not_aborted_with_the_next(
     """A commit whose marker is missing on some partitions is not undone when the next transaction is aborted."""
     for attempt in range(_ATTEMPTS):
         async with staged(cluster, tmp_path / str(attempt), f"{topic_prefix}-{attempt}") as stage:
-            stage.hold_back()
-            await stage.append("A1")
-            await stage.all_have_written()
-            stage.router.kill()
-            await stage.end_without_a_broker(stage.let_through)
-            assert await stage.open_partitions(), "nothing hangs, so nothing was tried"
+            await stage.leave_hanging("A1", stage.let_through)
             committed = await stage.committed()
             await stage.start()
-            stage.hold_back()
-            await stage.append("U2:N")
-            await stage.all_have_written()
-            stage.router.kill()
+            await stage.leave_open("U2:N")
             stage.let_through(lost=True)
             await stage.start()
             await stage.all_routed()

@@ -19,7 +19,7 @@ from receiver.process.part import Part
 from tests.kafka_cluster import Brokers
 from tests.limits import SECONDS_MAX
 from tests.samples import posted
-from tests.test_topics_anew import ALL, PARTITIONS, SESSIONS, Site, until_true
+from tests.test_topics_anew import ALL, PARTITIONS, SESSIONS, Site, routed_once, until_true
 
 
 @pytest.fixture
@@ -30,10 +30,7 @@ def site(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> Site:
 
 async def _kept_without_a_router(site: Site) -> None:
     """Each session is available, once; then an end of each is kept, and no router runs."""
-    async with site.node() as node:
-        await site.post(node, "A1")
-        assert await site.keys("status", len(SESSIONS)) == SESSIONS
-        await until_true(lambda: not any(node.troubles().values()))
+    await routed_once(site)
     async with site.node(Part("edge")) as edge:
         await site.post(edge, "U2:N")
 

@@ -145,7 +145,7 @@ def site(kafka: Brokers, topic_prefix: str, tmp_path: Path) -> Site:
     return Site(kafka, topic_prefix, tmp_path)
 
 
-async def _routed(site: Site) -> None:
+async def routed_once(site: Site) -> None:
     """Each session is available, once, and no router runs."""
     async with site.node() as node:
         await site.post(node, "A1")
@@ -155,7 +155,7 @@ async def _routed(site: Site) -> None:
 
 async def test_an_inbox_made_anew_is_read_from_its_beginning(site: Site) -> None:
     """Positions in a deleted inbox don't count in the next one of its name: all of its notifications are routed."""
-    await _routed(site)
+    await routed_once(site)
     await site.delete("inbox")
     async with site.node() as node:
         await site.post(node, "U2:N")
@@ -164,7 +164,7 @@ async def test_an_inbox_made_anew_is_read_from_its_beginning(site: Site) -> None
 
 async def test_an_inbox_made_anew_may_be_longer_already(site: Site) -> None:
     """A new inbox that has grown beyond the old one's positions is read from its beginning all the same."""
-    await _routed(site)
+    await routed_once(site)
     await site.delete("inbox")
     async with site.node(Part("edge")) as edge:
         await site.post(edge, "U2:N")
@@ -187,7 +187,7 @@ async def test_an_inbox_is_made_anew_under_a_router(site: Site) -> None:
 
 async def test_a_position_of_another_inbox_does_not_count(site: Site) -> None:
     """A position that a backup brought beside an inbox with another id is reported, and the whole inbox is read."""
-    await _routed(site)
+    await routed_once(site)
     before = [await site.offset(partition) for partition in range(PARTITIONS)]
     await site.delete("inbox")
     async with site.node(Part("edge")) as edge:
@@ -201,7 +201,7 @@ async def test_a_position_of_another_inbox_does_not_count(site: Site) -> None:
 
 async def test_a_position_beyond_the_end_is_no_place_to_wait_at(site: Site) -> None:
     """A log shorter than its position is read again as far as sessions are remembered, without an effect."""
-    await _routed(site)
+    await routed_once(site)
     for partition in range(PARTITIONS):
         offset, metadata = await site.offset(partition)
         await site.set_offset(partition, offset + 1_000, metadata)
@@ -214,7 +214,7 @@ async def test_a_position_beyond_the_end_is_no_place_to_wait_at(site: Site) -> N
 
 async def test_what_was_removed_before_it_was_routed_is_told(site: Site) -> None:
     """If the oldest record of the inbox is beyond the position, the router says how many are missing."""
-    await _routed(site)
+    await routed_once(site)
     async with site.node(Part("edge")) as edge:
         await site.post(edge, "U2:N")
     ends = await _ends(site, "inbox")
@@ -286,7 +286,7 @@ async def test_a_topic_that_comes_later_has_the_partitions_of_the_inbox(site: Si
     """A new route's topic has as many partitions as the inbox, and a new inbox as many as the other topics, whatever is
     set.
     """
-    await _routed(site)
+    await routed_once(site)
     settings = {"kafka": {"partitions": 5}, "routes": [{"topic": "extra"}]}
     async with site.node(Part("router"), **settings) as router:
         await until_true(lambda: not any(router.troubles().values()))
@@ -300,7 +300,7 @@ async def test_a_topic_that_comes_later_has_the_partitions_of_the_inbox(site: Si
 @pytest.mark.parametrize("names", [("inbox",), ALL])
 async def test_partitions_that_were_added_are_refused(site: Site, names: Sequence[str]) -> None:
     """With more partitions than its sessions were written with no router starts, and an edge keeps all on its disk."""
-    await _routed(site)
+    await routed_once(site)
     await _grow(site, 5, *names)
     with pytest.raises(Unavailable, match=r"has 5 partitions, and had 2|has 2 partitions, .*inbox has 5") as refused:
         async with site.node(Part("router")):
@@ -346,7 +346,7 @@ async def test_partitions_are_added_under_a_router(site: Site) -> None:
 
 async def test_sessions_of_another_number_of_partitions_are_refused(site: Site) -> None:
     """Without the group's positions the sessions show that their keys were in other partitions."""
-    await _routed(site)
+    await routed_once(site)
     await _grow(site, 5, *ALL)
     for partition in range(PARTITIONS):
         await site.set_offset(partition, 0, "")
@@ -357,7 +357,7 @@ async def test_sessions_of_another_number_of_partitions_are_refused(site: Site) 
 
 async def test_an_inbox_of_another_number_is_made_under_an_edge(site: Site) -> None:
     """An edge whose inbox gets another number of partitions sends nothing there, until it has the right number."""
-    await _routed(site)
+    await routed_once(site)
     async with site.node(Part("edge")) as edge:
         await site.post(edge, "U2:N")
         await site.delete("inbox")
