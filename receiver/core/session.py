@@ -253,9 +253,10 @@ def merged(ours: Session, theirs: Session) -> Session:
     behind = ours if ahead is theirs else theirs
     older, newer = (theirs, ours) if ours.touched_micros >= theirs.touched_micros else (ours, theirs)
     # A mark that both have keeps its place in `theirs`, so that merging again changes nothing.
-    known = split(theirs.marks)
+    kept = split(theirs.marks)
+    known = frozenset(kept)
     news = [mark for mark in split(ours.marks) if mark not in known]
-    marks, cut_micros = joined([*news, *known] if older is ours else [*known, *news], MARKS_MAX)
+    marks, cut_micros = joined([*news, *kept] if older is ours else [*kept, *news], MARKS_MAX)
     after = ahead._replace(
         touched_micros=newer.touched_micros,
         marks=marks,

@@ -63,17 +63,18 @@ async def marker_offset(client: Any, where: TopicPartition, since: int, writer: 
         except KafkaError as error:
             if not error.retriable:
                 raise
-            await _look_elsewhere(client)
+            await look_elsewhere(client)
             continue
         for head in heads(data):
             if head.is_control and (head.producer_id, head.producer_epoch) == writer and head.offset >= since:
                 return head.offset
             offset = max(offset, head.next_offset)
         if not data:
-            await _look_elsewhere(client)  # a deposed leader never gets more
+            await look_elsewhere(client)  # a deposed leader never gets more
 
 
-async def _look_elsewhere(client: Any) -> None:  # noqa: ANN401  # aiokafka's
+async def look_elsewhere(client: Any) -> None:  # noqa: ANN401  # aiokafka's
+    """Have the client ask again for the leaders, and wait a moment: a deposed leader has no newer answer."""
     client.force_metadata_update()
     await asyncio.sleep(_RETRY_SECONDS)
 

@@ -34,7 +34,7 @@ from receiver.backends.kafka.connection import KafkaConnection, end_producer, pe
 from receiver.backends.kafka.failures import ClusterFailed
 from receiver.backends.kafka.known import Known, known_to
 from receiver.backends.kafka.limits import BATCH_BYTES_MAX, REFUSALS, Limits, Refused
-from receiver.backends.kafka.markers import Writer, leader_of, marker_offset
+from receiver.backends.kafka.markers import Writer, leader_of, look_elsewhere, marker_offset
 from receiver.backends.kafka.standing import MARK
 from receiver.core.topics import INBOX
 
@@ -56,7 +56,6 @@ _LOOK_SECONDS_MAX = 0.1
 _LATEST = -1
 _UNCOMMITTED, _COMMITTED = 0, 1
 _LATEST_OF_ALL, _LATEST_COMMITTED = (_UNCOMMITTED, _LATEST), (_COMMITTED, _LATEST)
-_RETRY_SECONDS = 0.1
 
 _REQUESTS = (AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, EndTxnRequest, TxnOffsetCommitRequest)
 
@@ -252,8 +251,7 @@ class Transactional:
             ends, found = await persistently(partial(self._asked, partitions, _LATEST_OF_ALL, question))
             if all(ends[each] > offset for each, offset in markers.items()):
                 return ends, found
-            self._producer.client.force_metadata_update()
-            await asyncio.sleep(_RETRY_SECONDS)
+            await look_elsewhere(self._producer.client)
 
     async def committed(self, partition: TopicPartition, group: str) -> OffsetAndMetadata:
         """A group's offset, -1 if there is none. Raises KafkaError."""
