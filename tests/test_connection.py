@@ -577,7 +577,7 @@ async def test_a_refusal_reaches_a_sender_that_sends_on(patient: Served, request
 
 
 async def test_a_sender_that_never_stops_is_cut_off(patient: Served) -> None:
-    """What a refused sender sends on is read for a while only."""
+    """The further bytes of a refused sender are read for a limited time."""
     client = await patient.connect()
     await client.send(b"broken\r\n\r\n")
     async with asyncio.timeout(SECONDS_MAX):

@@ -148,7 +148,7 @@ async def test_a_damaged_log_is_told(tmp_path: Path, router: Router, share: floa
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
 async def test_no_position_of_a_topic_comes_twice(tmp_path: Path, router: Router, share: float) -> None:
-    """Records that were lost with the log leave their positions to no others, which a cursor would miss."""
+    """No new record gets the position of one that was lost with the log: a consumer's cursor would miss it."""
     await fill(tmp_path / "whole", router, tmp_path / "cut")
     async with serving(tmp_path / "whole") as (node, _, _):
         behind = {

@@ -212,10 +212,10 @@ def _free(producer: AIOKafkaProducer) -> None:
 
 
 def _let_senders_die(producer: AIOKafkaProducer) -> None:
-    """Keep quiet about a sender that ends with an error while no transaction can end with it.
+    """Ignore an error of aiokafka's own when a sender ends with an error.
 
-    aiokafka fails the sender's batches, and then stumbles over the state of the transaction, in a callback of which
-    only the log hears.
+    The sender's batches have failed by then. aiokafka then changes the state of the transaction, which some states do
+    not allow. Only the log would tell of that.
     """
     sender = producer._sender  # noqa: SLF001
     original = sender._fail_all  # noqa: SLF001

@@ -275,7 +275,7 @@ def _copy_messages(
             (number, first, count, written_micros, crc, blob),
         )
     for name in positions:
-        # A topic of which nothing is there may have been emptied by retention, unless something can't be read.
+        # Retention may have emptied a topic without rows, unless some rows can't be read.
         if (name in ends or has_hole) and ends.get(name, 0) < positions[name]:
             tell(f"{name}-{PARTITION}-{ends.get(name, 0)}", f"unreadable, up to position {positions[name] - 1}")
     return ends
